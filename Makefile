@@ -1,0 +1,53 @@
+# The commands of daily work; `make` alone lists them. Plain cargo does the same where PostgreSQL's
+# server programs are installed.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check postgres
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: postgres ## build and start the service; with DATABASE_URL unset on a private Postgres
+	cargo run --release
+
+test: FOR_TESTS := yes
+test: postgres ## run every test, on a throwaway Postgres
+	cargo test
+
+check: ## what CI checks before it tests: format, lints, documentation
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# Makes sure of PostgreSQL's server programs. The service with a DATABASE_URL needs none. Debian's
+# package would make and start a cluster of its own, which nobody asked for: the file tells it not
+# to, for as long as this installation takes.
+postgres: ## install PostgreSQL's server programs if there are none
+	@if [ -z "$(FOR_TESTS)" ] && { [ -n "$$DATABASE_URL" ] || grep -qs '^DATABASE_URL=.' .env; }; then exit 0; fi; \
+	for dir in "$$PG_BIN_DIR" $$(echo "$$PATH" | tr ':' ' ') "$$(pg_config --bindir 2>/dev/null)" \
+	    /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin \
+	    /usr/local/opt/postgresql*/bin /home/linuxbrew/.linuxbrew/opt/postgresql*/bin \
+	    /Applications/Postgres.app/Contents/Versions/*/bin /opt/local/lib/postgresql*/bin; do \
+	    if [ -x "$$dir/initdb" ] && [ -x "$$dir/postgres" ]; then exit 0; fi; \
+	done; \
+	if ! command -v apt-get >/dev/null; then \
+	    echo "PostgreSQL's server programs are missing. Install them, for example with"; \
+	    echo "    brew install postgresql        (macOS)"; \
+	    echo "    sudo dnf install postgresql-server    (Fedora)"; \
+	    echo "or set DATABASE_URL, or PG_BIN_DIR to the folder that has initdb and postgres."; \
+	    exit 1; \
+	fi; \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	if [ -n "$$sudo" ] && ! command -v sudo >/dev/null; then \
+	    echo "PostgreSQL's server programs are missing, and there is no sudo. As root:"; \
+	    echo "    apt-get install postgresql"; \
+	    exit 1; \
+	fi; \
+	echo "PostgreSQL's server programs are missing: installing the package postgresql with apt-get."; \
+	set -e; \
+	conf=/etc/postgresql-common/createcluster.d/openim-group-mirror.conf; \
+	$$sudo mkdir -p "$${conf%/*}"; \
+	echo 'create_main_cluster = false' | $$sudo tee "$$conf" >/dev/null; \
+	trap '$$sudo rm -f "$$conf"' EXIT; \
+	$$sudo apt-get update -qq; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql

@@ -1,0 +1,109 @@
+//! Ids and text in the form that Postgres can hold. Made by parsing only, so whoever has one need
+//! not check it again.
+
+/// Longest id, in bytes of UTF-8. An index row must fit a third of a page (2,704 bytes), and two
+/// ids make a key.
+pub const MAX_ID_BYTES: usize = 1024;
+
+/// Why a text is not an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// No member and no group has an empty id.
+    #[error("must not be empty")]
+    Empty,
+    /// Longer than [`MAX_ID_BYTES`].
+    #[error("must be at most {MAX_ID_BYTES} bytes of UTF-8")]
+    TooLong,
+    /// Postgres cannot hold U+0000, and an id that is changed is another id.
+    #[error("must not contain U+0000")]
+    Nul,
+}
+
+fn parse_id(id: String) -> Result<String, IdError> {
+    if id.is_empty() {
+        Err(IdError::Empty)
+    } else if id.len() > MAX_ID_BYTES {
+        Err(IdError::TooLong)
+    } else if id.contains('\0') {
+        Err(IdError::Nul)
+    } else {
+        Ok(id)
+    }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Any text of 1 to [`MAX_ID_BYTES`] bytes without U+0000. Nothing is trimmed,
+            /// normalised or case-folded.
+            ///
+            /// # Errors
+            /// [`IdError`] says what is wrong with it.
+            pub fn parse(id: String) -> Result<Self, IdError> {
+                parse_id(id).map(Self)
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+id!(
+    /// OpenIM's groupID.
+    GroupId
+);
+id!(
+    /// OpenIM's userID.
+    UserId
+);
+
+/// A value as Postgres can hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text(String);
+
+impl Text {
+    /// Takes any text. U+0000, which Postgres text cannot hold, becomes U+FFFD; all else is kept
+    /// code point for code point.
+    pub fn parse(value: String) -> Self {
+        if value.contains('\0') {
+            Self(value.replace('\0', "\u{FFFD}"))
+        } else {
+            Self(value)
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_1_to_1024_bytes_without_nul() {
+        for good in ["a", "/", " ", "%2F", "ß", "👩‍👩‍👧", &"x".repeat(1024)] {
+            assert_eq!(GroupId::parse(good.into()).unwrap().as_str(), good);
+        }
+        assert_eq!(UserId::parse(String::new()), Err(IdError::Empty));
+        assert_eq!(UserId::parse("x".repeat(1025)), Err(IdError::TooLong));
+        // Bytes count, not characters.
+        assert_eq!(UserId::parse("ß".repeat(513)), Err(IdError::TooLong));
+        assert_eq!(UserId::parse("a\0b".into()), Err(IdError::Nul));
+    }
+
+    #[test]
+    fn nul_in_a_text_becomes_the_replacement_character() {
+        assert_eq!(Text::parse("a\0b\0".into()).as_str(), "a\u{FFFD}b\u{FFFD}");
+        assert_eq!(Text::parse(String::new()).as_str(), "");
+    }
+}

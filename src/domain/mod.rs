@@ -1,0 +1,7 @@
+//! Rules only: no I/O, no async, nothing of HTTP or SQL. Everybody imports it; it imports nobody.
+
+mod ids;
+mod member;
+
+pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
+pub use member::{MemberPatch, ORDINARY};

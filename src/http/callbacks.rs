@@ -1,0 +1,46 @@
+//! One operation per callback command.
+
+use poem_openapi::payload::Json;
+use poem_openapi::{ApiResponse, OpenApi};
+
+use super::Tag;
+use super::payload::{JsonBody, SetGroupMemberInfo};
+use super::reply::{CallbackFailure, CallbackReply};
+use crate::domain::MemberPatch;
+use crate::ingest::Ingest;
+
+pub(super) struct Callbacks {
+    pub(super) ingest: Ingest,
+    /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
+    pub(super) next_code: i32,
+}
+
+#[derive(ApiResponse)]
+enum Done {
+    /// The change is committed.
+    #[oai(status = 200)]
+    Done(Json<CallbackReply>),
+}
+
+#[OpenApi(tag = "Tag::Callbacks")]
+impl Callbacks {
+    /// After set group member info
+    ///
+    /// OpenIM calls this after nickname, avatar, role or extra data of a group member were set.
+    /// Only the fields that are present and not null change; an empty text is a value. A member
+    /// never heard of gets a row with what is known. The answer is sent when the change is
+    /// committed. Any query string is ignored, as are unknown fields.
+    #[oai(
+        path = "/callbackAfterSetGroupMemberInfoCommand",
+        method = "post",
+        operation_id = "callbackAfterSetGroupMemberInfo"
+    )]
+    async fn after_set_group_member_info(
+        &self,
+        body: JsonBody<SetGroupMemberInfo>,
+    ) -> Result<Done, CallbackFailure> {
+        let patch = MemberPatch::try_from(body.0)?;
+        self.ingest.submit(patch).await?;
+        Ok(Done::Done(Json(CallbackReply::success(self.next_code))))
+    }
+}

@@ -1,0 +1,188 @@
+//! Everything that an answer can say besides "done": one table of codes, and one error type that
+//! becomes a callback reply or a problem document, depending on who asked.
+
+use std::borrow::Cow;
+
+use poem::error::{MethodNotAllowedError, NotFoundError, ResponseError};
+use poem::http::StatusCode;
+use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError};
+
+use super::params;
+use crate::domain::IdError;
+use crate::{ingest, store};
+
+/// Who can be answered with a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Answers to callbacks only.
+    Callback,
+    /// Answers to reads only.
+    Read,
+    /// Both.
+    Any,
+}
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $code:ident = $number:literal, $name:literal, $status:ident, $door:ident, $message:literal;)+) => {
+        /// Stable code of an error: a number for OpenIM's `errCode`, a name for people and for
+        /// readers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Code {
+            $($(#[doc = $doc])+ $code,)+
+        }
+
+        impl Code {
+            pub(super) const ALL: &[Code] = &[$(Code::$code),+];
+
+            /// `errCode`, in the range that OpenIM leaves to business servers.
+            pub(super) fn number(self) -> i32 {
+                match self { $(Code::$code => $number,)+ }
+            }
+
+            /// `code` of a problem document.
+            pub(super) fn name(self) -> &'static str {
+                match self { $(Code::$code => $name,)+ }
+            }
+
+            pub(super) fn status(self) -> StatusCode {
+                match self { $(Code::$code => StatusCode::$status,)+ }
+            }
+
+            pub(super) fn door(self) -> Door {
+                match self { $(Code::$code => Door::$door,)+ }
+            }
+
+            /// What happened, in the same words each time.
+            pub(super) fn message(self) -> &'static str {
+                match self { $(Code::$code => $message,)+ }
+            }
+        }
+    };
+}
+
+// 51xx: the request is at fault, and sending it again does not help. 52xx: we are.
+codes! {
+    /// Not JSON, not UTF-8, or not an object.
+    BodyMalformed = 5101, "body_malformed", BAD_REQUEST, Any, "the body is not a JSON object";
+    /// A required field is missing or null.
+    FieldMissing = 5102, "field_missing", BAD_REQUEST, Any, "a required field is missing";
+    /// A field has another type than documented.
+    FieldType = 5103, "field_type", BAD_REQUEST, Any, "a field has the wrong type";
+    /// An id is empty, too long, or holds U+0000.
+    IdInvalid = 5104, "id_invalid", BAD_REQUEST, Any, "an id cannot be used";
+    /// `callbackCommand` is not the command in the path.
+    CommandMismatch = 5105, "command_mismatch", BAD_REQUEST, Callback, "callbackCommand does not match the path";
+    /// A query parameter or path segment is not what is documented.
+    ParameterInvalid = 5106, "parameter_invalid", BAD_REQUEST, Read, "a parameter cannot be used";
+    /// A cursor is damaged, or of another path or filter.
+    CursorInvalid = 5107, "cursor_invalid", BAD_REQUEST, Read, "the cursor cannot be used";
+    /// More items than documented.
+    TooMany = 5108, "too_many", BAD_REQUEST, Read, "too many items";
+    /// The sender went away before the body was whole.
+    BodyIncomplete = 5109, "body_incomplete", BAD_REQUEST, Any, "the body did not arrive whole";
+    /// The body is larger than MAX_BODY_BYTES.
+    BodyTooLarge = 5113, "body_too_large", PAYLOAD_TOO_LARGE, Any, "the body is too large";
+    /// The Content-Type is not JSON.
+    NotJson = 5115, "not_json", UNSUPPORTED_MEDIA_TYPE, Any, "the Content-Type is not application/json";
+    /// Nothing is served at this path.
+    PathUnknown = 5121, "path_unknown", NOT_FOUND, Any, "nothing is served at this path";
+    /// The path is served, for other methods.
+    MethodNotAllowed = 5122, "method_not_allowed", METHOD_NOT_ALLOWED, Any, "the path does not take this method";
+    /// We never heard of the group.
+    GroupUnknown = 5123, "group_unknown", NOT_FOUND, Read, "the group is not in the mirror";
+    /// The user is not a current member.
+    MemberUnknown = 5124, "member_unknown", NOT_FOUND, Read, "the user is not a current member of the group";
+    /// The database is away or too slow.
+    DatabaseAway = 5201, "database_away", SERVICE_UNAVAILABLE, Any, "the database is away";
+    /// A mistake of ours.
+    Internal = 5202, "internal", INTERNAL_SERVER_ERROR, Any, "internal error";
+}
+
+/// An error on its way to the edge, where it is rendered and, if it is ours, logged.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {detail}", code.name())]
+pub(super) struct Error {
+    pub(super) code: Code,
+    /// What exactly, for the caller: names the field and what was expected, never a value.
+    pub(super) detail: Cow<'static, str>,
+    /// What lies behind it, for the log only.
+    #[source]
+    pub(super) source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self {
+            source: Some(Box::new(source)),
+            ..self
+        }
+    }
+
+    pub(super) fn id(field: &str, error: IdError) -> Self {
+        Self::new(Code::IdInvalid, format!("{field}: {error}"))
+    }
+}
+
+impl ResponseError for Error {
+    fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Transient(_) => Self::new(Code::DatabaseAway, "try again in a moment"),
+            store::Error::Permanent(_) => Self::new(Code::Internal, "the log says more"),
+        }
+        .because(error)
+    }
+}
+
+impl From<ingest::Error> for Error {
+    fn from(error: ingest::Error) -> Self {
+        match error {
+            ingest::Error::Store(error) => error.into(),
+            ingest::Error::Lost => Self::new(Code::Internal, "the log says more").because(error),
+        }
+    }
+}
+
+/// Ours come back as they are; poem's own are translated, in words that name no Rust type.
+impl From<poem::Error> for Error {
+    fn from(error: poem::Error) -> Self {
+        if error.is::<Error>() {
+            return error
+                .downcast::<Error>()
+                .unwrap_or_else(|_| Self::new(Code::Internal, "the log says more"));
+        }
+        if let Some(ParseParamError { name, .. }) = error.downcast_ref() {
+            return params::invalid(name);
+        }
+        // Its name for a segment is not the documented one; what can be wrong is the same for all.
+        if error.is::<ParsePathError>() {
+            return Self::new(
+                Code::ParameterInvalid,
+                "path: expected percent-encoded UTF-8",
+            );
+        }
+        if error.is::<ContentTypeError>() {
+            return Self::new(Code::NotJson, "Content-Type: expected application/json");
+        }
+        if error.is::<NotFoundError>() {
+            return Self::new(Code::PathUnknown, "see /docs for what is");
+        }
+        if error.is::<MethodNotAllowedError>() {
+            return Self::new(Code::MethodNotAllowed, "see /docs for those that it takes");
+        }
+        Self::new(Code::Internal, "the log says more").because(std::io::Error::other(error))
+    }
+}

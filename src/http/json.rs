@@ -1,0 +1,184 @@
+//! Reads known fields from a JSON object, with errors that name the field and never the value.
+//! Unknown fields are skipped without being kept, so a body costs no more memory than its own size.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::error::{Code, Error};
+
+/// A field that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field<'a> {
+    name: &'static str,
+    /// `None` for missing and for null: OpenIM means the same by both.
+    raw: Option<&'a str>,
+}
+
+/// The value of a field that is there, as JSON text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Present<'a> {
+    name: &'static str,
+    raw: &'a str,
+}
+
+/// The named fields of the object that `body` is. Of a name that is there twice, the last counts.
+pub(super) fn object<'a, const N: usize>(
+    body: &'a str,
+    names: [&'static str; N],
+) -> Result<[Field<'a>; N], Error> {
+    let mut parser = serde_json::Deserializer::from_str(body);
+    let fields = serde::Deserializer::deserialize_map(&mut parser, Fields(names))
+        .and_then(|fields| parser.end().map(|()| fields));
+    fields.map_err(|error| {
+        let detail = if error.is_data() {
+            "expected a JSON object".into()
+        } else {
+            let (line, column) = (error.line(), error.column());
+            format!("expected JSON; stopped at line {line} column {column}")
+        };
+        Error::new(Code::BodyMalformed, detail)
+    })
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn required(self) -> Result<Present<'a>, Error> {
+        let Field { name, raw } = self;
+        raw.map(|raw| Present { name, raw })
+            .ok_or_else(|| Error::new(Code::FieldMissing, format!("{name}: expected a value")))
+    }
+
+    pub(super) fn optional<T>(
+        self,
+        read: impl FnOnce(Present<'a>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let Field { name, raw } = self;
+        raw.map(|raw| read(Present { name, raw })).transpose()
+    }
+}
+
+impl<'a> Present<'a> {
+    pub(super) fn text(self) -> Result<String, Error> {
+        if !self.raw.starts_with('"') {
+            return Err(self.wrong_type("a string"));
+        }
+        // What is left to fail on is an escape that stands for no character: a lone surrogate.
+        serde_json::from_str(self.raw).map_err(|_| {
+            let name = self.name;
+            Error::new(
+                Code::BodyMalformed,
+                format!("{name}: expected a string of Unicode characters"),
+            )
+        })
+    }
+
+    pub(super) fn int32(self) -> Result<i32, Error> {
+        serde_json::from_str(self.raw)
+            .map_err(|_| self.wrong_type("a whole number from -2147483648 to 2147483647"))
+    }
+
+    /// The items, as JSON text, at most `most`.
+    pub(super) fn array(self, most: usize) -> Result<Vec<&'a str>, Error> {
+        let mut parser = serde_json::Deserializer::from_str(self.raw);
+        let items = serde::Deserializer::deserialize_seq(&mut parser, Items { most })
+            .map_err(|_| self.wrong_type("an array"))?;
+        if items.len() > most {
+            let name = self.name;
+            return Err(Error::new(
+                Code::TooMany,
+                format!("{name}: expected at most {most} items"),
+            ));
+        }
+        Ok(items)
+    }
+
+    fn wrong_type(self, expected: &str) -> Error {
+        let found = match self.raw.as_bytes().first() {
+            Some(b'"') => "a string",
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            Some(b't' | b'f') => "a boolean",
+            _ => "a number",
+        };
+        let name = self.name;
+        Error::new(
+            Code::FieldType,
+            format!("{name}: expected {expected}, found {found}"),
+        )
+    }
+}
+
+struct Fields<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Fields<N> {
+    type Value = [Field<'de>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = self.0.map(|name| Field { name, raw: None });
+        while let Some(known) = map.next_key_seed(Key(&self.0))? {
+            match known {
+                Some(index) => {
+                    let raw = map.next_value::<&RawValue>()?.get();
+                    fields[index].raw = (raw != "null").then_some(raw);
+                }
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The index of a known key, without keeping the unknown ones.
+struct Key<'a>(&'a [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|name| *name == key))
+    }
+}
+
+/// Keeps one item more than wanted, so that too many can be told.
+struct Items {
+    most: usize,
+}
+
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<&'de str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() <= self.most {
+            match seq.next_element::<&RawValue>()? {
+                Some(item) => items.push(item.get()),
+                None => return Ok(items),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(items)
+    }
+}

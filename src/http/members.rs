@@ -1,0 +1,440 @@
+//! Reads about members.
+
+use std::collections::HashMap;
+
+use headers::{ETag, Header as _, IfNoneMatch};
+use poem::http::HeaderValue;
+use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::payload::Json;
+use poem_openapi::types::Example;
+use poem_openapi::{ApiResponse, Object, OpenApi};
+use time::OffsetDateTime;
+
+use super::error::{Code, Error};
+use super::page::{self, Scope};
+use super::payload::{JsonBody, MembershipQuery};
+use super::problem::{Problem, ReadFailure};
+use super::{Tag, params};
+use crate::domain::UserId;
+use crate::store::{MemberFilter, MemberRow, Store};
+
+pub(super) struct Members {
+    pub(super) store: Store,
+}
+
+/// A current member of a group. null means that OpenIM has never told; an empty text is a value.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", example)]
+struct Member {
+    /// The group.
+    #[oai(rename = "groupID")]
+    group_id: String,
+    /// The user.
+    #[oai(rename = "userID")]
+    user_id: String,
+    /// Name in this group; empty: OpenIM shows the name of the user's profile.
+    #[oai(nullable)]
+    nick_name: Option<String>,
+    /// Avatar in this group; empty: OpenIM shows the avatar of the user's profile.
+    #[oai(rename = "faceURL", nullable)]
+    face_url: Option<String>,
+    /// 100 owner, 60 admin, 20 ordinary member; other numbers as OpenIM tells them.
+    #[oai(nullable)]
+    role_level: Option<i32>,
+    /// Extra data.
+    #[oai(nullable)]
+    ex: Option<String>,
+    /// When the mirror first heard of the member.
+    created_at: OffsetDateTime,
+    /// When one of the values above last changed.
+    updated_at: OffsetDateTime,
+}
+
+impl From<MemberRow> for Member {
+    fn from(row: MemberRow) -> Self {
+        let MemberRow {
+            group_id,
+            user_id,
+            nickname,
+            face_url,
+            role_level,
+            ex,
+            created_at,
+            updated_at,
+        } = row;
+        Self {
+            group_id,
+            user_id,
+            nick_name: nickname,
+            face_url,
+            role_level,
+            ex,
+            created_at,
+            updated_at,
+        }
+    }
+}
+
+/// A time for examples: 2026-11-23T08:15:30.123456Z.
+pub(super) fn example_time() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(1_795_421_730_123_456)
+}
+
+impl Example for Member {
+    fn example() -> Self {
+        Self {
+            group_id: "12345".into(),
+            user_id: "user789".into(),
+            nick_name: Some("user".into()),
+            face_url: Some("http://example.com/path/to/face/image.png".into()),
+            role_level: Some(20),
+            ex: Some("Extra data".into()),
+            created_at: example_time(),
+            updated_at: example_time(),
+        }
+    }
+}
+
+/// A page of members.
+#[derive(Object)]
+#[oai(rename_all = "camelCase", example)]
+struct MemberPage {
+    /// In bytewise order of userID.
+    members: Vec<Member>,
+    /// Where the next page starts; null on the last one.
+    #[oai(nullable)]
+    next_cursor: Option<String>,
+}
+
+impl Example for MemberPage {
+    fn example() -> Self {
+        Self {
+            members: vec![Member::example()],
+            next_cursor: None,
+        }
+    }
+}
+
+/// A page of the groups that a user is in.
+#[derive(Object)]
+#[oai(rename_all = "camelCase", example)]
+struct MembershipPage {
+    /// The user's memberships, in bytewise order of groupID.
+    groups: Vec<Member>,
+    /// Where the next page starts; null on the last one.
+    #[oai(nullable)]
+    next_cursor: Option<String>,
+}
+
+impl Example for MembershipPage {
+    fn example() -> Self {
+        Self {
+            groups: vec![Member::example()],
+            next_cursor: None,
+        }
+    }
+}
+
+/// The answer to one pair of a membership query.
+#[derive(Object)]
+#[oai(rename_all = "camelCase")]
+struct Membership {
+    /// As asked.
+    #[oai(rename = "groupID")]
+    group_id: String,
+    /// As asked.
+    #[oai(rename = "userID")]
+    user_id: String,
+    /// Whether the user is a current member of the group.
+    is_member: bool,
+    /// As what; null for no member, and for a member whose role OpenIM has never told.
+    #[oai(nullable)]
+    role_level: Option<i32>,
+    /// The whole member; null for no member.
+    #[oai(nullable)]
+    member: Option<Member>,
+}
+
+/// The answers to a membership query.
+#[derive(Object)]
+#[oai(example)]
+struct Memberships {
+    /// One for each pair, in the order of the pairs.
+    memberships: Vec<Membership>,
+}
+
+impl Example for Memberships {
+    fn example() -> Self {
+        let yes = Member::example();
+        Self {
+            memberships: vec![
+                Membership {
+                    group_id: yes.group_id.clone(),
+                    user_id: yes.user_id.clone(),
+                    is_member: true,
+                    role_level: yes.role_level,
+                    member: Some(yes),
+                },
+                Membership {
+                    group_id: "12345".into(),
+                    user_id: "stranger".into(),
+                    is_member: false,
+                    role_level: None,
+                    member: None,
+                },
+            ],
+        }
+    }
+}
+
+#[derive(ApiResponse)]
+enum MemberAnswer {
+    /// The member.
+    #[oai(status = 200)]
+    Found(
+        Json<Member>,
+        /// Changes whenever the member does.
+        #[oai(header = "ETag")]
+        String,
+    ),
+    /// The member is as it was when If-None-Match was its ETag.
+    #[oai(status = 304)]
+    NotModified(
+        /// The same ETag.
+        #[oai(header = "ETag")]
+        String,
+    ),
+    /// Not a current member of the group.
+    #[oai(status = 404, content_type = "application/problem+json")]
+    Unknown(Json<Problem>),
+}
+
+#[derive(ApiResponse)]
+enum MembershipAnswer {
+    /// An answer for each pair.
+    #[oai(status = 200)]
+    Answered(Json<Memberships>),
+    /// The body is too large.
+    #[oai(status = 413, content_type = "application/problem+json")]
+    #[expect(dead_code, reason = "for the document; rendered at the edge")]
+    TooLarge(Json<Problem>),
+    /// The Content-Type is not JSON.
+    #[oai(status = 415, content_type = "application/problem+json")]
+    #[expect(dead_code, reason = "for the document; rendered at the edge")]
+    NotJson(Json<Problem>),
+}
+
+#[OpenApi(tag = "Tag::Reads")]
+impl Members {
+    /// Members of a group
+    ///
+    /// Current members in bytewise order of userID, a page at a time. Any page costs the same,
+    /// however large the group. A group that the mirror does not know has no members.
+    #[oai(
+        path = "/groups/:groupID/members",
+        method = "get",
+        operation_id = "listMembers"
+    )]
+    async fn list(
+        &self,
+        /// The group, percent-encoded.
+        #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
+        group_id: Path<String>,
+        /// Only members with this role level.
+        #[oai(name = "roleLevel")]
+        role_level: Query<Option<i32>>,
+        /// Only these users; may be repeated, up to 100 times.
+        #[oai(name = "userID", validator(max_items = 100))]
+        user_ids: Query<Vec<String>>,
+        /// Most members on a page.
+        #[oai(
+            default = "default_limit",
+            validator(minimum(value = "1"), maximum(value = "1000"))
+        )]
+        limit: Query<u32>,
+        /// nextCursor of the page before, with the same filters.
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<MemberPage>, ReadFailure> {
+        let group = params::group_id(group_id.0)?;
+        let mut user_ids = user_ids
+            .0
+            .into_iter()
+            .map(params::user_id)
+            .collect::<Result<Vec<UserId>, Error>>()?;
+        user_ids.sort_unstable();
+        user_ids.dedup();
+
+        let role = role_level
+            .0
+            .map_or(String::new(), |level| level.to_string());
+        let scope = Scope::new("members").and(group.as_str()).and(&role);
+        let scope = user_ids
+            .iter()
+            .fold(scope, |scope, id| scope.and(id.as_str()));
+        let after = scope.key(cursor.0.as_deref())?;
+        let filter = MemberFilter {
+            role_level: role_level.0,
+            user_ids,
+        };
+        let rows = self
+            .store
+            .members(&group, &filter, &after, i64::from(limit.0) + 1)
+            .await?;
+        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.user_id);
+        Ok(Json(MemberPage {
+            members: rows.into_iter().map(Member::from).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// One member
+    ///
+    /// The member, if it is a current one. Send the ETag of an earlier answer as If-None-Match to
+    /// get 304 as long as nothing has changed.
+    #[oai(
+        path = "/groups/:groupID/members/:userID",
+        method = "get",
+        operation_id = "getMember"
+    )]
+    async fn member(
+        &self,
+        /// The group, percent-encoded.
+        #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
+        group_id: Path<String>,
+        /// The user, percent-encoded.
+        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
+        user_id: Path<String>,
+        /// ETag of an earlier answer.
+        #[oai(name = "If-None-Match")]
+        if_none_match: Header<Option<String>>,
+    ) -> Result<MemberAnswer, ReadFailure> {
+        let group = params::group_id(group_id.0)?;
+        let user = params::user_id(user_id.0)?;
+        let Some(row) = self.store.member(&group, &user).await? else {
+            let detail = "no current member of this group has this userID";
+            return Ok(MemberAnswer::Unknown(Json(Problem::new(
+                Code::MemberUnknown,
+                detail.into(),
+            ))));
+        };
+        let etag = etag(row.updated_at);
+        if if_none_match
+            .0
+            .is_some_and(|header| matches(&header, &etag))
+        {
+            return Ok(MemberAnswer::NotModified(etag));
+        }
+        Ok(MemberAnswer::Found(Json(row.into()), etag))
+    }
+
+    /// Groups of a user
+    ///
+    /// The groups that a user is a current member of, each with that membership, in bytewise order
+    /// of groupID, a page at a time. A user that the mirror does not know is in none.
+    #[oai(
+        path = "/users/:userID/groups",
+        method = "get",
+        operation_id = "listGroupsOfUser"
+    )]
+    async fn groups_of(
+        &self,
+        /// The user, percent-encoded.
+        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
+        user_id: Path<String>,
+        /// Most groups on a page.
+        #[oai(
+            default = "default_limit",
+            validator(minimum(value = "1"), maximum(value = "1000"))
+        )]
+        limit: Query<u32>,
+        /// nextCursor of the page before.
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<MembershipPage>, ReadFailure> {
+        let user = params::user_id(user_id.0)?;
+        let scope = Scope::new("groups of user").and(user.as_str());
+        let after = scope.key(cursor.0.as_deref())?;
+        let rows = self
+            .store
+            .groups_of(&user, &after, i64::from(limit.0) + 1)
+            .await?;
+        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
+        Ok(Json(MembershipPage {
+            groups: rows.into_iter().map(Member::from).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// Who is in which group, as what?
+    ///
+    /// Answers up to 1,000 questions at once: what a backend asks before it lets someone in. One
+    /// answer for each pair, in the order of the pairs.
+    #[oai(
+        path = "/memberships/query",
+        method = "post",
+        operation_id = "queryMemberships"
+    )]
+    async fn query(
+        &self,
+        body: JsonBody<MembershipQuery>,
+    ) -> Result<MembershipAnswer, ReadFailure> {
+        let of_pair = |index: usize, error: Error| Error {
+            detail: format!("pairs[{index}].{}", error.detail).into(),
+            ..error
+        };
+        let pairs = body
+            .0
+            .pairs
+            .into_iter()
+            .enumerate()
+            .map(|(index, pair)| {
+                let group = params::group_id(pair.group_id).map_err(|e| of_pair(index, e))?;
+                let user = params::user_id(pair.user_id).map_err(|e| of_pair(index, e))?;
+                Ok((group, user))
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let found: HashMap<(String, String), MemberRow> = self
+            .store
+            .memberships(&pairs)
+            .await?
+            .into_iter()
+            .map(|row| ((row.group_id.clone(), row.user_id.clone()), row))
+            .collect();
+        let memberships = pairs
+            .iter()
+            .map(|(group, user)| {
+                let key = (group.as_str().to_owned(), user.as_str().to_owned());
+                let member = found.get(&key).cloned().map(Member::from);
+                Membership {
+                    group_id: key.0,
+                    user_id: key.1,
+                    is_member: member.is_some(),
+                    role_level: member.as_ref().and_then(|member| member.role_level),
+                    member,
+                }
+            })
+            .collect();
+        Ok(MembershipAnswer::Answered(Json(Memberships {
+            memberships,
+        })))
+    }
+}
+
+fn default_limit() -> u32 {
+    params::DEFAULT_LIMIT
+}
+
+/// Every change of a served value moves `updated_at` by a microsecond at least, so all its digits
+/// make a strong ETag.
+fn etag(updated_at: OffsetDateTime) -> String {
+    format!("\"{}\"", updated_at.unix_timestamp_nanos() / 1000)
+}
+
+/// Whether an If-None-Match header names the ETag; one that cannot be read names nothing.
+fn matches(if_none_match: &str, etag: &str) -> bool {
+    let (Ok(header), Ok(etag)) = (HeaderValue::from_str(if_none_match), etag.parse::<ETag>())
+    else {
+        return false;
+    };
+    IfNoneMatch::decode(&mut std::iter::once(&header))
+        .is_ok_and(|header| !header.precondition_passes(&etag))
+}

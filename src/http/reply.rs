@@ -1,0 +1,89 @@
+//! The five-field reply that OpenIM expects to a callback, good or bad.
+
+use poem::{IntoResponse, Response};
+use poem_openapi::payload::Json;
+use poem_openapi::registry::{MetaResponses, Registry};
+use poem_openapi::types::{Example, Type};
+use poem_openapi::{ApiResponse, Object, ResponseContent};
+
+use super::document;
+use super::error::{Code, Door, Error};
+
+/// The reply to a callback.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", example)]
+pub(super) struct CallbackReply {
+    /// 0: the callback was executed; 1: it was not, errCode says why.
+    pub(super) action_code: i32,
+    /// 0, or what went wrong.
+    pub(super) err_code: i32,
+    /// What went wrong, the same words for the same errCode.
+    pub(super) err_msg: String,
+    /// What exactly: names the field and what was expected.
+    pub(super) err_dlt: String,
+    /// 1 in the success reply to callbackAfterSetGroupMemberInfoCommand (0 with
+    /// CALLBACK_NEXT_CODE=0), else 0. OpenIM looks at it in before-callbacks only.
+    pub(super) next_code: i32,
+}
+
+impl CallbackReply {
+    pub(super) fn success(next_code: i32) -> Self {
+        Self {
+            action_code: 0,
+            err_code: 0,
+            err_msg: String::new(),
+            err_dlt: String::new(),
+            next_code,
+        }
+    }
+
+    pub(super) fn failure(code: Code, detail: String) -> Self {
+        Self {
+            action_code: 1,
+            err_code: code.number(),
+            err_msg: code.message().into(),
+            err_dlt: detail,
+            next_code: 0,
+        }
+    }
+}
+
+impl Example for CallbackReply {
+    fn example() -> Self {
+        Self::success(1)
+    }
+}
+
+/// A failing answer to a callback; documents itself for each operation that returns it.
+#[derive(Debug)]
+pub(super) struct CallbackFailure(Error);
+
+impl<E: Into<Error>> From<E> for CallbackFailure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<CallbackFailure> for poem::Error {
+    /// Rendered at the edge, by [`render`].
+    fn from(failure: CallbackFailure) -> Self {
+        failure.0.into()
+    }
+}
+
+impl ApiResponse for CallbackFailure {
+    fn meta() -> MetaResponses {
+        document::failures(Door::Callback, Json::<CallbackReply>::media_types)
+    }
+
+    fn register(registry: &mut Registry) {
+        CallbackReply::register(registry);
+    }
+}
+
+/// An error as the answer to a callback.
+pub(super) fn render(error: &Error) -> Response {
+    Json(CallbackReply::failure(error.code, error.detail.to_string()))
+        .with_status(error.code.status())
+        .into_response()
+}

@@ -1,0 +1,23 @@
+//! A Postgres mirror of OpenIM group membership, fed by OpenIM's callbacks and served over REST.
+//!
+//! ```text
+//!  OpenIM ──POST──▶ http ── domain ──▶ ingest ──▶ store (write) ──▶ Postgres
+//!                     ▲                             │
+//!  backend ──GET──────┴──────── store (read) ◀──────┘
+//! ```
+//!
+//! One door (`http`), one queue (`ingest`), one wall (`store`). What a callback says is born as a
+//! `domain` type at the door and only moves right; nothing knows what stands to its left.
+//!
+//! Imports point at `domain`, which imports nobody. `http` reads from `store` and submits to
+//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment;
+//! `tests/it/boundaries.rs` holds the code to that.
+
+pub mod app;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod ingest;
+pub mod local_postgres;
+pub mod store;
+pub mod telemetry;

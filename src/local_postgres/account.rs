@@ -1,0 +1,123 @@
+//! Whom postgres runs as, and the private directory that this account is given.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{Error, at};
+
+/// The account that postgres, which refuses to run as root, is given when we are root.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Account {
+    /// `None` when we are not root, and postgres runs as we do. A directory that one of the
+    /// accounts already owns stays with it: installing the Debian package later adds the
+    /// `postgres` account, and must not orphan a cluster made as `nobody`.
+    pub(super) fn for_dir(dir: &Path) -> Result<Option<Account>, Error> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let accounts: Vec<Account> = ["postgres", "nobody"]
+            .into_iter()
+            .filter_map(|name| {
+                Some(Account {
+                    uid: id("-u", name)?,
+                    gid: id("-g", name)?,
+                })
+            })
+            .collect();
+        let owner = fs::metadata(dir).ok().map(|meta| meta.uid());
+        accounts
+            .iter()
+            .find(|account| Some(account.uid) == owner)
+            .or(accounts.first())
+            .copied()
+            .map(Some)
+            .ok_or_else(|| {
+                Error::Failed(
+                    "postgres cannot run as root, and there is neither a postgres nor a nobody account for it".into(),
+                )
+            })
+    }
+}
+
+/// Asks the system's user database; `None` for an unknown name.
+fn id(which: &str, name: &str) -> Option<u32> {
+    let out = Command::new("id")
+        .args([which, name])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&out.stdout).trim().parse().ok()
+}
+
+/// Makes `dir`, if it is not there, for `account` (or us) alone, and checks that it is so.
+pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(), Error> {
+    if let Some(parent) = dir.parent().filter(|parent| !parent.exists()) {
+        fs::create_dir_all(parent).map_err(at(parent))?;
+        if account.is_some() {
+            // Root's umask may be 077, and the account has to pass through.
+            fs::set_permissions(parent, Permissions::from_mode(0o755)).map_err(at(parent))?;
+        }
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(dir)(error)),
+        _ => {}
+    }
+    let meta = fs::metadata(dir).map_err(at(dir))?;
+    let private = meta.is_dir() && meta.permissions().mode() & 0o077 == 0;
+    let owner = account.map_or_else(|| rustix::process::geteuid().as_raw(), |a| a.uid);
+    match account {
+        // Just made, by us or by another root process that is about to do the same.
+        Some(account) if private && meta.uid() == 0 => {
+            std::os::unix::fs::chown(dir, Some(account.uid), Some(account.gid)).map_err(at(dir))?;
+        }
+        _ if private && meta.uid() == owner => {}
+        // Another user's, or one that others can enter: no place for a cluster without passwords.
+        _ => {
+            return Err(Error::Failed(format!(
+                "{} must be a directory owned by uid {owner} with mode 700",
+                dir.display()
+            )));
+        }
+    }
+    account.map_or(Ok(()), |account| check_reached(dir, account))
+}
+
+fn check_reached(dir: &Path, account: Account) -> Result<(), Error> {
+    let reached = Command::new("sh")
+        .args(["-c", "cd -- \"$0\""])
+        .arg(dir)
+        .current_dir("/")
+        .stderr(Stdio::null())
+        .uid(account.uid)
+        .gid(account.gid)
+        .status()?;
+    if reached.success() {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "{} cannot be reached by uid {}, which postgres runs as because we are root; choose a DATA_DIR outside root's home",
+        dir.display(),
+        account.uid
+    )))
+}
+
+/// The cluster's directory, or where its path is too long for a socket address (the shortest
+/// limit, on macOS, is 103 bytes) a private one with a short name.
+pub(super) fn socket_dir(dir: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
+    if dir.as_os_str().len() + "/.s.PGSQL.5432".len() <= 103 {
+        return Ok(dir.to_path_buf());
+    }
+    let meta = fs::metadata(dir).map_err(at(dir))?;
+    let short = PathBuf::from(format!("/tmp/pg-{:x}-{:x}", meta.dev(), meta.ino()));
+    make_private_dir(&short, account)?;
+    Ok(short)
+}

@@ -1,0 +1,100 @@
+//! Finds the server programs, `initdb` and `postgres`, on the machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Error;
+
+/// Where distributions put them: parent folder, start of the versioned name, the rest.
+const USUAL_PLACES: [(&str, &str, &str); 7] = [
+    ("/usr/lib/postgresql", "", "bin"),
+    ("/usr", "pgsql-", "bin"),
+    ("/opt/homebrew/opt", "postgresql", "bin"),
+    ("/usr/local/opt", "postgresql", "bin"),
+    ("/home/linuxbrew/.linuxbrew/opt", "postgresql", "bin"),
+    ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
+    ("/opt/local/lib", "postgresql", "bin"),
+];
+
+/// Where to look for the server programs.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Look here and nowhere else.
+    pub bin_dir: Option<PathBuf>,
+    /// The folders of PATH, looked at first.
+    pub path: Vec<PathBuf>,
+}
+
+impl Search {
+    /// The folder with the programs: the first that has both, newest version first in the usual
+    /// places; with `version` (a major version) the first of that version.
+    pub(super) fn bin_dir(&self, version: Option<&str>) -> Result<PathBuf, Error> {
+        let mut others: Vec<String> = Vec::new();
+        for dir in self.candidates() {
+            if !(dir.join("initdb").is_file() && dir.join("postgres").is_file()) {
+                continue;
+            }
+            let Some(wanted) = version else {
+                return Ok(dir);
+            };
+            let found = version_in(&dir)?;
+            // "15.18", but also "19beta1"
+            if found.split(|c: char| !c.is_ascii_digit()).next() == Some(wanted) {
+                return Ok(dir);
+            }
+            if !others.contains(&found) {
+                others.push(found);
+            }
+        }
+        match version {
+            Some(made) if !others.is_empty() => Err(Error::OtherVersion {
+                made: made.to_owned(),
+                installed: others.join(", "),
+            }),
+            _ => Err(Error::NotInstalled),
+        }
+    }
+
+    fn candidates(&self) -> Vec<PathBuf> {
+        if let Some(dir) = &self.bin_dir {
+            return vec![dir.clone()];
+        }
+        let mut dirs = self.path.clone();
+        if let Ok(out) = Command::new("pg_config").arg("--bindir").output() {
+            dirs.push(String::from_utf8_lossy(&out.stdout).trim().into());
+        }
+        for (parent, prefix, rest) in USUAL_PLACES {
+            let mut found: Vec<PathBuf> = fs::read_dir(parent)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+                .map(|entry| entry.path().join(rest))
+                .collect();
+            found.sort_by_key(|path| std::cmp::Reverse(last_number(&path.to_string_lossy())));
+            dirs.extend(found);
+        }
+        dirs
+    }
+}
+
+/// The version word of "postgres (PostgreSQL) 15.18 (Debian ...)".
+fn version_in(dir: &Path) -> Result<String, Error> {
+    let out = Command::new(dir.join("postgres"))
+        .arg("--version")
+        .output()?;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    Ok(said
+        .split_whitespace()
+        .nth(2)
+        .unwrap_or_default()
+        .to_owned())
+}
+
+fn last_number(s: &str) -> u64 {
+    s.split(|c: char| !c.is_ascii_digit())
+        .rfind(|digits| !digits.is_empty())
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,235 @@
+//! Opening the database: where it is, what is asked of it, and the pool.
+
+use std::fmt;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection};
+
+use super::{Store, migrate};
+
+statements! {
+    /// The encoding decides whether every Unicode text can be stored.
+    SERVER_ENCODING = "SELECT current_setting('server_encoding')";
+    DATABASE_EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    /// Makes the schema that search_path names, unless it is there: CREATE SCHEMA IF NOT EXISTS
+    /// asks for the right to create even where nothing is to be created.
+    ENSURE_SCHEMA = "
+DO $$
+BEGIN
+    IF to_regnamespace(quote_ident(current_setting('search_path'))) IS NULL THEN
+        EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', current_setting('search_path'));
+    END IF;
+END
+$$";
+    /// For the private server, whose one database this is; nobody else makes one there.
+    CREATE_PRIVATE_DATABASE = "CREATE DATABASE openim_group_mirror";
+}
+
+/// Name of the database on the private server.
+const PRIVATE_DATABASE: &str = "openim_group_mirror";
+
+/// Extra time for an answer to come back once Postgres has given up on a statement.
+const NETWORK_SLACK: Duration = Duration::from_millis(500);
+
+/// Where the database is and how it is used.
+#[derive(Clone, Debug)]
+pub struct Database {
+    options: PgConnectOptions,
+    schema: String,
+    pool_size: u32,
+    timeout: Duration,
+}
+
+/// Why the database cannot be opened. For the operator at the start, never for a caller.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Not a URL of a Postgres database.
+    #[error("not a Postgres URL; expected postgres://user:password@host:5432/database")]
+    Url,
+    /// No connection.
+    #[error("cannot connect to {database}: {error}")]
+    Connect {
+        /// Where, without the password.
+        database: String,
+        /// What was said.
+        error: sqlx::Error,
+    },
+    /// A text outside the database's encoding would be lost.
+    #[error(
+        "the encoding of {database} is {encoding}; the mirror needs a database with encoding UTF8"
+    )]
+    Encoding {
+        /// Where, without the password.
+        database: String,
+        /// What it has instead.
+        encoding: String,
+    },
+    /// The schema could not be brought up to date.
+    #[error("cannot bring the schema of {database} up to date: {error}")]
+    Migrate {
+        /// Where, without the password.
+        database: String,
+        /// What was said.
+        error: sqlx::migrate::MigrateError,
+    },
+}
+
+/// sqlx alone takes any scheme for Postgres.
+fn parse_url(url: &str) -> Option<PgConnectOptions> {
+    let scheme = url.split_once("://")?.0;
+    ["postgres", "postgresql"]
+        .contains(&scheme)
+        .then(|| url.parse().ok())?
+}
+
+/// Whether the text is a URL of a Postgres database.
+pub fn is_url(url: &str) -> bool {
+    parse_url(url).is_some()
+}
+
+impl Database {
+    /// `pool_size` connections at most; `timeout` bounds the wait for one, and each statement.
+    /// `schema` is the only one on the search path; the caller has checked that it is a plain
+    /// lower-case name.
+    ///
+    /// # Errors
+    /// [`OpenError::Url`], which does not repeat the URL: it may hold a password.
+    pub fn new(
+        url: &str,
+        schema: &str,
+        pool_size: u32,
+        timeout: Duration,
+    ) -> Result<Self, OpenError> {
+        let options = parse_url(url).ok_or(OpenError::Url)?;
+        Ok(Database {
+            options: options
+                .application_name("openim-group-mirror")
+                .options([("search_path", schema)])
+                // Statements are ours and static; the log says what matters about them.
+                .disable_statement_logging(),
+            schema: schema.to_owned(),
+            pool_size,
+            timeout,
+        })
+    }
+
+    /// The database of the private server whose URL this is, made if it is not there.
+    ///
+    /// # Errors
+    /// When it can neither be found nor made.
+    pub async fn ensure_private(url_of: impl Fn(&str) -> String) -> Result<String, OpenError> {
+        let maintenance = Database::new(&url_of("postgres"), "public", 1, NETWORK_SLACK)?;
+        let mut connection = maintenance.connect(&maintenance.options).await?;
+        let made = async {
+            let exists: bool = sqlx::query_scalar(DATABASE_EXISTS)
+                .bind(PRIVATE_DATABASE)
+                .fetch_one(&mut connection)
+                .await?;
+            if !exists {
+                sqlx::query(CREATE_PRIVATE_DATABASE)
+                    .execute(&mut connection)
+                    .await?;
+            }
+            connection.close().await
+        };
+        made.await
+            .map_err(|error| maintenance.cannot_connect(error))?;
+        Ok(url_of(PRIVATE_DATABASE))
+    }
+
+    /// Connects, checks the encoding, brings the schema up to date, and gives the pool.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self) -> Result<Store, OpenError> {
+        self.migrate().await?;
+        let timeout_ms = self.timeout.as_millis().to_string();
+        let options = self
+            .options
+            .clone()
+            .options([("statement_timeout", timeout_ms.as_str())]);
+        let pool = PgPoolOptions::new()
+            .max_connections(self.pool_size)
+            .acquire_timeout(self.timeout)
+            .connect_lazy_with(options);
+        Ok(Store {
+            pool,
+            patience: self.timeout + NETWORK_SLACK,
+        })
+    }
+
+    /// Brings the schema up to date, on a connection of its own without a statement timeout.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn migrate(&self) -> Result<(), OpenError> {
+        let options = self
+            .options
+            .clone()
+            .options([("statement_timeout", "0"), migrate::LOCK_TIMEOUT]);
+        let mut connection = self.connect(&options).await?;
+        self.check_encoding(&mut connection).await?;
+        sqlx::query(ENSURE_SCHEMA)
+            .execute(&mut connection)
+            .await
+            .map_err(|error| self.cannot_connect(error))?;
+        migrate::run(&mut connection)
+            .await
+            .map_err(|error| OpenError::Migrate {
+                database: self.to_string(),
+                error,
+            })?;
+        // Whatever is left of the connection, the schema is up to date.
+        let _ = connection.close().await;
+        Ok(())
+    }
+
+    async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, OpenError> {
+        // connect() has no time limit of its own; a silent host must not hang the start.
+        match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
+            Ok(result) => result.map_err(|error| self.cannot_connect(error)),
+            Err(_elapsed) => Err(self.cannot_connect(sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    fn cannot_connect(&self, error: sqlx::Error) -> OpenError {
+        OpenError::Connect {
+            database: self.to_string(),
+            error,
+        }
+    }
+
+    async fn check_encoding(&self, connection: &mut PgConnection) -> Result<(), OpenError> {
+        let encoding: String = sqlx::query_scalar(SERVER_ENCODING)
+            .fetch_one(connection)
+            .await
+            .map_err(|error| self.cannot_connect(error))?;
+        if encoding == "UTF8" {
+            return Ok(());
+        }
+        Err(OpenError::Encoding {
+            database: self.to_string(),
+            encoding,
+        })
+    }
+}
+
+impl fmt::Display for Database {
+    /// The URL with `***` for the password and without parameters, and the schema if it is not
+    /// `public`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "postgres://{}:***@", self.options.get_username())?;
+        match self.options.get_socket() {
+            Some(socket) => write!(f, "[{}]", socket.display())?,
+            None => write!(f, "{}:{}", self.options.get_host(), self.options.get_port())?,
+        }
+        if let Some(database) = self.options.get_database() {
+            write!(f, "/{database}")?;
+        }
+        if self.schema != "public" {
+            write!(f, ", schema {}", self.schema)?;
+        }
+        Ok(())
+    }
+}

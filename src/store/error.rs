@@ -1,0 +1,78 @@
+//! What can go wrong at the wall, told apart by SQLSTATE and never by the message's text.
+
+use std::fmt;
+
+/// An error of the store.
+#[derive(Debug)]
+pub enum Error {
+    /// The database is away, slow, or will not let us work: the same call may succeed later.
+    Transient(Cause),
+    /// The same call can never succeed: the database refused the values, or we sent nonsense.
+    Permanent(Cause),
+}
+
+/// What the database or the way to it said. Never shown to a caller.
+#[derive(Debug)]
+pub enum Cause {
+    /// sqlx's account of it.
+    Sqlx(sqlx::Error),
+    /// Nothing came back in time.
+    GaveUp,
+}
+
+impl Error {
+    pub(super) fn gave_up() -> Self {
+        Error::Transient(Cause::GaveUp)
+    }
+}
+
+/// SQLSTATE classes that no retry can cure: cardinality, data, constraint, program limit.
+/// Everything else, a revoked right or a missing table included, can be put right on the
+/// database's side.
+const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let permanent = match &error {
+            sqlx::Error::Database(database) => database
+                .code()
+                .and_then(|code| {
+                    code.get(..2)
+                        .map(|class| PERMANENT_CLASSES.contains(&class))
+                })
+                .unwrap_or(false),
+            // Our own mistakes: a column that is not there or has another type.
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::TypeNotFound { .. } => true,
+            _ => false,
+        };
+        if permanent {
+            Error::Permanent(Cause::Sqlx(error))
+        } else {
+            Error::Transient(Cause::Sqlx(error))
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    /// For the log: SQLSTATE and Postgres' own message, without its detail, which quotes values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Error::Transient(cause) | Error::Permanent(cause)) = self;
+        match cause {
+            Cause::GaveUp => f.write_str("no answer from the database in time"),
+            Cause::Sqlx(sqlx::Error::Database(error)) => write!(
+                f,
+                "SQLSTATE {}: {}",
+                error.code().as_deref().unwrap_or("none"),
+                error.message()
+            ),
+            Cause::Sqlx(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

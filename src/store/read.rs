@@ -1,0 +1,241 @@
+//! What is asked of the mirror. Every page starts after a key, from the empty key at first, which
+//! is below every id; `$n IS NULL OR ...` would make a generic plan read the whole group.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::{Error, Store};
+use crate::domain::{GroupId, ORDINARY, UserId};
+
+statements! {
+    /// Walks the primary key.
+    PAGE_OF_GROUP = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE group_id = $1 AND user_id > $2 AND left_at IS NULL
+ ORDER BY user_id
+ LIMIT $3";
+    /// Walks the primary key and leaves out the few with another role.
+    PAGE_OF_ORDINARY = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE group_id = $1 AND user_id > $2 AND role_level = 20 AND left_at IS NULL
+ ORDER BY user_id
+ LIMIT $3";
+    /// Walks group_members_by_role. Its predicate is repeated here because the planner cannot
+    /// know that a parameter is not 20.
+    PAGE_OF_ROLE = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE group_id = $1 AND user_id > $2 AND role_level = $4 AND role_level <> 20
+   AND left_at IS NULL
+ ORDER BY user_id
+ LIMIT $3";
+    /// A look at the primary key for each of the users asked for, who are few.
+    PAGE_OF_USERS = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE group_id = $1 AND user_id > $2 AND user_id = ANY ($5)
+   AND ($4::integer IS NULL OR role_level = $4) AND left_at IS NULL
+ ORDER BY user_id
+ LIMIT $3";
+    /// One look at the primary key.
+    MEMBER = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE group_id = $1 AND user_id = $2 AND left_at IS NULL";
+    /// Walks group_members_by_user.
+    PAGE_OF_USER = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+  FROM group_members
+ WHERE user_id = $1 AND group_id > $2 AND left_at IS NULL
+ ORDER BY group_id
+ LIMIT $3";
+    /// Reads every row of the group: the newest change is in none of the indexes, so that patches
+    /// stay heap-only. A leave is a change too.
+    GROUP_BY_ROLE = "
+SELECT role_level,
+       count(*) FILTER (WHERE left_at IS NULL) AS members,
+       max(updated_at) AS newest_change
+  FROM group_members
+ WHERE group_id = $1
+ GROUP BY role_level
+ ORDER BY role_level";
+    /// A look at the primary key for each pair.
+    MEMBERSHIPS = "
+SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
+       m.created_at, m.updated_at
+  FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS asked (group_id, user_id)
+  JOIN group_members m ON m.group_id = asked.group_id AND m.user_id = asked.user_id
+ WHERE m.left_at IS NULL";
+}
+
+/// A current member, as stored.
+#[derive(Clone, Debug, FromRow)]
+#[expect(missing_docs, reason = "the columns; see migrations/0001")]
+pub struct MemberRow {
+    pub group_id: String,
+    pub user_id: String,
+    pub nickname: Option<String>,
+    pub face_url: Option<String>,
+    pub role_level: Option<i32>,
+    pub ex: Option<String>,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+}
+
+/// Current members of one role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleCount {
+    /// `None` for members whose role OpenIM has never told.
+    pub role_level: Option<i32>,
+    /// How many.
+    pub members: i64,
+}
+
+/// A group in numbers.
+#[derive(Clone, Debug)]
+pub struct GroupSummary {
+    /// In order of role level, the unknown last; no role without members.
+    pub by_role: Vec<RoleCount>,
+    /// Of any row of the group, those of members who left included.
+    pub newest_change: OffsetDateTime,
+}
+
+#[derive(FromRow)]
+struct RoleRow {
+    role_level: Option<i32>,
+    members: i64,
+    newest_change: OffsetDateTime,
+}
+
+/// Which members of a group are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct MemberFilter {
+    /// Only this role level.
+    pub role_level: Option<i32>,
+    /// Only these users; empty for all.
+    pub user_ids: Vec<UserId>,
+}
+
+impl Store {
+    /// Up to `limit` current members after the user id `after` ("" for the first), in bytewise
+    /// order of user id. Costs the same anywhere in a group of any size; for `role_level` 20 that
+    /// holds where most members are ordinary ones.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn members(
+        &self,
+        group: &GroupId,
+        filter: &MemberFilter,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<MemberRow>, Error> {
+        let MemberFilter {
+            role_level,
+            user_ids,
+        } = filter;
+        self.run(async |connection| {
+            let query = match (role_level, user_ids.is_empty()) {
+                (None, true) => sqlx::query_as(PAGE_OF_GROUP),
+                (Some(ORDINARY), true) => sqlx::query_as(PAGE_OF_ORDINARY),
+                (Some(_), true) => sqlx::query_as(PAGE_OF_ROLE),
+                (_, false) => sqlx::query_as(PAGE_OF_USERS),
+            };
+            let mut query = query.bind(group.as_str()).bind(after).bind(limit);
+            if !user_ids.is_empty() {
+                let ids: Vec<&str> = user_ids.iter().map(UserId::as_str).collect();
+                query = query.bind(role_level).bind(ids);
+            } else if let Some(role_level) = role_level.filter(|level| *level != ORDINARY) {
+                query = query.bind(role_level);
+            }
+            query.fetch_all(connection).await
+        })
+        .await
+    }
+
+    /// The current member, if there is one.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn member(&self, group: &GroupId, user: &UserId) -> Result<Option<MemberRow>, Error> {
+        self.run(async |connection| {
+            sqlx::query_as(MEMBER)
+                .bind(group.as_str())
+                .bind(user.as_str())
+                .fetch_optional(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Up to `limit` current memberships of a user after the group id `after` ("" for the first),
+    /// in bytewise order of group id.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn groups_of(
+        &self,
+        user: &UserId,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<MemberRow>, Error> {
+        self.run(async |connection| {
+            sqlx::query_as(PAGE_OF_USER)
+                .bind(user.as_str())
+                .bind(after)
+                .bind(limit)
+                .fetch_all(connection)
+                .await
+        })
+        .await
+    }
+
+    /// A group in numbers; `None` for one we never heard of. Reads every row of the group, about
+    /// a third of a second for a million members.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn group(&self, group: &GroupId) -> Result<Option<GroupSummary>, Error> {
+        let rows: Vec<RoleRow> = self
+            .run(async |connection| {
+                sqlx::query_as(GROUP_BY_ROLE)
+                    .bind(group.as_str())
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        let newest_change = rows.iter().map(|row| row.newest_change).max();
+        Ok(newest_change.map(|newest_change| GroupSummary {
+            by_role: rows
+                .into_iter()
+                .filter(|row| row.members > 0)
+                .map(|row| RoleCount {
+                    role_level: row.role_level,
+                    members: row.members,
+                })
+                .collect(),
+            newest_change,
+        }))
+    }
+
+    /// The current members among the pairs, in no order, each once.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn memberships(&self, pairs: &[(GroupId, UserId)]) -> Result<Vec<MemberRow>, Error> {
+        let (groups, users): (Vec<&str>, Vec<&str>) = pairs
+            .iter()
+            .map(|(group, user)| (group.as_str(), user.as_str()))
+            .unzip();
+        self.run(async |connection| {
+            sqlx::query_as(MEMBERSHIPS)
+                .bind(groups)
+                .bind(users)
+                .fetch_all(connection)
+                .await
+        })
+        .await
+    }
+}
