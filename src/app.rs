@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::config::Config;
+use crate::http;
 use crate::ingest::Ingest;
 use crate::local_postgres::{self, Server};
 use crate::store::{Database, OpenError};
-use crate::{http, local_postgres as private};
 
 /// How often the private Postgres is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
@@ -35,10 +35,10 @@ pub enum Error {
          2. set DATABASE_URL=postgres://user:password@host:5432/database\n  \
          3. docker compose up"
     )]
-    NoDatabase(private::Error),
+    NoDatabase(local_postgres::Error),
     /// The private Postgres cannot be started.
     #[error("the private Postgres cannot be used: {0}")]
-    Private(private::Error),
+    Private(local_postgres::Error),
     /// No folder to keep the private Postgres in.
     #[error("DATA_DIR: expected a folder for the private Postgres (there is no HOME to put it in)")]
     NoDataDir,

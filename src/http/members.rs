@@ -1,7 +1,5 @@
 //! Reads about members.
 
-use std::collections::HashMap;
-
 use headers::{ETag, Header as _, IfNoneMatch};
 use poem::http::HeaderValue;
 use poem_openapi::param::{Header, Path, Query};
@@ -378,7 +376,7 @@ impl Members {
         body: JsonBody<MembershipQuery>,
     ) -> Result<MembershipAnswer, ReadFailure> {
         let of_pair = |index: usize, error: Error| Error {
-            detail: format!("pairs[{index}].{}", error.detail).into(),
+            detail: format!("pairs[{index}]: {}", error.detail).into(),
             ..error
         };
         let pairs = body
@@ -392,25 +390,16 @@ impl Members {
                 Ok((group, user))
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let found: HashMap<(String, String), MemberRow> = self
-            .store
-            .memberships(&pairs)
-            .await?
-            .into_iter()
-            .map(|row| ((row.group_id.clone(), row.user_id.clone()), row))
-            .collect();
+        let found = self.store.memberships(&pairs).await?;
         let memberships = pairs
             .iter()
-            .map(|(group, user)| {
-                let key = (group.as_str().to_owned(), user.as_str().to_owned());
-                let member = found.get(&key).cloned().map(Member::from);
-                Membership {
-                    group_id: key.0,
-                    user_id: key.1,
-                    is_member: member.is_some(),
-                    role_level: member.as_ref().and_then(|member| member.role_level),
-                    member,
-                }
+            .zip(found)
+            .map(|((group, user), row)| Membership {
+                group_id: group.as_str().to_owned(),
+                user_id: user.as_str().to_owned(),
+                is_member: row.is_some(),
+                role_level: row.as_ref().and_then(|row| row.role_level),
+                member: row.map(Member::from),
             })
             .collect();
         Ok(MembershipAnswer::Answered(Json(Memberships {

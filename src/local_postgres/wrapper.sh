@@ -20,5 +20,6 @@ watch=$!
 exec 3<&-
 wait $pg; rc=$?
 kill -KILL $watch 2>/dev/null
-[ -z "$trash" ] || rm -rf "$trash"
+# Others of the same run may still be writing there while they end.
+[ -z "$trash" ] || for _ in 1 2 3 4 5 6 7 8; do rm -rf "$trash" && break; sleep 0.5; done
 exit $rc

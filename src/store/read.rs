@@ -1,5 +1,10 @@
-//! What is asked of the mirror. Every page starts after a key, from the empty key at first, which
-//! is below every id; `$n IS NULL OR ...` would make a generic plan read the whole group.
+//! What is asked of the mirror.
+//!
+//! Every page starts after a key, from the empty key at first, which is below every id;
+//! `$n IS NULL OR ...` would make a generic plan read the whole group. Pages compare whole rows,
+//! `(group_id, user_id) > ($1, $2) AND group_id <= $1`, where `group_id = $1 AND user_id > $2`
+//! says the same: with an equality the planner may take the order from the other index, which it
+//! believes to hold the group's members evenly spread, and read all the table to find them.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -12,32 +17,39 @@ statements! {
     PAGE_OF_GROUP = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
   FROM group_members
- WHERE group_id = $1 AND user_id > $2 AND left_at IS NULL
- ORDER BY user_id
+ WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
+ ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks the primary key and leaves out the few with another role.
     PAGE_OF_ORDINARY = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
   FROM group_members
- WHERE group_id = $1 AND user_id > $2 AND role_level = 20 AND left_at IS NULL
- ORDER BY user_id
+ WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
+   AND role_level = 20 AND left_at IS NULL
+ ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks group_members_by_role. Its predicate is repeated here because the planner cannot
     /// know that a parameter is not 20.
     PAGE_OF_ROLE = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
   FROM group_members
- WHERE group_id = $1 AND user_id > $2 AND role_level = $4 AND role_level <> 20
-   AND left_at IS NULL
- ORDER BY user_id
+ WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
+   AND role_level <> 20 AND left_at IS NULL
+ ORDER BY group_id, role_level, user_id
  LIMIT $3";
-    /// A look at the primary key for each of the users asked for, who are few.
+    /// A look at an index for each of the users asked for, who are few; LIMIT 1 keeps the planner
+    /// from reading the group instead.
     PAGE_OF_USERS = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
-  FROM group_members
- WHERE group_id = $1 AND user_id > $2 AND user_id = ANY ($5)
-   AND ($4::integer IS NULL OR role_level = $4) AND left_at IS NULL
- ORDER BY user_id
+SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
+       m.created_at, m.updated_at
+  FROM unnest($5::text[]) AS asked (user_id)
+ CROSS JOIN LATERAL
+       (SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+          FROM group_members
+         WHERE group_id = $1 AND user_id = asked.user_id AND left_at IS NULL
+         LIMIT 1) AS m
+ WHERE m.user_id > $2 AND ($4::integer IS NULL OR m.role_level = $4)
+ ORDER BY m.user_id
  LIMIT $3";
     /// One look at the primary key.
     MEMBER = "
@@ -48,8 +60,8 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, update
     PAGE_OF_USER = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
   FROM group_members
- WHERE user_id = $1 AND group_id > $2 AND left_at IS NULL
- ORDER BY group_id
+ WHERE (user_id, group_id) > ($1, $2) AND user_id <= $1 AND left_at IS NULL
+ ORDER BY user_id, group_id
  LIMIT $3";
     /// Reads every row of the group: the newest change is in none of the indexes, so that patches
     /// stay heap-only. A leave is a change too.
@@ -61,13 +73,16 @@ SELECT role_level,
  WHERE group_id = $1
  GROUP BY role_level
  ORDER BY role_level";
-    /// A look at the primary key for each pair.
+    /// A look at an index for each pair, told apart by their places, from 1.
     MEMBERSHIPS = "
-SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
+SELECT asked.place, m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
        m.created_at, m.updated_at
-  FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[])) AS asked (group_id, user_id)
-  JOIN group_members m ON m.group_id = asked.group_id AND m.user_id = asked.user_id
- WHERE m.left_at IS NULL";
+  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (group_id, user_id, place)
+ CROSS JOIN LATERAL
+       (SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+          FROM group_members
+         WHERE group_id = asked.group_id AND user_id = asked.user_id AND left_at IS NULL
+         LIMIT 1) AS m";
 }
 
 /// A current member, as stored.
@@ -107,6 +122,13 @@ struct RoleRow {
     role_level: Option<i32>,
     members: i64,
     newest_change: OffsetDateTime,
+}
+
+#[derive(FromRow)]
+struct PlacedRow {
+    place: i64,
+    #[sqlx(flatten)]
+    member: MemberRow,
 }
 
 /// Which members of a group are wanted.
@@ -220,22 +242,34 @@ impl Store {
         }))
     }
 
-    /// The current members among the pairs, in no order, each once.
+    /// For each pair the current member, if there is one, in the order of the pairs.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn memberships(&self, pairs: &[(GroupId, UserId)]) -> Result<Vec<MemberRow>, Error> {
+    pub async fn memberships(
+        &self,
+        pairs: &[(GroupId, UserId)],
+    ) -> Result<Vec<Option<MemberRow>>, Error> {
         let (groups, users): (Vec<&str>, Vec<&str>) = pairs
             .iter()
             .map(|(group, user)| (group.as_str(), user.as_str()))
             .unzip();
-        self.run(async |connection| {
-            sqlx::query_as(MEMBERSHIPS)
-                .bind(groups)
-                .bind(users)
-                .fetch_all(connection)
-                .await
-        })
-        .await
+        let found: Vec<PlacedRow> = self
+            .run(async |connection| {
+                sqlx::query_as(MEMBERSHIPS)
+                    .bind(groups)
+                    .bind(users)
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        let mut members = vec![None; pairs.len()];
+        for PlacedRow { place, member } in found {
+            let index = usize::try_from(place - 1).ok();
+            if let Some(slot) = index.and_then(|index| members.get_mut(index)) {
+                *slot = Some(member);
+            }
+        }
+        Ok(members)
     }
 }

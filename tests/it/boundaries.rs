@@ -1,0 +1,125 @@
+//! The walls of the layout, held by reading the sources.
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Code lines that hold `word` as a word of its own, outside the rooms where it may stand.
+fn trespasses(word: &str, rooms: &[&str]) -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for path in sources(&src) {
+        let place = path
+            .strip_prefix(&src)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        if rooms.iter().any(|room| place.starts_with(room)) {
+            continue;
+        }
+        for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+            // Neither comments nor what stands between quotes.
+            let code: String = line
+                .split("//")
+                .next()
+                .unwrap()
+                .split('"')
+                .step_by(2)
+                .collect();
+            let is_word = |c: char| c.is_alphanumeric() || c == '_';
+            let stands_alone = code.match_indices(word).any(|(at, _)| {
+                !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word)
+            });
+            if stands_alone {
+                found.push(format!("src/{place}:{}: {line}", number + 1));
+            }
+        }
+    }
+    found
+}
+
+#[track_caller]
+fn assert_only_in(word: &str, rooms: &[&str]) {
+    // The wall is worth nothing if the word is nowhere at all.
+    assert!(!trespasses(word, &[]).is_empty(), "{word} is not used");
+    let found = trespasses(word, rooms);
+    assert!(
+        found.is_empty(),
+        "{word} outside {rooms:?}:\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn only_http_names_poem() {
+    assert_only_in("poem", &["http/"]);
+    assert_only_in("poem_openapi", &["http/"]);
+}
+
+#[test]
+fn only_store_names_sqlx() {
+    assert_only_in("sqlx", &["store/"]);
+}
+
+#[test]
+fn only_config_reads_the_environment() {
+    assert_only_in("std::env::var_os", &["config.rs"]);
+    assert_only_in("std::env", &["config.rs", "main.rs"]); // main passes the arguments on
+    assert_only_in("dotenvy", &["config.rs"]);
+}
+
+#[test]
+fn the_domain_imports_nobody() {
+    for part in [
+        "http",
+        "ingest",
+        "store",
+        "config",
+        "app",
+        "local_postgres",
+        "telemetry",
+    ] {
+        let imports = trespasses(&format!("crate::{part}"), &[]);
+        let of_domain = imports.iter().find(|line| line.starts_with("src/domain/"));
+        assert_eq!(of_domain, None);
+    }
+}
+
+#[test]
+fn the_store_and_the_queue_do_not_know_the_door() {
+    assert_only_in("crate::http", &["app.rs"]);
+    assert_only_in("crate::ingest", &["app.rs", "http/"]);
+    assert_only_in("crate::store", &["app.rs", "http/", "ingest/", "config.rs"]);
+}
+
+/// `statements!` makes constants of all SQL, so that the prepare test sees it.
+#[test]
+fn every_query_is_a_listed_statement() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    for path in sources(&src) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
+            for (at, _) in text.match_indices(call) {
+                let argument = text[at + call.len()..].trim_start();
+                assert!(
+                    argument.starts_with(|c: char| c.is_ascii_uppercase()),
+                    "{}: {call}{}",
+                    path.display(),
+                    argument.lines().next().unwrap()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The schema and the statements, as Postgres sees them.
+
+#![expect(clippy::disallowed_types, reason = "statements are explained by name")]
+
+use std::collections::HashMap;
+
+use openim_group_mirror::store::Store;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::support::{TestApp, TestDb, own_server};
+
+#[tokio::test]
+async fn every_statement_can_be_prepared_against_the_migrated_schema() {
+    let db = TestDb::new().await;
+    let mut connection = db.pool.acquire().await.unwrap();
+    let mut count = 0;
+    for (name, sql) in Store::statements() {
+        let prepared = connection.prepare(sqlx::SqlStr::from_static(sql)).await;
+        assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
+        count += 1;
+    }
+    assert!(count >= 10, "{count}");
+}
+
+#[tokio::test]
+async fn migrating_again_changes_nothing_and_a_newer_schema_is_no_error() {
+    let db = TestDb::new().await;
+    let before = db.rows("select * from _sqlx_migrations").await;
+    db.database().migrate().await.unwrap();
+    assert_eq!(db.rows("select * from _sqlx_migrations").await, before);
+    // What a newer binary leaves behind.
+    db.execute(
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+         values (9999, 'of tomorrow', true, 'x', 1);
+         alter table group_members add column of_tomorrow text",
+    )
+    .await;
+    let app = TestApp::start_on(db, |_| {}).await;
+    app.set("g", "u", json!({"roleLevel": 60})).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(60));
+}
+
+#[tokio::test]
+async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
+    let db = TestDb::empty("").await;
+    db.execute("create table public.group_members (somebody_elses text)")
+        .await;
+    let app = TestApp::start_on(db, |config| config.database.schema = "im_mirror".into()).await;
+    app.set("g", "u", json!({"roleLevel": 60})).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(60));
+    let tables = "select table_schema || '.' || table_name as name from information_schema.tables
+                   where table_schema in ('public', 'im_mirror') order by 1";
+    let names: Vec<Value> = app
+        .db
+        .rows(tables)
+        .await
+        .iter()
+        .map(|row| row["name"].clone())
+        .collect();
+    let expected = [
+        "im_mirror._sqlx_migrations",
+        "im_mirror.group_members",
+        "public.group_members",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[tokio::test]
+async fn a_schema_that_is_there_needs_no_right_to_create_one() {
+    let db = TestDb::empty("").await;
+    db.execute(
+        "drop role if exists mirror_without_create;
+         create role mirror_without_create login;
+         create schema im_mirror authorization mirror_without_create",
+    )
+    .await;
+    let url = db
+        .url
+        .replace("postgres://postgres@", "postgres://mirror_without_create@");
+    let app = TestApp::start_on(db, |config| {
+        config.database.url = Some(url.into());
+        config.database.schema = "im_mirror".into();
+    })
+    .await;
+    app.set("g", "u", json!({"roleLevel": 60})).await;
+    let db = app.stop().await;
+    db.execute("drop owned by mirror_without_create; drop role mirror_without_create")
+        .await;
+}
+
+#[tokio::test]
+async fn a_database_of_another_encoding_is_refused() {
+    let db = TestDb::empty("template template0 encoding 'LATIN1' locale 'C'").await;
+    let error = db.database().migrate().await.unwrap_err().to_string();
+    assert!(
+        error.contains("is LATIN1; the mirror needs a database with encoding UTF8"),
+        "{error}"
+    );
+    assert!(error.contains("postgres://postgres:***@["), "{error}");
+}
+
+/// Repeated patches touch the heap only, no index. On a server of its own: a long transaction in
+/// any database of a server keeps dead rows from being cleared away in all.
+#[tokio::test]
+async fn patches_stay_hot() {
+    let server = own_server("hot").await;
+    let app = TestApp::start_on(TestDb::on(&server), |_| {}).await;
+    for user in 0..50 {
+        let fields = json!({"nickName": "n", "roleLevel": if user < 3 { 60 } else { 20 }});
+        app.set("g", &format!("u{user}"), fields).await;
+    }
+    for round in 0..20 {
+        for user in 0..50 {
+            let fields = json!({"nickName": format!("name {round}"), "faceURL": "f", "ex": "e"});
+            app.set("g", &format!("u{user}"), fields).await;
+        }
+    }
+    // A backend tells its counts when it ends.
+    let db = app.stop().await;
+    let counts = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables
+                   where relname = 'group_members'";
+    db.execute("select pg_stat_force_next_flush()").await;
+    let counts = &db.rows(counts).await[0];
+    let (all, hot) = (&counts["n_tup_upd"], &counts["n_tup_hot_upd"]);
+    assert_eq!(all, &json!(1000));
+    assert!(
+        hot.as_f64().unwrap() >= 0.9 * all.as_f64().unwrap(),
+        "{hot} of {all}"
+    );
+}
+
+/// Shared buffers that one run of a statement touches.
+async fn buffers(connection: &mut PgConnection, name: &str, arguments: &str) -> u64 {
+    let sql = format!("explain (analyze, buffers, format json) execute {name} ({arguments})");
+    let plan: Value = sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    let of = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();
+    of("Shared Hit Blocks") + of("Shared Read Blocks")
+}
+
+/// Pages are counted in blocks, which no noise on the machine changes.
+#[tokio::test]
+async fn any_page_of_a_large_group_costs_as_much_as_the_first() {
+    let db = TestDb::new().await;
+    // A group of 300,000: 60 admins and an owner of every 1,000 in the middle; and the memberships
+    // of one user in 300,000 groups.
+    db.execute(
+        "insert into group_members (group_id, user_id, role_level, created_at, updated_at)
+         select 'big', 'user-' || lpad(n::text, 7, '0'),
+                case when n % 5000 = 0 then 60 when n % 100000 = 1 then 100 else 20 end,
+                now(), now()
+           from generate_series(1, 300000) n
+          union all
+         select 'group-' || lpad(n::text, 7, '0'), 'joiner', 20, now(), now()
+           from generate_series(1, 300000) n;
+         analyze group_members",
+    )
+    .await;
+    let statements: HashMap<&str, &str> = Store::statements().copied().collect();
+    let mut connection = db.pool.acquire().await.unwrap();
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let set = format!("set plan_cache_mode = {mode}");
+        connection.execute(AssertSqlSafe(set)).await.unwrap();
+        for (name, arguments) in [
+            (
+                "PAGE_OF_GROUP",
+                ["'big', '', 101", "'big', 'user-0299800', 101"],
+            ),
+            (
+                "PAGE_OF_ORDINARY",
+                ["'big', '', 101", "'big', 'user-0299800', 101"],
+            ),
+            (
+                "PAGE_OF_ROLE",
+                ["'big', '', 11, 60", "'big', 'user-0245000', 11, 60"],
+            ),
+            (
+                "PAGE_OF_ROLE",
+                ["'big', '', 1, 100", "'big', 'user-0150000', 1, 100"],
+            ),
+            (
+                "PAGE_OF_USERS",
+                [
+                    "'big', '', 101, null, '{user-0000001,user-0000002}'",
+                    "'big', 'user-02', 101, 20, '{user-0299998,user-0299999}'",
+                ],
+            ),
+            (
+                "PAGE_OF_USER",
+                ["'joiner', '', 101", "'joiner', 'group-0299800', 101"],
+            ),
+            ("MEMBER", ["'big', 'user-0000001'", "'big', 'user-0299999'"]),
+        ] {
+            let prepare = format!("prepare {name} as {}", statements[name]);
+            connection.execute(AssertSqlSafe(prepare)).await.unwrap();
+            // Once before, for what the first run of a plan reads of the catalogue.
+            buffers(&mut connection, name, arguments[0]).await;
+            let first = buffers(&mut connection, name, arguments[0]).await;
+            let last = buffers(&mut connection, name, arguments[1]).await;
+            assert!(first > 0 && first <= 60, "{name}, {mode}: {first} blocks");
+            assert!(
+                last <= first + 20,
+                "{name}, {mode}: first {first}, last {last} blocks"
+            );
+            let deallocate = format!("deallocate {name}");
+            connection.execute(AssertSqlSafe(deallocate)).await.unwrap();
+        }
+    }
+    connection.close().await.unwrap();
+}

@@ -1,0 +1,13 @@
+//! What the tests stand on: a throwaway Postgres for the run, a database for each test, the
+//! service in this process or as one of its own. Whatever a test starts ends with it, also when
+//! the test panics or is killed.
+
+mod app;
+mod database;
+mod run;
+mod service;
+
+pub use app::{Reply, TestApp, member_info, path_segment, sample};
+pub use database::TestDb;
+pub use run::{own_server, run, search, wait_for};
+pub use service::{Service, command};
