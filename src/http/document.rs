@@ -256,6 +256,9 @@ fn complete_operation(operation: &mut Value) {
             .map(|(media_type, body)| (media_type.replace("; charset=utf-8", ""), body))
             .collect::<Map<_, _>>();
         if status < 400 {
+            if response["description"] == "" {
+                response["description"] = known["summary"].clone();
+            }
             return true;
         }
         let door = if content.contains_key(super::problem::PROBLEM_JSON) {

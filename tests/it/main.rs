@@ -4,10 +4,10 @@
 
 mod boundaries;
 mod callbacks;
-//mod document;
-//mod outage;
-//mod private_postgres;
-//mod process;
+mod document;
+mod outage;
+mod private_postgres;
+mod process;
 mod reads;
 //mod readme;
 mod storage;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use openim_group_mirror::store::Store;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::support::{TestApp, TestDb, own_server};
 

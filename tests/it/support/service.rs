@@ -38,6 +38,14 @@ pub fn command(variables: &BTreeMap<&str, String>) -> Command {
     command
 }
 
+/// Sends a signal, by the shell's own kill: small machines have no other.
+pub fn kill(signal: &str, pid: &str) {
+    let killed = Command::new("sh")
+        .args(["-c", &format!("kill -{signal} {pid}")])
+        .status();
+    assert!(killed.unwrap().success());
+}
+
 impl Service {
     /// Starts it on a free port and waits until it is up.
     pub fn start(variables: &[(&str, &str)]) -> Service {
@@ -104,10 +112,7 @@ impl Service {
     }
 
     pub fn signal(&self, name: &str) {
-        let killed = Command::new("kill")
-            .args([&format!("-{name}"), &self.pid().to_string()])
-            .status();
-        assert!(killed.unwrap().success());
+        kill(name, &self.pid().to_string());
     }
 
     /// Waits for the process to end by itself.

@@ -1,0 +1,193 @@
+//! The database away, hung or unwilling: a clear answer in time, and back to work by itself.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use openim_group_mirror::local_postgres::Server;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+
+use crate::support::{TestApp, TestDb, member_info, run, search};
+
+/// OpenIM gives up after 5 s.
+const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn start(dir: &Path) -> Server {
+    let dir = dir.to_owned();
+    let start = move || Server::start(&dir, &search());
+    tokio::task::spawn_blocking(start).await.unwrap().unwrap()
+}
+
+async fn app_on_own_server() -> (TestApp, Server, PathBuf) {
+    let dir = run().folder("own").join("postgres");
+    let server = start(&dir).await;
+    let app = TestApp::start_on(TestDb::on(&server), |_| {}).await;
+    app.set("g", "u", json!({"roleLevel": 20})).await;
+    (app, server, dir)
+}
+
+async fn assert_away(app: &TestApp) {
+    let asked = Instant::now();
+    let reply = app
+        .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
+        .await;
+    assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.header("retry-after"), Some("2"));
+    assert_eq!(
+        reply.body,
+        json!({
+            "actionCode": 1, "errCode": 5201, "errMsg": "the database is away",
+            "errDlt": "try again in a moment", "nextCode": 0
+        })
+    );
+    for path in [
+        "/groups/g/members",
+        "/groups/g/members/u",
+        "/groups/g",
+        "/users/u/groups",
+        "/readyz",
+    ] {
+        let asked = Instant::now();
+        let reply = app.get(path).await;
+        assert!(
+            asked.elapsed() < OPENIM_TIMEOUT,
+            "{path}: {:?}",
+            asked.elapsed()
+        );
+        assert_eq!(
+            (reply.status, &reply.body["code"]),
+            (503, &json!("database_away")),
+            "{path}"
+        );
+        assert_eq!(reply.header("retry-after"), Some("2"));
+    }
+    assert_eq!(app.get("/livez").await.status, 200);
+}
+
+async fn assert_back(app: &TestApp) {
+    let back = async {
+        while app.get("/readyz").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back)
+        .await
+        .unwrap();
+    app.set("g", "u", json!({"roleLevel": 100})).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(100));
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_gives_503_and_is_found_again() {
+    let (app, mut server, dir) = app_on_own_server().await;
+    tokio::task::spawn_blocking(move || server.stop())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_away(&app).await;
+    let _server = start(&dir).await;
+    assert_back(&app).await;
+}
+
+/// Every process of a server, stopped in its tracks; they go on when this is dropped or when this
+/// process dies: the shell waits for the end of its input.
+struct Frozen(Child);
+
+impl Frozen {
+    async fn server(server: &Server, dir: &Path) -> Frozen {
+        let postmaster = std::fs::read_to_string(dir.join("data/postmaster.pid")).unwrap();
+        let mut pids = postmaster.lines().next().unwrap().trim().to_owned();
+        let mut connection = PgConnection::connect(&server.url("postgres"))
+            .await
+            .unwrap();
+        let children: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        for pid in children {
+            pids += &format!(" {pid}");
+        }
+        let mut shell = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "kill -STOP {pids}; echo; read -r _; kill -CONT {pids}"
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = shell.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        assert_eq!(line, "\n");
+        Frozen(shell)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_gives_503_in_time_and_is_found_again() {
+    let (app, server, dir) = app_on_own_server().await;
+    let frozen = Frozen::server(&server, &dir).await;
+    // More at once than there are connections, and some of the callers hang up.
+    let impatient = reqwest::Client::builder()
+        .timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let url = format!("{}/groups/g/members", app.base);
+    for result in futures_util::future::join_all((0..8).map(|_| impatient.get(&url).send())).await {
+        assert!(result.unwrap_err().is_timeout());
+    }
+    assert_away(&app).await;
+    drop(frozen);
+    assert_back(&app).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_waits_too_long_gives_503_and_is_ended() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({"roleLevel": 20})).await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    sqlx::query("select 1 from group_members for update")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let asked = Instant::now();
+    let reply = app
+        .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
+        .await;
+    assert_eq!((reply.status, &reply.body["errCode"]), (503, &json!(5201)));
+    assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
+    holder.rollback().await.unwrap();
+    // Postgres gave up too: what was answered as refused does not come in later.
+    app.set("g", "u", json!({})).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(20));
+}
+
+#[tokio::test]
+async fn an_error_of_ours_tells_the_caller_nothing_of_the_inside() {
+    let app = TestApp::start().await;
+    app.db
+        .execute("alter table group_members add constraint no_admins check (role_level < 50)")
+        .await;
+    let reply = app
+        .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
+        .await;
+    assert_eq!(reply.status, 500);
+    assert_eq!(
+        reply.body,
+        json!({
+            "actionCode": 1, "errCode": 5202, "errMsg": "internal error",
+            "errDlt": "the log says more", "nextCode": 0
+        })
+    );
+}

@@ -1,0 +1,379 @@
+//! The binary as users run it: started, stopped, killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Service, TestDb, command, kill, member_info, run, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Sends a callback; the reply, or what kept it away.
+async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> {
+    let url = format!("{service}/callbackAfterSetGroupMemberInfoCommand");
+    let request = reqwest::Client::new().post(url).body(body);
+    let response = request
+        .header("content-type", "application/json")
+        .send()
+        .await?;
+    Ok(serde_json::from_slice(&response.bytes().await?).unwrap_or(Value::Null))
+}
+
+async fn get(service: &str, path: &str) -> Value {
+    let response = reqwest::get(format!("{service}{path}")).await.unwrap();
+    assert_eq!(response.status(), 200, "{path}");
+    serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+}
+
+/// Whether nothing runs on the data: every process of the server holds a lock on this file.
+fn is_idle(data_dir: &Path) -> bool {
+    let lock = std::fs::File::open(data_dir.join("postgres/pg.lock")).unwrap();
+    lock.try_lock().is_ok()
+}
+
+fn postmaster(data_dir: &Path) -> String {
+    let file = std::fs::read_to_string(data_dir.join("postgres/data/postmaster.pid")).unwrap();
+    file.lines().next().unwrap().trim().to_owned()
+}
+
+fn run_to_end(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let variables: BTreeMap<&str, String> = variables
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()))
+        .collect();
+    command(&variables).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn what_was_answered_survives_kill_9_and_the_next_start_recovers_by_itself() {
+    let data_dir = run().folder("data");
+    let mut service = Service::private(&data_dir);
+    let reply = callback(
+        &service.base,
+        member_info("g", "u1", json!({"nickName": "Ann"})),
+    )
+    .await;
+    assert_eq!(reply.unwrap()["actionCode"], 0);
+    service.signal("KILL");
+    service.ended();
+    wait_for("the private Postgres ends with its service", SOON, || {
+        is_idle(&data_dir)
+    });
+
+    let service = Service::private(&data_dir);
+    let member = get(&service.base, "/groups/g/members/u1").await;
+    assert_eq!(member["nickName"], "Ann");
+    let reply = callback(
+        &service.base,
+        member_info("g", "u1", json!({"roleLevel": 60})),
+    )
+    .await;
+    assert_eq!(reply.unwrap()["actionCode"], 0);
+    let member = get(&service.base, "/groups/g/members/u1").await;
+    assert_eq!(
+        (&member["nickName"], &member["roleLevel"]),
+        (&json!("Ann"), &json!(60))
+    );
+}
+
+#[tokio::test]
+async fn a_signal_stops_the_service_and_its_postgres_and_loses_nothing_answered() {
+    let data_dir = run().folder("data");
+    let mut expected = json!({});
+    for signal in ["TERM", "INT"] {
+        let mut service = Service::private(&data_dir);
+        for (user, role) in expected.as_object().unwrap() {
+            let member = get(&service.base, &format!("/groups/g/members/{user}")).await;
+            assert_eq!(&member["roleLevel"], role, "{user}");
+        }
+        // Senders that go on until nobody answers; each remembers what was answered last.
+        let answered = Arc::new(AtomicI32::new(0));
+        let senders: Vec<_> = (0..4)
+            .map(|number| {
+                let (base, answered) = (service.base.clone(), Arc::clone(&answered));
+                tokio::spawn(async move {
+                    let mut last = 0;
+                    for role in 1.. {
+                        let user = format!("{signal}{number}");
+                        let body = member_info("g", &user, json!({"roleLevel": role}));
+                        match callback(&base, body).await {
+                            Ok(reply) if reply["actionCode"] == 0 => last = role,
+                            _ => break,
+                        }
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (format!("{signal}{number}"), last)
+                })
+            })
+            .collect();
+        while answered.load(Ordering::Relaxed) < 100 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        service.signal(signal);
+        assert!(service.ended().success(), "{}", service.log());
+        assert!(is_idle(&data_dir));
+        for sender in senders {
+            let (user, last) = sender.await.unwrap();
+            expected[user] = json!(last);
+        }
+    }
+    let service = Service::private(&data_dir);
+    for (user, role) in expected.as_object().unwrap() {
+        let member = get(&service.base, &format!("/groups/g/members/{user}")).await;
+        // One more may have been committed and its answer cut off, never one less.
+        let stored = member["roleLevel"].as_i64().unwrap() - role.as_i64().unwrap();
+        assert!(
+            (0..=1).contains(&stored),
+            "{user}: {member}, answered {role}"
+        );
+    }
+}
+
+#[test]
+fn it_says_what_one_needs_to_use_it() {
+    let data_dir = run().folder("data");
+    let service = Service::private(&data_dir);
+    let base = &service.base;
+    assert!(base.starts_with("http://127.0.0.1:") && !base.ends_with(":0"));
+    let postgres = data_dir.join("postgres");
+    let expected = format!(
+        "listening on  {base}\n\
+         docs          {base}/docs\n\
+         database      postgres://postgres:***@[{}]/openim_group_mirror \
+         (private, ends with this process)\n\
+         for OpenIM's config/webhooks.yml:\n\
+         url: {base}\n\
+         afterSetGroupMemberInfo:\n  enable: true\n",
+        postgres.display()
+    );
+    assert_eq!(service.banner, expected);
+}
+
+#[test]
+fn when_the_private_postgres_dies_the_service_says_so_and_ends() {
+    let data_dir = run().folder("data");
+    let mut service = Service::private(&data_dir);
+    kill("KILL", &postmaster(&data_dir));
+    assert_eq!(service.ended().code(), Some(1));
+    let log = service.log();
+    assert!(
+        log.contains("the private Postgres has ended by itself; its log is"),
+        "{log}"
+    );
+    // And it starts again.
+    Service::private(&data_dir);
+}
+
+#[tokio::test]
+async fn a_second_instance_on_the_same_data_is_refused_and_harms_nobody() {
+    let data_dir = run().folder("data");
+    let service = Service::private(&data_dir);
+    let variables = [
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("DATA_DIR", data_dir.to_str().unwrap()),
+    ];
+    let second = run_to_end(&[], &variables);
+    assert_eq!(second.status.code(), Some(1));
+    let said = text(&second.stderr);
+    let pid = service.pid();
+    assert!(
+        said.contains(&format!("in use by another running instance (pid {pid})")),
+        "{said}"
+    );
+    assert_eq!(get(&service.base, "/readyz").await["status"], "ok");
+}
+
+#[test]
+fn without_postgres_and_without_a_url_there_are_three_ways_out() {
+    let nowhere = run().folder("nowhere");
+    let out = run_to_end(
+        &[],
+        &[
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+            ("DATA_DIR", run().folder("data").to_str().unwrap()),
+            ("PG_BIN_DIR", nowhere.to_str().unwrap()),
+        ],
+    );
+    assert_eq!(out.status.code(), Some(1));
+    let said = text(&out.stderr);
+    for way in [
+        "sudo apt-get install postgresql",
+        "set DATABASE_URL=",
+        "docker compose up",
+    ] {
+        assert!(said.contains(way), "{said}");
+    }
+    assert_eq!(said.matches("openim-group-mirror: ").count(), 1, "{said}");
+    assert_eq!(text(&out.stdout), "");
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let out = run_to_end(&[], &[("LISTEN_ADDR", &addr)]);
+    assert_eq!(out.status.code(), Some(1));
+    let said = text(&out.stderr);
+    assert!(
+        said.contains(&format!("cannot listen on {addr} (LISTEN_ADDR)")),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn with_a_database_url_that_database_is_used_and_no_private_one_started() {
+    let db = TestDb::empty("").await;
+    let data_dir = run().folder("data");
+    let variables = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("DATA_DIR", data_dir.to_str().unwrap()),
+    ];
+    let migrated = run_to_end(&["migrate"], &variables);
+    assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    assert!(db.rows("select * from group_members").await.is_empty());
+
+    let service = Service::start(&variables);
+    let body = member_info("g", "u", json!({"ex": "SECRET-EX"}));
+    assert_eq!(
+        callback(&service.base, body).await.unwrap()["actionCode"],
+        0
+    );
+    assert_eq!(
+        db.rows("select * from group_members").await[0]["ex"],
+        "SECRET-EX"
+    );
+    assert!(
+        service
+            .banner
+            .contains("database      postgres://postgres:***@[")
+    );
+    assert!(!service.banner.contains("private"), "{}", service.banner);
+    assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let url = format!("postgres://me:hunter2@127.0.0.1:{port}/mirror");
+    let out = run_to_end(
+        &[],
+        &[("LISTEN_ADDR", "127.0.0.1:0"), ("DATABASE_URL", &url)],
+    );
+    assert_eq!(out.status.code(), Some(1));
+    let said = text(&out.stderr);
+    let place = format!("cannot connect to postgres://me:***@127.0.0.1:{port}/mirror: ");
+    assert!(said.contains(&place), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once() {
+    let folder = run().folder("dotenv");
+    std::fs::write(
+        folder.join(".env"),
+        "MAX_BODY_BYTES=many\nLOG_FORMAT=xml\nRUST_LOG=\n",
+    )
+    .unwrap();
+    let inner = folder.join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    let in_folder = |folder: &Path| {
+        let mut command = command(&BTreeMap::from([("DATABASE_POOL_SIZE", "0".to_owned())]));
+        let out = command.current_dir(folder).output().unwrap();
+        assert_eq!(out.status.code(), Some(1));
+        text(&out.stderr)
+    };
+    assert_eq!(
+        in_folder(&folder),
+        "openim-group-mirror: the configuration is not usable:\n  \
+         DATABASE_POOL_SIZE: expected a whole number from 1 to 1000\n  \
+         MAX_BODY_BYTES: expected a whole number from 1024 to 1073741824\n  \
+         LOG_FORMAT: expected text or json\n"
+    );
+    assert_eq!(
+        in_folder(&inner),
+        "openim-group-mirror: the configuration is not usable:\n  \
+         DATABASE_POOL_SIZE: expected a whole number from 1 to 1000\n"
+    );
+    std::fs::write(
+        folder.join(".env"),
+        "DATABASE_URL='postgres://me:hunter2@h/d",
+    )
+    .unwrap();
+    let said = in_folder(&folder);
+    assert!(
+        said.contains("./.env: expected lines of the form NAME=value"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn help_is_the_reference_and_shows_no_value_of_the_environment() {
+    let help = run_to_end(
+        &["--help"],
+        &[("DATABASE_URL", "postgres://me:hunter2@h/d")],
+    );
+    assert!(help.status.success());
+    let help = text(&help.stdout);
+    for line in include_str!("../../.env.example")
+        .lines()
+        .filter(|line| !line.starts_with("# "))
+    {
+        let name = line.trim_start_matches('#').split('=').next().unwrap();
+        assert!(help.contains(name), "{name} is not in --help");
+    }
+    assert!(!help.contains("hunter2"), "{help}");
+}
+
+#[tokio::test]
+async fn log_lines_are_json_with_the_operation_id_and_without_the_body() {
+    let db = TestDb::new().await;
+    let service = Service::start(&[
+        ("DATABASE_URL", &db.url),
+        ("LOG_FORMAT", "json"),
+        ("RUST_LOG", "debug"),
+    ]);
+    let url = format!(
+        "{}/callbackAfterSetGroupMemberInfoCommand?key=SECRET-QUERY",
+        service.base
+    );
+    let request = reqwest::Client::new()
+        .post(url)
+        .header("operationID", "op-77");
+    let body = member_info(
+        "g",
+        "u",
+        json!({"roleLevel": "SECRET-ROLE", "ex": "SECRET-EX"}),
+    );
+    let response = request
+        .header("content-type", "application/json")
+        .body(body)
+        .send()
+        .await;
+    assert_eq!(response.unwrap().status(), 400);
+    let found = AtomicBool::new(false);
+    wait_for("the refusal is logged", SOON, || {
+        for line in service.log().lines() {
+            let line: Value = serde_json::from_str(line).expect("a log line is JSON");
+            if line["code"] == "field_type" {
+                let span = &line["span"];
+                assert_eq!(span["operation_id"], "op-77");
+                assert_eq!(span["route"], "/callbackAfterSetGroupMemberInfoCommand");
+                found.store(true, Ordering::Relaxed);
+            }
+        }
+        found.load(Ordering::Relaxed)
+    });
+    assert!(!service.log().contains("SECRET"), "{}", service.log());
+}
