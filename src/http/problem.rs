@@ -57,7 +57,7 @@ impl<E: Into<Error>> From<E> for ReadFailure {
 }
 
 impl From<ReadFailure> for poem::Error {
-    /// Rendered at the edge, by [`render`].
+    /// Rendered at the edge, by `render`.
     fn from(failure: ReadFailure) -> Self {
         failure.0.into()
     }

@@ -65,7 +65,7 @@ impl<E: Into<Error>> From<E> for CallbackFailure {
 }
 
 impl From<CallbackFailure> for poem::Error {
-    /// Rendered at the edge, by [`render`].
+    /// Rendered at the edge, by `render`.
     fn from(failure: CallbackFailure) -> Self {
         failure.0.into()
     }

@@ -1,6 +1,6 @@
 //! The wall: the only place that names sqlx and holds SQL.
 //!
-//! SQL is static text beside the function that runs it, listed by [`statements!`] so that a test
+//! SQL is static text beside the function that runs it, listed by `statements!` so that a test
 //! can prepare every statement against the migrated schema.
 
 /// Defines the SQL constants of a file and `STATEMENTS`, the list of them all.

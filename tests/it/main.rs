@@ -1,6 +1,11 @@
 //! Everything that needs more than one function: real Postgres, real HTTP, real processes.
 
 #![allow(unreachable_pub, reason = "nobody reaches into a test binary")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 mod boundaries;
 mod callbacks;
@@ -8,7 +13,7 @@ mod document;
 mod outage;
 mod private_postgres;
 mod process;
+mod readme;
 mod reads;
-//mod readme;
 mod storage;
 mod support;
