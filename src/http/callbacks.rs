@@ -4,7 +4,8 @@ use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
-use super::payload::{JsonBody, SetGroupMemberInfo};
+use super::body::JsonBody;
+use super::payload::SetGroupMemberInfo;
 use super::reply::{CallbackFailure, CallbackReply};
 use crate::domain::MemberPatch;
 use crate::ingest::Ingest;

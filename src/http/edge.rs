@@ -14,7 +14,7 @@ use tracing::{Instrument, field};
 
 use super::document::{Route, Routes};
 use super::error::{Code, Error};
-use super::{document, problem, reply};
+use super::{answers, problem, reply};
 
 /// OpenIM's request header, also an answer's. It is chosen by whoever called OpenIM, and several
 /// callbacks share one, so it tells nothing apart; it is for finding lines in logs.
@@ -117,7 +117,7 @@ fn render(error: poem::Error, is_callback: bool, route: Option<&Route>) -> Respo
         problem::render(&error)
     };
     let header = match error.code.status() {
-        StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, document::RETRY_AFTER_SECS)),
+        StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, answers::RETRY_AFTER_SECS)),
         StatusCode::METHOD_NOT_ALLOWED => {
             Some((ALLOW, route.map_or("GET", |route| route.methods.as_str())))
         }

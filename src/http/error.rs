@@ -32,7 +32,7 @@ macro_rules! codes {
         }
 
         impl Code {
-            pub(super) const ALL: &[Code] = &[$(Code::$code),+];
+            const ALL: &[Code] = &[$(Code::$code),+];
 
             /// `errCode`, in the range that OpenIM leaves to business servers.
             pub(super) fn number(self) -> i32 {
@@ -48,8 +48,14 @@ macro_rules! codes {
                 match self { $(Code::$code => StatusCode::$status,)+ }
             }
 
-            pub(super) fn door(self) -> Door {
+            fn door(self) -> Door {
                 match self { $(Code::$code => Door::$door,)+ }
+            }
+
+            /// The codes that can be told at a door.
+            pub(super) fn told_at(door: Door) -> impl Iterator<Item = Code> {
+                let told = move |code: &Code| [door, Door::Any].contains(&code.door());
+                Code::ALL.iter().copied().filter(told)
             }
 
             /// What happened, in the same words each time.

@@ -3,11 +3,11 @@
 use poem_openapi::param::Path;
 use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
-use poem_openapi::{ApiResponse, Object, OpenApi};
+use poem_openapi::{Object, OpenApi};
 use time::OffsetDateTime;
 
-use super::error::Code;
-use super::problem::{Problem, ReadFailure};
+use super::error::{Code, Error};
+use super::problem::ReadFailure;
 use super::{Tag, params};
 use crate::store::{GroupSummary, Store};
 
@@ -57,16 +57,6 @@ impl Example for Group {
     }
 }
 
-#[derive(ApiResponse)]
-enum GroupAnswer {
-    /// The group.
-    #[oai(status = 200)]
-    Found(Json<Group>),
-    /// The mirror has never heard of the group.
-    #[oai(status = 404, content_type = "application/problem+json")]
-    Unknown(Json<Problem>),
-}
-
 #[OpenApi(tag = "Tag::Reads")]
 impl Groups {
     /// One group in numbers
@@ -79,14 +69,11 @@ impl Groups {
         /// The group, percent-encoded.
         #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
         group_id: Path<String>,
-    ) -> Result<GroupAnswer, ReadFailure> {
+    ) -> Result<Json<Group>, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let Some(summary) = self.store.group(&group).await? else {
             let detail = "groupID: no callback has named it yet";
-            return Ok(GroupAnswer::Unknown(Json(Problem::new(
-                Code::GroupUnknown,
-                detail.into(),
-            ))));
+            return Err(Error::new(Code::GroupUnknown, detail).into());
         };
         let GroupSummary {
             by_role,
@@ -99,11 +86,11 @@ impl Groups {
                 members: count.members,
             })
             .collect();
-        Ok(GroupAnswer::Found(Json(Group {
+        Ok(Json(Group {
             group_id: group.as_str().to_owned(),
             member_count: roles.iter().map(|role| role.members).sum(),
             roles,
             newest_change,
-        })))
+        }))
     }
 }

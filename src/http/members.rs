@@ -1,4 +1,4 @@
-//! Reads about members.
+//! Reads about the members of one group.
 
 use headers::{ETag, Header as _, IfNoneMatch};
 use poem::http::HeaderValue;
@@ -10,8 +10,7 @@ use time::OffsetDateTime;
 
 use super::error::{Code, Error};
 use super::page::{self, Scope};
-use super::payload::{JsonBody, MembershipQuery};
-use super::problem::{Problem, ReadFailure};
+use super::problem::ReadFailure;
 use super::{Tag, params};
 use crate::domain::UserId;
 use crate::store::{MemberFilter, MemberRow, Store};
@@ -23,7 +22,7 @@ pub(super) struct Members {
 /// A current member of a group. null means that OpenIM has never told; an empty text is a value.
 #[derive(Clone, Debug, Object)]
 #[oai(rename_all = "camelCase", example)]
-struct Member {
+pub(super) struct Member {
     /// The group.
     #[oai(rename = "groupID")]
     group_id: String,
@@ -113,78 +112,6 @@ impl Example for MemberPage {
     }
 }
 
-/// A page of the groups that a user is in.
-#[derive(Object)]
-#[oai(rename_all = "camelCase", example)]
-struct MembershipPage {
-    /// The user's memberships, in bytewise order of groupID.
-    groups: Vec<Member>,
-    /// Where the next page starts; null on the last one.
-    #[oai(nullable)]
-    next_cursor: Option<String>,
-}
-
-impl Example for MembershipPage {
-    fn example() -> Self {
-        Self {
-            groups: vec![Member::example()],
-            next_cursor: None,
-        }
-    }
-}
-
-/// The answer to one pair of a membership query.
-#[derive(Object)]
-#[oai(rename_all = "camelCase")]
-struct Membership {
-    /// As asked.
-    #[oai(rename = "groupID")]
-    group_id: String,
-    /// As asked.
-    #[oai(rename = "userID")]
-    user_id: String,
-    /// Whether the user is a current member of the group.
-    is_member: bool,
-    /// As what; null for no member, and for a member whose role OpenIM has never told.
-    #[oai(nullable)]
-    role_level: Option<i32>,
-    /// The whole member; null for no member.
-    #[oai(nullable)]
-    member: Option<Member>,
-}
-
-/// The answers to a membership query.
-#[derive(Object)]
-#[oai(example)]
-struct Memberships {
-    /// One for each pair, in the order of the pairs.
-    memberships: Vec<Membership>,
-}
-
-impl Example for Memberships {
-    fn example() -> Self {
-        let yes = Member::example();
-        Self {
-            memberships: vec![
-                Membership {
-                    group_id: yes.group_id.clone(),
-                    user_id: yes.user_id.clone(),
-                    is_member: true,
-                    role_level: yes.role_level,
-                    member: Some(yes),
-                },
-                Membership {
-                    group_id: "12345".into(),
-                    user_id: "stranger".into(),
-                    is_member: false,
-                    role_level: None,
-                    member: None,
-                },
-            ],
-        }
-    }
-}
-
 #[derive(ApiResponse)]
 enum MemberAnswer {
     /// The member.
@@ -202,24 +129,6 @@ enum MemberAnswer {
         #[oai(header = "ETag")]
         String,
     ),
-    /// Not a current member of the group.
-    #[oai(status = 404, content_type = "application/problem+json")]
-    Unknown(Json<Problem>),
-}
-
-#[derive(ApiResponse)]
-enum MembershipAnswer {
-    /// An answer for each pair.
-    #[oai(status = 200)]
-    Answered(Json<Memberships>),
-    /// The body is too large.
-    #[oai(status = 413, content_type = "application/problem+json")]
-    #[expect(dead_code, reason = "for the document; rendered at the edge")]
-    TooLarge(Json<Problem>),
-    /// The Content-Type is not JSON.
-    #[oai(status = 415, content_type = "application/problem+json")]
-    #[expect(dead_code, reason = "for the document; rendered at the edge")]
-    NotJson(Json<Problem>),
 }
 
 #[OpenApi(tag = "Tag::Reads")]
@@ -243,10 +152,10 @@ impl Members {
         role_level: Query<Option<i32>>,
         /// Only these users; may be repeated, up to 100 times.
         #[oai(name = "userID", validator(max_items = 100))]
-        user_ids: Query<Vec<String>>,
+        user_ids: Query<Option<Vec<String>>>,
         /// Most members on a page.
         #[oai(
-            default = "default_limit",
+            default = "params::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))
         )]
         limit: Query<u32>,
@@ -256,6 +165,7 @@ impl Members {
         let group = params::group_id(group_id.0)?;
         let mut user_ids = user_ids
             .0
+            .unwrap_or_default()
             .into_iter()
             .map(params::user_id)
             .collect::<Result<Vec<UserId>, Error>>()?;
@@ -310,10 +220,7 @@ impl Members {
         let user = params::user_id(user_id.0)?;
         let Some(row) = self.store.member(&group, &user).await? else {
             let detail = "no current member of this group has this userID";
-            return Ok(MemberAnswer::Unknown(Json(Problem::new(
-                Code::MemberUnknown,
-                detail.into(),
-            ))));
+            return Err(Error::new(Code::MemberUnknown, detail).into());
         };
         let etag = etag(row.updated_at);
         if if_none_match
@@ -324,92 +231,6 @@ impl Members {
         }
         Ok(MemberAnswer::Found(Json(row.into()), etag))
     }
-
-    /// Groups of a user
-    ///
-    /// The groups that a user is a current member of, each with that membership, in bytewise order
-    /// of groupID, a page at a time. A user that the mirror does not know is in none.
-    #[oai(
-        path = "/users/:userID/groups",
-        method = "get",
-        operation_id = "listGroupsOfUser"
-    )]
-    async fn groups_of(
-        &self,
-        /// The user, percent-encoded.
-        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
-        user_id: Path<String>,
-        /// Most groups on a page.
-        #[oai(
-            default = "default_limit",
-            validator(minimum(value = "1"), maximum(value = "1000"))
-        )]
-        limit: Query<u32>,
-        /// nextCursor of the page before.
-        cursor: Query<Option<String>>,
-    ) -> Result<Json<MembershipPage>, ReadFailure> {
-        let user = params::user_id(user_id.0)?;
-        let scope = Scope::new("groups of user").and(user.as_str());
-        let after = scope.key(cursor.0.as_deref())?;
-        let rows = self
-            .store
-            .groups_of(&user, &after, i64::from(limit.0) + 1)
-            .await?;
-        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
-        Ok(Json(MembershipPage {
-            groups: rows.into_iter().map(Member::from).collect(),
-            next_cursor,
-        }))
-    }
-
-    /// Who is in which group, as what?
-    ///
-    /// Answers up to 1,000 questions at once: what a backend asks before it lets someone in. One
-    /// answer for each pair, in the order of the pairs.
-    #[oai(
-        path = "/memberships/query",
-        method = "post",
-        operation_id = "queryMemberships"
-    )]
-    async fn query(
-        &self,
-        body: JsonBody<MembershipQuery>,
-    ) -> Result<MembershipAnswer, ReadFailure> {
-        let of_pair = |index: usize, error: Error| Error {
-            detail: format!("pairs[{index}]: {}", error.detail).into(),
-            ..error
-        };
-        let pairs = body
-            .0
-            .pairs
-            .into_iter()
-            .enumerate()
-            .map(|(index, pair)| {
-                let group = params::group_id(pair.group_id).map_err(|e| of_pair(index, e))?;
-                let user = params::user_id(pair.user_id).map_err(|e| of_pair(index, e))?;
-                Ok((group, user))
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let found = self.store.memberships(&pairs).await?;
-        let memberships = pairs
-            .iter()
-            .zip(found)
-            .map(|((group, user), row)| Membership {
-                group_id: group.as_str().to_owned(),
-                user_id: user.as_str().to_owned(),
-                is_member: row.is_some(),
-                role_level: row.as_ref().and_then(|row| row.role_level),
-                member: row.map(Member::from),
-            })
-            .collect();
-        Ok(MembershipAnswer::Answered(Json(Memberships {
-            memberships,
-        })))
-    }
-}
-
-fn default_limit() -> u32 {
-    params::DEFAULT_LIMIT
 }
 
 /// Every change of a served value moves `updated_at` by a microsecond at least, so all its digits

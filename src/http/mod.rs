@@ -1,6 +1,8 @@
 //! The door that is pushed to and asked: routes, the edge around them, and the server. The only
 //! place that names poem.
 
+mod answers;
+mod body;
 mod callbacks;
 mod document;
 mod edge;
@@ -8,6 +10,7 @@ mod error;
 mod groups;
 mod json;
 mod members;
+mod memberships;
 mod ops;
 mod page;
 mod pages;
@@ -23,13 +26,14 @@ use poem::listener::TcpAcceptor;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, Response, Server};
 use poem_openapi::{OpenApiService, Tags};
 
+use body::MaxBodyBytes;
 use callbacks::Callbacks;
 use document::Document;
 use groups::Groups;
 use members::Members;
+use memberships::Memberships;
 use ops::Ops;
 use pages::Pages;
-use payload::MaxBodyBytes;
 
 use crate::ingest::Ingest;
 use crate::store::Store;
@@ -54,7 +58,7 @@ enum Tag {
     Operations,
 }
 
-type Api = (Callbacks, Groups, Members, Ops);
+type Api = (Callbacks, Groups, Members, Memberships, Ops);
 
 /// The OpenAPI document as JSON.
 ///
@@ -81,6 +85,9 @@ fn endpoint(
             store: store.clone(),
         },
         Members {
+            store: store.clone(),
+        },
+        Memberships {
             store: store.clone(),
         },
         Ops { store },

@@ -4,7 +4,9 @@ use super::error::{Code, Error};
 use crate::domain::{GroupId, UserId};
 
 /// Page size where none is asked for.
-pub(super) const DEFAULT_LIMIT: u32 = 100;
+pub(super) fn default_limit() -> u32 {
+    100
+}
 
 /// A parameter that could not be read; poem-openapi's own words name Rust types.
 pub(super) fn invalid(name: &str) -> Error {

@@ -6,7 +6,7 @@ use poem_openapi::registry::{MetaMediaType, MetaResponses, Registry};
 use poem_openapi::types::{Example, Type};
 use poem_openapi::{ApiResponse, Object};
 
-use super::document;
+use super::answers;
 use super::error::{Code, Door, Error};
 
 /// Media type of a problem document.
@@ -65,7 +65,7 @@ impl From<ReadFailure> for poem::Error {
 
 impl ApiResponse for ReadFailure {
     fn meta() -> MetaResponses {
-        document::failures(Door::Read, || {
+        answers::failures(Door::Read, || {
             vec![MetaMediaType {
                 content_type: PROBLEM_JSON,
                 schema: Json::<Problem>::schema_ref(),

@@ -6,7 +6,7 @@ use poem_openapi::registry::{MetaResponses, Registry};
 use poem_openapi::types::{Example, Type};
 use poem_openapi::{ApiResponse, Object, ResponseContent};
 
-use super::document;
+use super::answers;
 use super::error::{Code, Door, Error};
 
 /// The reply to a callback.
@@ -73,7 +73,7 @@ impl From<CallbackFailure> for poem::Error {
 
 impl ApiResponse for CallbackFailure {
     fn meta() -> MetaResponses {
-        document::failures(Door::Callback, Json::<CallbackReply>::media_types)
+        answers::failures(Door::Callback, Json::<CallbackReply>::media_types)
     }
 
     fn register(registry: &mut Registry) {

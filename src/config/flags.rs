@@ -1,11 +1,9 @@
-//! Every setting, as a flag with an environment variable of the same name. The only reader of the
-//! environment.
+//! The flags, each with an environment variable of the same name.
 //!
-//! Flags are read as text by clap, which makes the reference (`--help`), and parsed here, so that
-//! all errors are told at once and each names its variable.
+//! clap reads them as text and makes the reference (`--help`); they are parsed here, so that all
+//! errors are told at once and each names its variable.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -13,7 +11,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
 
+use super::{Config, DatabaseSettings, Errors, LogFormat};
 use crate::local_postgres::Search;
 use crate::store;
 
@@ -118,86 +118,29 @@ struct Settings {
     rust_log: String,
 }
 
-/// Every setting, parsed.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where to listen.
-    pub listen_addr: SocketAddr,
-    /// Where the mirror is kept.
-    pub database: DatabaseSettings,
-    /// Folder of everything we keep on disk; absent only where no home can be told.
-    pub data_dir: Option<PathBuf>,
-    /// Where the private Postgres' programs are.
-    pub search: Search,
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
-    /// See `--help`.
-    pub callback_next_code: i32,
-    /// Longest time to finish open requests when stopping.
-    pub shutdown_timeout: Duration,
-    /// Form of the log lines.
-    pub log_format: LogFormat,
-    /// A tracing filter.
-    pub log_filter: String,
+/// The command line's definition, with empty variables counted as unset and their values, which
+/// may be secret, left out of `--help`.
+fn definition() -> clap::Command {
+    Cli::command().mut_args(|arg| {
+        let empty = arg
+            .get_env()
+            .and_then(std::env::var_os)
+            .is_some_and(|value| value.is_empty());
+        if empty {
+            arg.env(None::<&str>)
+        } else {
+            arg.hide_env_values(true)
+        }
+    })
 }
 
-/// How to reach the database.
-#[derive(Clone, Debug)]
-pub struct DatabaseSettings {
-    /// Unset: the private Postgres.
-    pub url: Option<Secret>,
-    /// The schema of the mirror's tables.
-    pub schema: String,
-    /// Most connections at a time.
-    pub pool_size: u32,
-    /// Bounds the wait for a connection, and each statement.
-    pub timeout: Duration,
+pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config), Errors> {
+    let cli = definition()
+        .try_get_matches_from(args)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .unwrap_or_else(|e| e.exit());
+    Ok((cli.command.unwrap_or(Command::Serve), cli.settings.parse()?))
 }
-
-/// Form of the log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// A value that prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The value itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// Every configuration error, one a line.
-#[derive(Debug, Default)]
-pub struct Errors(Vec<String>);
-
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration is not usable:")?;
-        self.0.iter().try_for_each(|e| write!(f, "\n  {e}"))
-    }
-}
-
-impl std::error::Error for Errors {}
 
 impl Errors {
     fn add(&mut self, name: &str, expected: &str) {
@@ -230,51 +173,6 @@ impl Errors {
         }
         chosen.map(|(_, choice)| *choice)
     }
-}
-
-/// Reads `./.env` into the environment, where a name is not set already. Call it while the
-/// process has one thread.
-///
-/// # Errors
-/// When the file is there and cannot be read; the text does not quote it.
-pub fn load_dotenv() -> Result<(), Errors> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => Ok(()),
-        Err(dotenvy::Error::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(dotenvy::Error::Io(e)) => Err(Errors(vec![format!("./.env: {e}")])),
-        Err(_quotes_the_line) => Err(Errors(vec![
-            "./.env: expected lines of the form NAME=value, values with spaces in quotes".into(),
-        ])),
-    }
-}
-
-/// The command line's definition, with empty variables counted as unset and their values, which
-/// may be secret, left out of `--help`.
-fn definition() -> clap::Command {
-    Cli::command().mut_args(|arg| {
-        let empty = arg
-            .get_env()
-            .and_then(std::env::var_os)
-            .is_some_and(|value| value.is_empty());
-        if empty {
-            arg.env(None::<&str>)
-        } else {
-            arg.hide_env_values(true)
-        }
-    })
-}
-
-/// Reads the arguments and the environment. `--help`, `--version` and usage errors print what
-/// they have to say and end the process.
-///
-/// # Errors
-/// All settings that cannot be used, each named.
-pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config), Errors> {
-    let cli = definition()
-        .try_get_matches_from(args)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-        .unwrap_or_else(|e| e.exit());
-    Ok((cli.command.unwrap_or(Command::Serve), cli.settings.parse()?))
 }
 
 impl Settings {
@@ -324,7 +222,7 @@ impl Settings {
         );
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         let log_format = e.choice("LOG_FORMAT", &self.log_format, &formats);
-        e.parse::<tracing_subscriber::filter::Targets>(
+        e.parse::<Targets>(
             "RUST_LOG",
             &self.rust_log,
             "a level (error, warn, info, debug, trace), or target=level pairs joined by commas",
@@ -334,7 +232,7 @@ impl Settings {
             Some(Config {
                 listen_addr: listen_addr?,
                 database: DatabaseSettings {
-                    url: url.map(Secret),
+                    url: url.map(Into::into),
                     schema: self.database_schema,
                     pool_size: u32::try_from(pool_size?).ok()?,
                     timeout: Duration::from_millis(timeout?),
@@ -411,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_example_lists_every_variable_with_its_default() {
-        let example = include_str!("../.env.example");
+        let example = include_str!("../../.env.example");
         let listed: BTreeMap<String, String> = example
             .lines()
             .filter(|line| !line.is_empty() && !line.starts_with("# "))

@@ -1,0 +1,154 @@
+//! What the OpenAPI document says of answers that derives cannot: the codes that each failing one
+//! can carry, in which operation, and examples of them.
+
+use std::collections::BTreeSet;
+
+use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses};
+use poem_openapi::types::{ToJSON, Type};
+use serde_json::{Map, Value, json};
+
+use super::error::{Code, Door};
+use super::problem::{PROBLEM_JSON, Problem};
+use super::reply::CallbackReply;
+
+/// The failing answers at a door, for an operation's `ApiResponse`: one a status. [`complete`],
+/// which knows the operation, takes away those that it cannot give and describes the others.
+pub(super) fn failures(door: Door, content: impl Fn() -> Vec<MetaMediaType>) -> MetaResponses {
+    let statuses: BTreeSet<u16> = Code::told_at(door)
+        .map(|code| code.status().as_u16())
+        .collect();
+    let response = |status| MetaResponse {
+        description: "",
+        status: Some(status),
+        status_range: None,
+        content: content(),
+        headers: if status == 503 {
+            vec![retry_after()]
+        } else {
+            vec![]
+        },
+    };
+    MetaResponses {
+        responses: statuses.into_iter().map(response).collect(),
+    }
+}
+
+/// Value of Retry-After, which every 503 has.
+pub(super) const RETRY_AFTER_SECS: &str = "2";
+
+fn retry_after() -> MetaHeader {
+    MetaHeader {
+        name: "Retry-After".into(),
+        description: Some("Seconds to wait before asking again.".into()),
+        required: true,
+        deprecated: false,
+        schema: i32::schema_ref(),
+    }
+}
+
+/// False for an answer that the operation cannot give.
+pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> bool {
+    let Ok(status) = status.parse::<u16>() else {
+        return true;
+    };
+    // Not `answer["content"]`, which would add a null where there is none (304).
+    let Some(content) = answer.get_mut("content").and_then(Value::as_object_mut) else {
+        return true;
+    };
+    // JSON is UTF-8; with the parameter some generators do not know the type.
+    *content = std::mem::take(content)
+        .into_iter()
+        .map(|(media_type, body)| (media_type.replace("; charset=utf-8", ""), body))
+        .collect();
+    let description = if status < 400 {
+        operation["summary"].clone()
+    } else {
+        let door = if content.contains_key(PROBLEM_JSON) {
+            Door::Read
+        } else {
+            Door::Callback
+        };
+        let codes = codes_of(operation, door, status);
+        if codes.is_empty() {
+            return false;
+        }
+        let examples: Map<String, Value> = codes.iter().map(|code| example(*code, door)).collect();
+        for (_, body) in content {
+            body["examples"] = Value::Object(examples.clone());
+        }
+        let messages: Vec<&str> = codes.iter().map(|code| code.message()).collect();
+        messages.join(", or ").into()
+    };
+    if answer["description"] == "" {
+        answer["description"] = description;
+    }
+    true
+}
+
+fn example(code: Code, door: Door) -> (String, Value) {
+    let detail = example_detail(code).to_owned();
+    let value = match door {
+        Door::Callback => CallbackReply::failure(code, detail).to_json(),
+        Door::Read | Door::Any => Problem::new(code, detail).to_json(),
+    };
+    (code.name().to_owned(), json!({ "value": value }))
+}
+
+/// The codes with which an operation can answer with a status.
+fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
+    let id = operation["operationId"].as_str().unwrap_or_default();
+    let has_body = operation.get("requestBody").is_some();
+    let parameters: Vec<&str> = operation["parameters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|parameter| parameter["name"].as_str())
+        .collect();
+    let can = |code: Code| match code {
+        Code::BodyMalformed
+        | Code::FieldMissing
+        | Code::FieldType
+        | Code::BodyIncomplete
+        | Code::BodyTooLarge
+        | Code::NotJson
+        | Code::TooMany => has_body,
+        Code::IdInvalid => has_body || !parameters.is_empty(),
+        Code::ParameterInvalid => !parameters.is_empty(),
+        Code::CursorInvalid => parameters.contains(&"cursor"),
+        Code::GroupUnknown => id == "getGroup",
+        Code::MemberUnknown => id == "getMember",
+        // Of the router, not of an operation.
+        Code::PathUnknown | Code::MethodNotAllowed => false,
+        Code::CommandMismatch | Code::DatabaseAway | Code::Internal => true,
+    };
+    Code::told_at(door)
+        .filter(|code| code.status().as_u16() == status && can(*code))
+        .collect()
+}
+
+/// What stands in `detail` or errDlt, for an example.
+fn example_detail(code: Code) -> &'static str {
+    match code {
+        Code::BodyMalformed => "expected JSON; stopped at line 1 column 17",
+        Code::FieldMissing => "groupID: expected a value",
+        Code::FieldType => "groupID: expected a string, found a number",
+        Code::IdInvalid => "userID: must be at most 1024 bytes of UTF-8",
+        Code::CommandMismatch => {
+            "callbackCommand: expected callbackAfterSetGroupMemberInfoCommand, as in the path"
+        }
+        Code::ParameterInvalid => "limit: expected a whole number from 1 to 1000",
+        Code::CursorInvalid => {
+            "cursor: expected the nextCursor of the same path with the same filters"
+        }
+        Code::TooMany => "pairs: expected at most 1000 items",
+        Code::BodyIncomplete => "the connection ended first",
+        Code::BodyTooLarge => "expected at most 16777216 bytes (MAX_BODY_BYTES)",
+        Code::NotJson => "Content-Type: expected application/json",
+        Code::PathUnknown => "see /docs for what is",
+        Code::MethodNotAllowed => "see /docs for those that it takes",
+        Code::GroupUnknown => "groupID: no callback has named it yet",
+        Code::MemberUnknown => "no current member of this group has this userID",
+        Code::DatabaseAway => "try again in a moment",
+        Code::Internal => "the log says more",
+    }
+}

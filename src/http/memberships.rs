@@ -1,0 +1,234 @@
+//! Reads about memberships across groups: a user's own, and any pairs.
+
+use poem_openapi::param::{Path, Query};
+use poem_openapi::payload::Json;
+use poem_openapi::types::Example;
+use poem_openapi::{Object, OpenApi};
+
+use super::body::{FromBody, JsonBody};
+use super::error::Error;
+use super::json::{self, Field};
+use super::members::Member;
+use super::page::{self, Scope};
+use super::problem::ReadFailure;
+use super::{Tag, params};
+use crate::store::Store;
+
+pub(super) struct Memberships {
+    pub(super) store: Store,
+}
+
+/// A page of the groups that a user is in.
+#[derive(Object)]
+#[oai(rename_all = "camelCase", example)]
+struct MembershipPage {
+    /// The user's memberships, in bytewise order of groupID.
+    groups: Vec<Member>,
+    /// Where the next page starts; null on the last one.
+    #[oai(nullable)]
+    next_cursor: Option<String>,
+}
+
+impl Example for MembershipPage {
+    fn example() -> Self {
+        Self {
+            groups: vec![Member::example()],
+            next_cursor: None,
+        }
+    }
+}
+
+/// One question of a membership query.
+#[derive(Clone, Debug, Object)]
+struct Pair {
+    /// The group: 1 to 1,024 bytes, any characters but U+0000.
+    #[oai(rename = "groupID", validator(min_length = 1, max_length = 1024))]
+    group_id: String,
+    /// The user: 1 to 1,024 bytes, any characters but U+0000.
+    #[oai(rename = "userID", validator(min_length = 1, max_length = 1024))]
+    user_id: String,
+}
+
+/// Which of these users are members of these groups?
+#[derive(Clone, Debug, Object)]
+#[oai(example)]
+struct MembershipQuery {
+    /// Up to 1,000 pairs; a pair may be there twice.
+    #[oai(validator(max_items = 1000))]
+    pairs: Vec<Pair>,
+}
+
+/// Most pairs in one query.
+const MAX_PAIRS: usize = 1000;
+
+impl FromBody for MembershipQuery {
+    fn from_body(body: &str) -> Result<Self, Error> {
+        let [pairs] = json::object(body, ["pairs"])?;
+        let pairs = pairs.required()?.array(MAX_PAIRS)?;
+        let read = |(index, pair): (usize, &str)| -> Result<Pair, Error> {
+            let of_pair = |error: Error| Error {
+                detail: format!("pairs[{index}]: {}", error.detail).into(),
+                ..error
+            };
+            let [group_id, user_id] = json::object(pair, ["groupID", "userID"]).map_err(of_pair)?;
+            let text = |field: Field<'_>| field.required().and_then(|value| value.text());
+            Ok(Pair {
+                group_id: text(group_id).map_err(of_pair)?,
+                user_id: text(user_id).map_err(of_pair)?,
+            })
+        };
+        Ok(Self {
+            pairs: pairs
+                .into_iter()
+                .enumerate()
+                .map(read)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Example for MembershipQuery {
+    fn example() -> Self {
+        let pair = |group: &str, user: &str| Pair {
+            group_id: group.into(),
+            user_id: user.into(),
+        };
+        Self {
+            pairs: vec![pair("12345", "user789"), pair("12345", "stranger")],
+        }
+    }
+}
+
+/// The answer to one pair of a membership query.
+#[derive(Object)]
+#[oai(rename_all = "camelCase")]
+struct Membership {
+    /// As asked.
+    #[oai(rename = "groupID")]
+    group_id: String,
+    /// As asked.
+    #[oai(rename = "userID")]
+    user_id: String,
+    /// Whether the user is a current member of the group.
+    is_member: bool,
+    /// As what; null for no member, and for a member whose role OpenIM has never told.
+    #[oai(nullable)]
+    role_level: Option<i32>,
+    /// The whole member; null for no member.
+    #[oai(nullable)]
+    member: Option<Member>,
+}
+
+/// The answers to a membership query.
+#[derive(Object)]
+#[oai(example)]
+struct MembershipAnswers {
+    /// One for each pair, in the order of the pairs.
+    memberships: Vec<Membership>,
+}
+
+impl Example for MembershipAnswers {
+    fn example() -> Self {
+        Self {
+            memberships: vec![
+                Membership {
+                    group_id: "12345".into(),
+                    user_id: "user789".into(),
+                    is_member: true,
+                    role_level: Some(20),
+                    member: Some(Member::example()),
+                },
+                Membership {
+                    group_id: "12345".into(),
+                    user_id: "stranger".into(),
+                    is_member: false,
+                    role_level: None,
+                    member: None,
+                },
+            ],
+        }
+    }
+}
+
+#[OpenApi(tag = "Tag::Reads")]
+impl Memberships {
+    /// Groups of a user
+    ///
+    /// The groups that a user is a current member of, each with that membership, in bytewise order
+    /// of groupID, a page at a time. A user that the mirror does not know is in none.
+    #[oai(
+        path = "/users/:userID/groups",
+        method = "get",
+        operation_id = "listGroupsOfUser"
+    )]
+    async fn groups_of(
+        &self,
+        /// The user, percent-encoded.
+        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
+        user_id: Path<String>,
+        /// Most groups on a page.
+        #[oai(
+            default = "params::default_limit",
+            validator(minimum(value = "1"), maximum(value = "1000"))
+        )]
+        limit: Query<u32>,
+        /// nextCursor of the page before.
+        cursor: Query<Option<String>>,
+    ) -> Result<Json<MembershipPage>, ReadFailure> {
+        let user = params::user_id(user_id.0)?;
+        let scope = Scope::new("groups of user").and(user.as_str());
+        let after = scope.key(cursor.0.as_deref())?;
+        let rows = self
+            .store
+            .groups_of(&user, &after, i64::from(limit.0) + 1)
+            .await?;
+        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
+        Ok(Json(MembershipPage {
+            groups: rows.into_iter().map(Member::from).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// Who is in which group, as what?
+    ///
+    /// Answers up to 1,000 questions at once: what a backend asks before it lets someone in. One
+    /// answer for each pair, in the order of the pairs.
+    #[oai(
+        path = "/memberships/query",
+        method = "post",
+        operation_id = "queryMemberships"
+    )]
+    async fn query(
+        &self,
+        body: JsonBody<MembershipQuery>,
+    ) -> Result<Json<MembershipAnswers>, ReadFailure> {
+        let of_pair = |index: usize, error: Error| Error {
+            detail: format!("pairs[{index}]: {}", error.detail).into(),
+            ..error
+        };
+        let pairs = body
+            .0
+            .pairs
+            .into_iter()
+            .enumerate()
+            .map(|(index, pair)| {
+                let group = params::group_id(pair.group_id).map_err(|e| of_pair(index, e))?;
+                let user = params::user_id(pair.user_id).map_err(|e| of_pair(index, e))?;
+                Ok((group, user))
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let found = self.store.memberships(&pairs).await?;
+        let memberships = pairs
+            .iter()
+            .zip(found)
+            .map(|((group, user), row)| Membership {
+                group_id: group.as_str().to_owned(),
+                user_id: user.as_str().to_owned(),
+                is_member: row.is_some(),
+                role_level: row.as_ref().and_then(|row| row.role_level),
+                member: row.map(Member::from),
+            })
+            .collect();
+        Ok(Json(MembershipAnswers { memberships }))
+    }
+}
