@@ -132,9 +132,19 @@ pub async fn run(
     out: impl Write,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    tokio::pin!(shutdown);
     let addr = listener.local_addr().map_err(Error::Serve)?;
-    let (database, mut server) = database(config).await?;
-    let store = database.open().await?;
+    let open = async {
+        let (database, server) = database(config).await?;
+        let store = database.open().await?;
+        Ok::<_, Error>((database, server, store))
+    };
+    // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
+    // to stop. What was started ends with the process.
+    let (database, mut server, store) = tokio::select! {
+        opened = open => opened?,
+        () = &mut shutdown => return Ok(()),
+    };
     let ingest = Ingest::new(store.clone());
     let settings = http::Settings {
         max_body_bytes: config.max_body_bytes,
@@ -147,7 +157,7 @@ pub async fn run(
     let mut ended = None;
     let stop = async {
         tokio::select! {
-            () = shutdown => tracing::info!("stopping"),
+            () = &mut shutdown => tracing::info!("stopping"),
             () = private_end(server.as_mut()) => ended = log,
         }
     };
@@ -162,8 +172,16 @@ pub async fn run(
     .await;
 
     // In this order: no request is open any more; then what they submitted; then the database.
-    ingest.close().await;
-    store.close().await;
+    let close = async {
+        ingest.close().await;
+        store.close().await;
+    };
+    if tokio::time::timeout(config.shutdown_timeout, close)
+        .await
+        .is_err()
+    {
+        tracing::warn!("the database does not let go; leaving it");
+    }
     stop_private(server).await?;
     if let Some(log) = ended {
         return Err(Error::PrivateEnded(log));

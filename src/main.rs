@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use openim_group_mirror::config::{self, Command};
+use openim_group_mirror::config::{self, Command, Config};
 use openim_group_mirror::{app, http, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,6 +23,17 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let (command, config) = config::read(std::env::args_os())?;
     telemetry::init(&config);
     let runtime = tokio::runtime::Runtime::new()?;
+    let result = execute(command, &config, &runtime);
+    // Does not wait for a start that was given up on: dropping the runtime would.
+    runtime.shutdown_background();
+    result
+}
+
+fn execute(
+    command: Command,
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<(), Box<dyn std::error::Error>> {
     match command {
         Command::Serve => runtime.block_on(async {
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -33,9 +44,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                     _ = terminate.recv() => {}
                 }
             };
-            Ok(app::serve(&config, std::io::stdout(), shutdown).await?)
+            Ok(app::serve(config, std::io::stdout(), shutdown).await?)
         }),
-        Command::Migrate => Ok(runtime.block_on(app::migrate(&config))?),
+        Command::Migrate => Ok(runtime.block_on(app::migrate(config))?),
         Command::Openapi => {
             writeln!(std::io::stdout(), "{}", http::openapi_json()?)?;
             Ok(())

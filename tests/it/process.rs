@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -214,6 +214,24 @@ fn without_postgres_and_without_a_url_there_are_three_ways_out() {
     }
     assert_eq!(said.matches("openim-group-mirror: ").count(), 1, "{said}");
     assert_eq!(text(&out.stdout), "");
+}
+
+/// A database that takes the connection and says nothing.
+#[test]
+fn a_signal_during_the_start_ends_it_at_once() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://me@{}/mirror", silent.local_addr().unwrap());
+    let variables = [("LISTEN_ADDR", "127.0.0.1:0"), ("DATABASE_URL", &url)];
+    let mut starting = Service::spawn(&variables);
+    let _connection = silent.accept().unwrap();
+    starting.signal("TERM");
+    let asked = Instant::now();
+    assert!(starting.ended().success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[test]

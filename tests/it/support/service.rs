@@ -49,6 +49,28 @@ pub fn kill(signal: &str, pid: &str) {
 impl Service {
     /// Starts it on a free port and waits until it is up.
     pub fn start(variables: &[(&str, &str)]) -> Service {
+        let mut service = Self::spawn(variables);
+        let (lines, received) = mpsc::channel();
+        let stdout = BufReader::new(service.child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = lines.send(line);
+            }
+        });
+        while !service.banner.ends_with("  enable: true\n") {
+            let Ok(line) = received.recv_timeout(START_BOUND) else {
+                panic!("the service did not start: {}", service.log());
+            };
+            service.banner += &format!("{line}\n");
+        }
+        let mut words = service.banner.split_whitespace();
+        let url = words.find(|word| word.starts_with("http://"));
+        service.base = url.unwrap().to_owned();
+        service
+    }
+
+    /// Starts it on a free port and does not wait.
+    pub fn spawn(variables: &[(&str, &str)]) -> Service {
         let mut all = BTreeMap::from([("LISTEN_ADDR", "127.0.0.1:0".to_owned())]);
         all.extend(
             variables
@@ -56,7 +78,7 @@ impl Service {
                 .map(|(name, value)| (*name, (*value).to_owned())),
         );
         let stderr = run().folder("log").join("stderr");
-        let mut child = command(&all)
+        let child = command(&all)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr).unwrap())
             .spawn()
@@ -69,33 +91,14 @@ impl Service {
             .spawn()
             .unwrap();
         let pipe = watchdog.stdin.take().unwrap();
-        let (lines, received) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                let _ = lines.send(line);
-            }
-        });
-        let mut service = Service {
+        Service {
             child,
             watchdog,
             _pipe: pipe,
             banner: String::new(),
             base: String::new(),
             stderr,
-        };
-        while !service.banner.ends_with("  enable: true\n") {
-            let Ok(line) = received.recv_timeout(START_BOUND) else {
-                panic!("the service did not start: {}", service.log());
-            };
-            service.banner += &format!("{line}\n");
         }
-        let url = service
-            .banner
-            .split_whitespace()
-            .find(|word| word.starts_with("http://"));
-        service.base = url.unwrap().to_owned();
-        service
     }
 
     /// On a private Postgres in `data_dir`.
