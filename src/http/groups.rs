@@ -67,7 +67,11 @@ impl Groups {
     async fn group(
         &self,
         /// The group, percent-encoded.
-        #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
+        #[oai(
+            name = "groupID",
+            example = "params::example_group",
+            validator(min_length = 1, max_length = 1024)
+        )]
         group_id: Path<String>,
     ) -> Result<Json<Group>, ReadFailure> {
         let group = params::group_id(group_id.0)?;

@@ -145,7 +145,11 @@ impl Members {
     async fn list(
         &self,
         /// The group, percent-encoded.
-        #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
+        #[oai(
+            name = "groupID",
+            example = "params::example_group",
+            validator(min_length = 1, max_length = 1024)
+        )]
         group_id: Path<String>,
         /// Only members with this role level.
         #[oai(name = "roleLevel")]
@@ -207,10 +211,18 @@ impl Members {
     async fn member(
         &self,
         /// The group, percent-encoded.
-        #[oai(name = "groupID", validator(min_length = 1, max_length = 1024))]
+        #[oai(
+            name = "groupID",
+            example = "params::example_group",
+            validator(min_length = 1, max_length = 1024)
+        )]
         group_id: Path<String>,
         /// The user, percent-encoded.
-        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
+        #[oai(
+            name = "userID",
+            example = "params::example_user",
+            validator(min_length = 1, max_length = 1024)
+        )]
         user_id: Path<String>,
         /// ETag of an earlier answer.
         #[oai(name = "If-None-Match")]

@@ -164,7 +164,11 @@ impl Memberships {
     async fn groups_of(
         &self,
         /// The user, percent-encoded.
-        #[oai(name = "userID", validator(min_length = 1, max_length = 1024))]
+        #[oai(
+            name = "userID",
+            example = "params::example_user",
+            validator(min_length = 1, max_length = 1024)
+        )]
         user_id: Path<String>,
         /// Most groups on a page.
         #[oai(

@@ -8,6 +8,16 @@ pub(super) fn default_limit() -> u32 {
     100
 }
 
+/// The group of OpenIM's sample.
+pub(super) fn example_group() -> String {
+    "12345".into()
+}
+
+/// The user of OpenIM's sample.
+pub(super) fn example_user() -> String {
+    "user789".into()
+}
+
 /// A parameter that could not be read; poem-openapi's own words name Rust types.
 pub(super) fn invalid(name: &str) -> Error {
     let expected = match name {

@@ -119,6 +119,11 @@ fn every_operation_says_what_it_is_and_every_answer_has_an_example() {
             );
         }
         assert_eq!(operation["tags"].as_array().unwrap().len(), 1, "{place}");
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let needs_example = parameter["required"] == json!(true);
+            let has_example = parameter["schema"]["example"].is_string();
+            assert_eq!(has_example, needs_example, "{place}: {parameter}");
+        }
         for (status, response) in operation["responses"].as_object().unwrap() {
             let place = format!("{place}: {status}");
             assert!(
