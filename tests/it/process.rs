@@ -1,15 +1,13 @@
 //! The binary as users run it: started, stopped, killed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Service, TestDb, command, kill, member_info, run, wait_for};
+use crate::support::{Service, TestDb, kill, member_info, run, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -39,18 +37,6 @@ fn is_idle(data_dir: &Path) -> bool {
 fn postmaster(data_dir: &Path) -> String {
     let file = std::fs::read_to_string(data_dir.join("postgres/data/postmaster.pid")).unwrap();
     file.lines().next().unwrap().trim().to_owned()
-}
-
-fn run_to_end(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let variables: BTreeMap<&str, String> = variables
-        .iter()
-        .map(|(name, value)| (*name, (*value).to_owned()))
-        .collect();
-    command(&variables).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[tokio::test]
@@ -181,9 +167,9 @@ async fn a_second_instance_on_the_same_data_is_refused_and_harms_nobody() {
         ("LISTEN_ADDR", "127.0.0.1:0"),
         ("DATA_DIR", data_dir.to_str().unwrap()),
     ];
-    let second = run_to_end(&[], &variables);
-    assert_eq!(second.status.code(), Some(1));
-    let said = text(&second.stderr);
+    let second = Service::to_end(&[], &variables);
+    assert_eq!(second.code, Some(1));
+    let said = second.stderr;
     let pid = service.pid();
     assert!(
         said.contains(&format!("in use by another running instance (pid {pid})")),
@@ -195,7 +181,7 @@ async fn a_second_instance_on_the_same_data_is_refused_and_harms_nobody() {
 #[test]
 fn without_postgres_and_without_a_url_there_are_three_ways_out() {
     let nowhere = run().folder("nowhere");
-    let out = run_to_end(
+    let out = Service::to_end(
         &[],
         &[
             ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -203,8 +189,8 @@ fn without_postgres_and_without_a_url_there_are_three_ways_out() {
             ("PG_BIN_DIR", nowhere.to_str().unwrap()),
         ],
     );
-    assert_eq!(out.status.code(), Some(1));
-    let said = text(&out.stderr);
+    assert_eq!(out.code, Some(1));
+    let said = out.stderr;
     for way in [
         "sudo apt-get install postgresql",
         "set DATABASE_URL=",
@@ -213,7 +199,7 @@ fn without_postgres_and_without_a_url_there_are_three_ways_out() {
         assert!(said.contains(way), "{said}");
     }
     assert_eq!(said.matches("openim-group-mirror: ").count(), 1, "{said}");
-    assert_eq!(text(&out.stdout), "");
+    assert_eq!(out.stdout, "");
 }
 
 /// A database that takes the connection and says nothing.
@@ -222,7 +208,7 @@ fn a_signal_during_the_start_ends_it_at_once() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://me@{}/mirror", silent.local_addr().unwrap());
     let variables = [("LISTEN_ADDR", "127.0.0.1:0"), ("DATABASE_URL", &url)];
-    let mut starting = Service::spawn(&variables);
+    let mut starting = Service::spawn(&[], &variables);
     let _connection = silent.accept().unwrap();
     starting.signal("TERM");
     let asked = Instant::now();
@@ -238,9 +224,9 @@ fn a_signal_during_the_start_ends_it_at_once() {
 fn an_address_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
-    let out = run_to_end(&[], &[("LISTEN_ADDR", &addr)]);
-    assert_eq!(out.status.code(), Some(1));
-    let said = text(&out.stderr);
+    let out = Service::to_end(&[], &[("LISTEN_ADDR", &addr)]);
+    assert_eq!(out.code, Some(1));
+    let said = out.stderr;
     assert!(
         said.contains(&format!("cannot listen on {addr} (LISTEN_ADDR)")),
         "{said}"
@@ -255,8 +241,8 @@ async fn with_a_database_url_that_database_is_used_and_no_private_one_started() 
         ("DATABASE_URL", db.url.as_str()),
         ("DATA_DIR", data_dir.to_str().unwrap()),
     ];
-    let migrated = run_to_end(&["migrate"], &variables);
-    assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    let migrated = Service::to_end(&["migrate"], &variables);
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
     assert!(db.rows("select * from group_members").await.is_empty());
 
     let service = Service::start(&variables);
@@ -284,12 +270,12 @@ async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
     let port = free.local_addr().unwrap().port();
     drop(free);
     let url = format!("postgres://me:hunter2@127.0.0.1:{port}/mirror");
-    let out = run_to_end(
+    let out = Service::to_end(
         &[],
         &[("LISTEN_ADDR", "127.0.0.1:0"), ("DATABASE_URL", &url)],
     );
-    assert_eq!(out.status.code(), Some(1));
-    let said = text(&out.stderr);
+    assert_eq!(out.code, Some(1));
+    let said = out.stderr;
     let place = format!("cannot connect to postgres://me:***@127.0.0.1:{port}/mirror: ");
     assert!(said.contains(&place), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
@@ -306,10 +292,9 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
     let inner = folder.join("inner");
     std::fs::create_dir(&inner).unwrap();
     let in_folder = |folder: &Path| {
-        let mut command = command(&BTreeMap::from([("DATABASE_POOL_SIZE", "0".to_owned())]));
-        let out = command.current_dir(folder).output().unwrap();
-        assert_eq!(out.status.code(), Some(1));
-        text(&out.stderr)
+        let out = Service::to_end_in(folder, &[], &[("DATABASE_POOL_SIZE", "0")]);
+        assert_eq!(out.code, Some(1));
+        out.stderr
     };
     assert_eq!(
         in_folder(&folder),
@@ -338,12 +323,12 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
 
 #[test]
 fn help_is_the_reference_and_shows_no_value_of_the_environment() {
-    let help = run_to_end(
+    let help = Service::to_end(
         &["--help"],
         &[("DATABASE_URL", "postgres://me:hunter2@h/d")],
     );
-    assert!(help.status.success());
-    let help = text(&help.stdout);
+    assert_eq!(help.code, Some(0));
+    let help = help.stdout;
     for line in include_str!("../../.env.example")
         .lines()
         .filter(|line| !line.starts_with("# "))

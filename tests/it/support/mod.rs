@@ -10,4 +10,4 @@ mod service;
 pub use app::{Reply, TestApp, member_info, path_segment, sample};
 pub use database::TestDb;
 pub use run::{own_server, run, search, wait_for};
-pub use service::{Service, command, kill};
+pub use service::{Service, kill};

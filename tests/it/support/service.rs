@@ -1,7 +1,7 @@
 //! The service as a process: the binary that users run.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -23,18 +23,24 @@ pub struct Service {
     stderr: PathBuf,
 }
 
-/// A command of the binary with a clean environment, in an empty folder.
-pub fn command(variables: &BTreeMap<&str, String>) -> Command {
+/// How a service that ended by itself did so.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A command of the binary with a clean environment.
+fn command(variables: &BTreeMap<&str, String>, folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_openim-group-mirror"));
-    command
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .envs(variables)
-        .current_dir(run().folder("cwd"))
-        .stdin(Stdio::null());
-    if let Some(dir) = std::env::var_os("PG_BIN_DIR") {
-        command.env("PG_BIN_DIR", dir);
+    command.env_clear();
+    for name in ["PATH", "PG_BIN_DIR"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
+    command
+        .envs(variables)
+        .current_dir(folder)
+        .stdin(Stdio::null());
     command
 }
 
@@ -49,7 +55,7 @@ pub fn kill(signal: &str, pid: &str) {
 impl Service {
     /// Starts it on a free port and waits until it is up.
     pub fn start(variables: &[(&str, &str)]) -> Service {
-        let mut service = Self::spawn(variables);
+        let mut service = Self::spawn(&[], variables);
         let (lines, received) = mpsc::channel();
         let stdout = BufReader::new(service.child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -69,8 +75,34 @@ impl Service {
         service
     }
 
+    /// Runs it in an empty folder until it ends by itself, within a bound.
+    #[track_caller]
+    pub fn to_end(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+        Self::to_end_in(&run().folder("cwd"), arguments, variables)
+    }
+
+    /// As [`Service::to_end`], in a folder.
+    #[track_caller]
+    pub fn to_end_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+        let mut service = Self::spawn_in(folder, arguments, variables);
+        let mut stdout = service.child.stdout.take().unwrap();
+        // What it prints fits the pipe.
+        let code = service.ended().code();
+        let mut printed = String::new();
+        stdout.read_to_string(&mut printed).unwrap();
+        Ended {
+            code,
+            stdout: printed,
+            stderr: service.log(),
+        }
+    }
+
     /// Starts it on a free port and does not wait.
-    pub fn spawn(variables: &[(&str, &str)]) -> Service {
+    pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Service {
+        Self::spawn_in(&run().folder("cwd"), arguments, variables)
+    }
+
+    fn spawn_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Service {
         let mut all = BTreeMap::from([("LISTEN_ADDR", "127.0.0.1:0".to_owned())]);
         all.extend(
             variables
@@ -78,7 +110,8 @@ impl Service {
                 .map(|(name, value)| (*name, (*value).to_owned())),
         );
         let stderr = run().folder("log").join("stderr");
-        let child = command(&all)
+        let child = command(&all, folder)
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr).unwrap())
             .spawn()
