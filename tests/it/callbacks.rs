@@ -655,11 +655,7 @@ async fn a_callback_whose_sender_hangs_up_is_applied_all_the_same() {
     let app = TestApp::start().await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
     // Hold the row, so that the write waits until the sender is gone.
-    let mut holder = app.db.pool.begin().await.unwrap();
-    sqlx::query("select 1 from group_members for update")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    let holder = app.db.hold_members().await;
     let mut connection = raw_connection(&app).await;
     let body = member_info("g", "u", json!({"roleLevel": 60}));
     connection

@@ -156,11 +156,7 @@ async fn a_database_that_hangs_gives_503_in_time_and_is_found_again() {
 async fn a_statement_that_waits_too_long_gives_503_and_is_ended() {
     let app = TestApp::start().await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
-    let mut holder = app.db.pool.begin().await.unwrap();
-    sqlx::query("select 1 from group_members for update")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    let holder = app.db.hold_members().await;
     let asked = Instant::now();
     let reply = app
         .callback_text(member_info("g", "u", json!({"roleLevel": 60})))

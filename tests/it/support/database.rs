@@ -9,7 +9,10 @@ use std::time::Duration;
 use openim_group_mirror::local_postgres::Server;
 use openim_group_mirror::store::Database;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres,
+    Transaction,
+};
 
 use super::run;
 
@@ -87,6 +90,14 @@ impl TestDb {
     pub async fn execute(&self, sql: &str) {
         let mut connection = self.pool.acquire().await.unwrap();
         execute(&mut connection, sql).await;
+    }
+
+    /// Locks every member until the transaction ends, so that writes wait.
+    pub async fn hold_members(&self) -> Transaction<'static, Postgres> {
+        let mut holder = self.pool.begin().await.unwrap();
+        let lock = "select 1 from group_members for update";
+        holder.execute(lock).await.unwrap();
+        holder
     }
 
     /// The rows of a query, as JSON.
