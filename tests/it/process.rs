@@ -1,5 +1,6 @@
 //! The binary as users run it: started, stopped, killed.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -122,6 +123,30 @@ async fn a_signal_stops_the_service_and_its_postgres_and_loses_nothing_answered(
             "{user}: {member}, answered {role}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_does_not_hold_up_the_stop() {
+    let db = TestDb::new().await;
+    let mut service = Service::start(&[("DATABASE_URL", &db.url), ("SHUTDOWN_TIMEOUT_SECS", "1")]);
+    let address = service.base.strip_prefix("http://").unwrap();
+    let mut connection = std::net::TcpStream::connect(address).unwrap();
+    let half = "POST /callbackAfterSetGroupMemberInfoCommand HTTP/1.1\r\nHost: mirror\r\n\
+                Content-Type: application/json\r\nContent-Length: 100\r\n\
+                Expect: 100-continue\r\n\r\n";
+    connection.write_all(half.as_bytes()).unwrap();
+    // "100 Continue" says that the service waits for the body.
+    let mut asked_for_more = [0; 12];
+    connection.read_exact(&mut asked_for_more).unwrap();
+    assert_eq!(&asked_for_more, b"HTTP/1.1 100");
+    let asked = Instant::now();
+    service.signal("TERM");
+    assert!(service.ended().success(), "{}", service.log());
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[test]
