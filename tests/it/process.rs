@@ -102,9 +102,12 @@ async fn a_signal_stops_the_service_and_its_postgres_and_loses_nothing_answered(
                 })
             })
             .collect();
-        while answered.load(Ordering::Relaxed) < 100 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let under_way = async {
+            while answered.load(Ordering::Relaxed) < 100 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(SOON, under_way).await.unwrap();
         service.signal(signal);
         assert!(service.ended().success(), "{}", service.log());
         assert!(is_idle(&data_dir));
