@@ -111,7 +111,7 @@ fn check_reached(dir: &Path, account: Account) -> Result<(), Error> {
 }
 
 /// The cluster's directory, or where its path is too long for a socket address (the shortest
-/// limit, on macOS, is 103 bytes) a private one with a short name.
+/// limit, on macOS, is 103 bytes) a private one with a short name, which the wrapper deletes.
 pub(super) fn socket_dir(dir: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
     if dir.as_os_str().len() + "/.s.PGSQL.5432".len() <= 103 {
         return Ok(dir.to_path_buf());

@@ -3,9 +3,10 @@
 //! In its directory (0700): `data/`, `app.lock` (the instance that uses it), `pg.lock` (held by
 //! every process that touches the data), `postgres.log`, the socket.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,6 +33,19 @@ pub(super) struct Cluster<'a> {
     account: Option<Account>,
     search: &'a Search,
     life: Life,
+}
+
+/// `-k` takes a list: a path that holds a comma has to stand in quotes.
+fn quoted(path: &Path) -> OsString {
+    let mut bytes = vec![b'"'];
+    for byte in path.as_os_str().as_bytes() {
+        bytes.push(*byte);
+        if *byte == b'"' {
+            bytes.push(b'"');
+        }
+    }
+    bytes.push(b'"');
+    OsString::from_vec(bytes)
 }
 
 impl<'a> Cluster<'a> {
@@ -161,12 +175,18 @@ impl<'a> Cluster<'a> {
             Life::Durable => command.args(["INT", "pipe", ""]).stdin(Stdio::piped()),
             Life::Run(pid) => command.args(["QUIT", &pid.to_string()]).arg(self.dir),
         };
+        let own_dir_of_socket = if sockets == self.dir {
+            OsStr::new("")
+        } else {
+            sockets.as_os_str()
+        };
         command
+            .arg(own_dir_of_socket)
             .arg(bin.join("postgres"))
             .arg("-D")
             .arg(self.data())
             .args(["-p", "5432", "-c", "listen_addresses=", "-k"])
-            .arg(sockets);
+            .arg(quoted(sockets));
         if let Life::Run(_) = self.life {
             for setting in [
                 "fsync=off",

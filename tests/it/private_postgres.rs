@@ -1,6 +1,7 @@
 //! The private Postgres: nothing outlives its owner, nothing half-made is used.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -72,6 +73,22 @@ async fn a_durable_server_syncs_to_the_disk_and_listens_on_its_socket_only() {
             .await
             .unwrap();
         assert_eq!(value, expected, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_of_any_name_will_do() {
+    for name in ["a, b", "50% \"é\" $HOME `x` 'y'", &"long".repeat(30)] {
+        let dir = run().folder("odd").join(name);
+        let start = move || Server::start(&dir, &search());
+        let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+        let url = server.url("postgres");
+        PgConnection::connect(&url).await.unwrap();
+        // A path that is too long for a socket gets a short one elsewhere, while the server runs.
+        let socket_dir = url.split("host=").nth(1).unwrap().replace("%2F", "/");
+        assert_eq!(socket_dir.starts_with("/tmp/pg-"), name.len() > 100);
+        drop(server);
+        assert!(!socket_dir.starts_with("/tmp/pg-") || !Path::new(&socket_dir).exists());
     }
 }
 
