@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check postgres
+.PHONY: help run test check postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -11,7 +11,7 @@ run: postgres ## build and start the service; with DATABASE_URL unset on a priva
 	cargo run --release
 
 test: FOR_TESTS := yes
-test: postgres ## run every test, on a throwaway Postgres
+test: postgres curl ## run every test, on a throwaway Postgres
 	cargo test
 
 check: ## what CI checks before it tests: format, lints, documentation
@@ -23,7 +23,7 @@ check: ## what CI checks before it tests: format, lints, documentation
 # package would make and start a cluster of its own, which nobody asked for: the file tells it not
 # to, for as long as this installation takes.
 postgres: ## install PostgreSQL's server programs if there are none
-	@if [ -z "$(FOR_TESTS)" ] && { [ -n "$$DATABASE_URL" ] || grep -qs '^DATABASE_URL=.' .env; }; then exit 0; fi; \
+	@if [ -z "$(FOR_TESTS)" ] && { [ -n "$$DATABASE_URL" ] || { [ -z "$${DATABASE_URL+set}" ] && grep -qs '^DATABASE_URL=.' .env; }; }; then exit 0; fi; \
 	for dir in "$$PG_BIN_DIR" $$(echo "$$PATH" | tr ':' ' ') "$$(pg_config --bindir 2>/dev/null)" \
 	    /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin \
 	    /usr/local/opt/postgresql*/bin /home/linuxbrew/.linuxbrew/opt/postgresql*/bin \
@@ -48,6 +48,10 @@ postgres: ## install PostgreSQL's server programs if there are none
 	conf=/etc/postgresql-common/createcluster.d/openim-group-mirror.conf; \
 	$$sudo mkdir -p "$${conf%/*}"; \
 	echo 'create_main_cluster = false' | $$sudo tee "$$conf" >/dev/null; \
-	trap '$$sudo rm -f "$$conf"' EXIT; \
+	trap '$$sudo rm -f "$$conf"' EXIT; trap 'exit 130' INT TERM HUP; \
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql
+
+# The README's commands are run as they stand there.
+curl:
+	@command -v curl >/dev/null || { echo "curl is missing; install it, for example: apt-get install curl"; exit 1; }

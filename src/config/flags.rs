@@ -139,7 +139,8 @@ pub(super) fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command,
         .try_get_matches_from(args)
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .unwrap_or_else(|e| e.exit());
-    Ok((cli.command.unwrap_or(Command::Serve), cli.settings.parse()?))
+    let command = cli.command.unwrap_or(Command::Serve);
+    Ok((command, cli.settings.parse(command)?))
 }
 
 impl Errors {
@@ -176,7 +177,7 @@ impl Errors {
 }
 
 impl Settings {
-    fn parse(self) -> Result<Config, Errors> {
+    fn parse(self, command: Command) -> Result<Config, Errors> {
         let mut errors = Errors::default();
         let e = &mut errors;
         let listen_addr = e.parse::<SocketAddr>(
@@ -186,7 +187,8 @@ impl Settings {
         );
         let switch = [("true", true), ("false", false)];
         let anonymous = e.choice("ALLOW_ANONYMOUS", &self.allow_anonymous, &switch);
-        if anonymous == Some(false) && listen_addr.is_some_and(|addr| !addr.ip().is_loopback()) {
+        let is_open = listen_addr.is_some_and(|addr| !addr.ip().is_loopback());
+        if command == Command::Serve && anonymous == Some(false) && is_open {
             e.add(
                 "LISTEN_ADDR",
                 "a loopback address (127.0.0.1 or ::1), or ALLOW_ANONYMOUS=true: whoever reaches \
@@ -293,7 +295,10 @@ mod tests {
         let args = std::iter::once("openim-group-mirror").chain(args.iter().copied());
         let command = Cli::command().mut_args(|arg| arg.env(None::<&str>));
         let matches = command.try_get_matches_from(args).unwrap();
-        Cli::from_arg_matches(&matches).unwrap().settings.parse()
+        Cli::from_arg_matches(&matches)
+            .unwrap()
+            .settings
+            .parse(Command::Serve)
     }
 
     #[test]

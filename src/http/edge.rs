@@ -40,7 +40,8 @@ pub(super) async fn around<E: Endpoint<Output = Response>>(
         .get(OPERATION_ID)
         .filter(|value| is_echoable(value))
         .cloned();
-    let span = tracing::info_span!(
+    // At the level of errors, so that no filter takes it from the lines that need it.
+    let span = tracing::error_span!(
         "request",
         %method,
         route = field::Empty,

@@ -136,7 +136,8 @@ impl Members {
     /// Members of a group
     ///
     /// Current members in bytewise order of userID, a page at a time. Any page costs the same,
-    /// however large the group. A group that the mirror does not know has no members.
+    /// however large the group, but that with
+    /// roleLevel=20 members with another role, or none told, are passed over one by one. A group that the mirror does not know has no members.
     #[oai(
         path = "/groups/:groupID/members",
         method = "get",

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
 use super::error::{Code, Error};
+use crate::domain::UserId;
 
 /// First byte of every cursor. A change of the form takes another number.
 const VERSION: u8 = 1;
@@ -53,7 +54,10 @@ impl Scope {
             let (&version, rest) = bytes.split_first()?;
             let (sum, key) = rest.split_at_checked(SUM_BYTES)?;
             let key = str::from_utf8(key).ok()?;
-            (version == VERSION && sum == self.sum(key)).then(|| key.to_owned())
+            // Whoever makes up a cursor can make up its sum too, but the key has to be one.
+            let good =
+                version == VERSION && sum == self.sum(key) && UserId::parse(key.into()).is_ok();
+            good.then(|| key.to_owned())
         };
         read().ok_or_else(|| {
             Error::new(
@@ -127,6 +131,9 @@ mod tests {
             let damaged = String::from_utf8(damaged).unwrap();
             assert!(scope.key(Some(&damaged)).is_err(), "{damaged}");
             assert!(scope.key(Some(&cursor[..i])).is_err());
+        }
+        for made_up in ["", "a\0b"] {
+            assert!(scope.key(Some(&scope.cursor(made_up))).is_err());
         }
         for nonsense in ["", "!", "AQ", "é"] {
             assert!(scope.key(Some(nonsense)).is_err());

@@ -71,13 +71,15 @@ pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(dir)(error)),
         _ => {}
     }
-    let meta = fs::metadata(dir).map_err(at(dir))?;
+    // Not through a symbolic link, which would have us give away what it points to.
+    let meta = fs::symlink_metadata(dir).map_err(at(dir))?;
     let private = meta.is_dir() && meta.permissions().mode() & 0o077 == 0;
     let owner = account.map_or_else(|| rustix::process::geteuid().as_raw(), |a| a.uid);
     match account {
         // Just made, by us or by another root process that is about to do the same.
-        Some(account) if private && meta.uid() == 0 => {
-            std::os::unix::fs::chown(dir, Some(account.uid), Some(account.gid)).map_err(at(dir))?;
+        Some(account) if private && meta.uid() == 0 && is_empty(dir)? => {
+            std::os::unix::fs::lchown(dir, Some(account.uid), Some(account.gid))
+                .map_err(at(dir))?;
         }
         _ if private && meta.uid() == owner => {}
         // Another user's, or one that others can enter: no place for a cluster without passwords.
@@ -89,6 +91,10 @@ pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(
         }
     }
     account.map_or(Ok(()), |account| check_reached(dir, account))
+}
+
+fn is_empty(dir: &Path) -> Result<bool, Error> {
+    Ok(fs::read_dir(dir).map_err(at(dir))?.next().is_none())
 }
 
 fn check_reached(dir: &Path, account: Account) -> Result<(), Error> {

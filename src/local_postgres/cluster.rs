@@ -7,13 +7,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::account::{Account, socket_dir};
-use super::{Error, POLL, START_TIMEOUT, SUPERUSER, Search, at};
+use super::{Error, NO_FOLLOW, POLL, START_TIMEOUT, SUPERUSER, Search, at};
 
 const WRAPPER: &str = include_str!("wrapper.sh");
 /// A log larger than this is set aside at the next start, in bytes.
@@ -140,6 +141,7 @@ impl<'a> Cluster<'a> {
             let _ = fs::rename(&log_path, self.dir.join("postgres.log.1"));
         }
         let log = OpenOptions::new()
+            .custom_flags(NO_FOLLOW)
             .create(true)
             .append(true)
             .open(&log_path)

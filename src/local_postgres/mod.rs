@@ -13,6 +13,7 @@ mod programs;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -105,6 +106,7 @@ impl Server {
     /// # Errors
     /// See [`Error`]; a running server of another instance is never touched.
     pub fn start(dir: &Path, search: &Search) -> Result<Server, Error> {
+        search.bin_dir(None)?; // before anything is made
         let dir = &std::path::absolute(dir).map_err(at(dir))?;
         let account = Account::for_dir(dir)?;
         account::make_private_dir(dir, account)?;
@@ -231,8 +233,12 @@ impl Drop for Server {
     }
 }
 
+/// Never through a symbolic link: we may be root, and the directory is another account's.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+
 fn open_lock(path: &Path) -> Result<File, Error> {
     fs::OpenOptions::new()
+        .custom_flags(NO_FOLLOW)
         .read(true)
         .write(true)
         .create(true)

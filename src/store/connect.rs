@@ -1,10 +1,12 @@
 //! Opening the database: where it is, what is asked of it, and the pool.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::sync::Semaphore;
 
 use super::{Store, migrate};
 
@@ -28,6 +30,9 @@ $$";
 
 /// Name of the database on the private server.
 const PRIVATE_DATABASE: &str = "openim_group_mirror";
+
+/// Connections that reads leave free, where the pool has that many.
+const RESERVED_FOR_WRITES: u32 = 2;
 
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
@@ -153,8 +158,10 @@ impl Database {
             .max_connections(self.pool_size)
             .acquire_timeout(self.timeout)
             .connect_lazy_with(options);
+        let reads = self.pool_size.saturating_sub(RESERVED_FOR_WRITES).max(1);
         Ok(Store {
             pool,
+            reads: Arc::new(Semaphore::new(reads as usize)),
             patience: self.timeout + NETWORK_SLACK,
         })
     }

@@ -18,11 +18,14 @@ mod migrate;
 mod read;
 mod write;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, Postgres};
+use sqlx::{Connection, PgConnection};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
@@ -32,22 +35,44 @@ pub use read::{GroupSummary, MemberFilter, MemberRow, RoleCount};
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    /// As many turns as reads may have connections.
+    reads: Arc<Semaphore>,
     /// How long one statement may take, seen from here. Postgres itself gives up first
     /// (`statement_timeout`), unless it or the network hangs.
     patience: Duration,
 }
 
 impl Store {
+    /// Runs a read. Reads leave a few connections to writes: a callback that finds none is lost.
+    async fn read<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        let turn = Arc::clone(&self.reads).acquire_owned();
+        let turn = tokio::time::timeout(self.patience, turn).await;
+        let turn = turn.map_err(|_elapsed| Error::gave_up())?;
+        // The semaphore is never closed.
+        self.run(turn.ok(), work).await
+    }
+
+    /// Runs a write.
+    async fn write<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        self.run(None, work).await
+    }
+
     /// Runs `work` on a pooled connection, waiting no longer than the store's patience.
-    ///
-    /// A connection whose statement was given up on, by time or because the caller hung up, is
-    /// closed instead of returned: the pool would wait for it to answer before counting it free.
     async fn run<T>(
         &self,
+        turn: Option<OwnedSemaphorePermit>,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
         let mut lease = Lease {
             connection: Some(self.pool.acquire().await?),
+            turn,
+            patience: self.patience,
         };
         let Some(connection) = lease.connection.as_deref_mut() else {
             return Err(Error::gave_up()); // cannot be: it was just put there
@@ -55,7 +80,7 @@ impl Store {
         let done = tokio::time::timeout(self.patience, work(connection)).await;
         match done {
             Ok(result) => {
-                lease.give_back();
+                drop(lease.connection.take()); // back to the pool
                 Ok(result?)
             }
             Err(_elapsed) => Err(Error::gave_up()),
@@ -67,8 +92,7 @@ impl Store {
     /// # Errors
     /// [`Error::Transient`] while the database is away.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.run(async |connection| sqlx::Connection::ping(connection).await)
-            .await
+        self.read(async |connection| connection.ping().await).await
     }
 
     /// Closes every connection, waiting for those in use.
@@ -85,21 +109,31 @@ impl Store {
     }
 }
 
-/// A pooled connection that goes back to the pool only when its work is done.
+/// A pooled connection at work.
+///
+/// Where its statement was given up on, by time or because the caller hung up, Postgres may still
+/// be at it. The connection then keeps its place in the pool, so that the pool stays the bound it
+/// is meant to be, until it answers; one that does not is closed. (sqlx's own way back to the pool
+/// would wait without end.)
 struct Lease {
     connection: Option<PoolConnection<Postgres>>,
-}
-
-impl Lease {
-    fn give_back(&mut self) {
-        drop(self.connection.take());
-    }
+    turn: Option<OwnedSemaphorePermit>,
+    patience: Duration,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(connection.detach());
-        }
+        let (connection, turn) = (self.connection.take(), self.turn.take());
+        let (Some(mut connection), Ok(runtime)) = (connection, Handle::try_current()) else {
+            return;
+        };
+        let patience = self.patience;
+        runtime.spawn(async move {
+            let answered = tokio::time::timeout(patience, connection.ping()).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                drop(connection.detach());
+            }
+            drop(turn);
+        });
     }
 }

@@ -158,7 +158,7 @@ impl Store {
             role_level,
             user_ids,
         } = filter;
-        self.run(async |connection| {
+        self.read(async |connection| {
             let query = match (role_level, user_ids.is_empty()) {
                 (None, true) => sqlx::query_as(PAGE_OF_GROUP),
                 (Some(ORDINARY), true) => sqlx::query_as(PAGE_OF_ORDINARY),
@@ -182,7 +182,7 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn member(&self, group: &GroupId, user: &UserId) -> Result<Option<MemberRow>, Error> {
-        self.run(async |connection| {
+        self.read(async |connection| {
             sqlx::query_as(MEMBER)
                 .bind(group.as_str())
                 .bind(user.as_str())
@@ -203,7 +203,7 @@ impl Store {
         after: &str,
         limit: i64,
     ) -> Result<Vec<MemberRow>, Error> {
-        self.run(async |connection| {
+        self.read(async |connection| {
             sqlx::query_as(PAGE_OF_USER)
                 .bind(user.as_str())
                 .bind(after)
@@ -221,7 +221,7 @@ impl Store {
     /// See [`Error`].
     pub async fn group(&self, group: &GroupId) -> Result<Option<GroupSummary>, Error> {
         let rows: Vec<RoleRow> = self
-            .run(async |connection| {
+            .read(async |connection| {
                 sqlx::query_as(GROUP_BY_ROLE)
                     .bind(group.as_str())
                     .fetch_all(connection)
@@ -255,7 +255,7 @@ impl Store {
             .map(|(group, user)| (group.as_str(), user.as_str()))
             .unzip();
         let found: Vec<PlacedRow> = self
-            .run(async |connection| {
+            .read(async |connection| {
                 sqlx::query_as(MEMBERSHIPS)
                     .bind(groups)
                     .bind(users)

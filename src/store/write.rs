@@ -45,7 +45,7 @@ impl Store {
             role_level,
             ex,
         } = patch;
-        self.run(async |connection| {
+        self.write(async |connection| {
             sqlx::query(UPSERT_MEMBER)
                 .bind(group_id.as_str())
                 .bind(user_id.as_str())
