@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use openim_group_mirror::local_postgres::Server;
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::support::{TestApp, TestDb, member_info, run, search};
 
@@ -167,6 +167,33 @@ async fn a_statement_that_waits_too_long_gives_503_and_is_ended() {
     // Postgres gave up too: what was answered as refused does not come in later.
     app.set("g", "u", json!({})).await;
     assert_eq!(app.member("g", "u").await.unwrap()[0], json!(20));
+}
+
+/// A caller who hangs up does not free a place in the pool: Postgres is still at its statement.
+#[tokio::test]
+async fn callers_who_hang_up_never_make_for_more_connections_than_the_pool_has() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({"roleLevel": 20})).await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    let lock = "lock table group_members in access exclusive mode";
+    holder.execute(lock).await.unwrap();
+    let impatient = reqwest::Client::builder()
+        .timeout(Duration::from_millis(150))
+        .build()
+        .unwrap();
+    let url = format!("{}/groups/g/members", app.base);
+    let ours = "select 1 from pg_stat_activity where application_name = 'openim-group-mirror'
+                   and datname = current_database()";
+    for _ in 0..5 {
+        let asked = (0..6).map(|_| impatient.get(&url).send());
+        for result in futures_util::future::join_all(asked).await {
+            assert!(result.unwrap_err().is_timeout());
+        }
+        let connections = app.db.rows(ours).await.len();
+        assert!((1..=4).contains(&connections), "{connections}");
+    }
+    holder.rollback().await.unwrap();
+    assert_back(&app).await;
 }
 
 #[tokio::test]
