@@ -28,6 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a server whose owner was killed is given to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long another instance that is just ending is waited for.
+const APP_LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Why there is no private server.
@@ -111,17 +113,14 @@ impl Server {
         let account = Account::for_dir(dir)?;
         account::make_private_dir(dir, account)?;
         let mut in_use = open_lock(&dir.join("app.lock"))?;
-        match in_use.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                in_use.read_to_string(&mut pid).map_err(at(dir))?;
-                return Err(Error::InUse {
-                    dir: dir.clone(),
-                    pid: pid.trim().to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(at(dir)(error)),
+        // With patience: a process that is just being started holds a copy for a moment.
+        if !lock_within(&in_use, APP_LOCK_PATIENCE).map_err(at(dir))? {
+            let mut pid = String::new();
+            in_use.read_to_string(&mut pid).map_err(at(dir))?;
+            return Err(Error::InUse {
+                dir: dir.clone(),
+                pid: pid.trim().to_owned(),
+            });
         }
         in_use
             .set_len(0)

@@ -493,6 +493,10 @@ async fn the_operation_id_comes_back_if_it_is_short_and_visible() {
                 .await;
             assert_eq!(reply.status, status);
             assert_eq!(reply.header("operationID"), expected);
+            assert_eq!(
+                reply.headers.contains_key("operationID"),
+                expected.is_some()
+            );
         }
     }
 }
@@ -642,7 +646,7 @@ async fn callbacks_follow_each_other_on_one_kept_connection() {
             .await
             .unwrap();
         let mut answer = Vec::new();
-        while !answer.ends_with(b"\"nextCode\":1}") {
+        while !answer.ends_with(b"}") {
             assert_ne!(connection.read_buf(&mut answer).await.unwrap(), 0);
         }
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));

@@ -113,7 +113,7 @@ impl Frozen {
         let mut shell = Command::new("sh")
             .arg("-c")
             .arg(format!(
-                "kill -STOP {pids}; echo; read -r _; kill -CONT {pids}"
+                "trap '' INT TERM HUP; kill -STOP {pids}; echo; read -r _; kill -CONT {pids}"
             ))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -86,7 +86,6 @@ async fn a_folder_of_any_name_will_do() {
         PgConnection::connect(&url).await.unwrap();
         // A path that is too long for a socket gets a short one elsewhere, while the server runs.
         let socket_dir = url.split("host=").nth(1).unwrap().replace("%2F", "/");
-        assert_eq!(socket_dir.starts_with("/tmp/pg-"), name.len() > 100);
         drop(server);
         assert!(!socket_dir.starts_with("/tmp/pg-") || !Path::new(&socket_dir).exists());
     }

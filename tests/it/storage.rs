@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_types, reason = "statements are explained by name")]
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use openim_group_mirror::store::Store;
 use serde_json::{Value, json};
@@ -120,8 +121,18 @@ async fn patches_stay_hot() {
     let db = app.stop().await;
     let counts = "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables
                    where relname = 'group_members'";
-    db.execute("select pg_stat_force_next_flush()").await;
-    let counts = &db.rows(counts).await[0];
+    let told = async {
+        loop {
+            let mut rows = db.rows(counts).await;
+            if rows[0]["n_tup_upd"] == 1000 {
+                return rows.remove(0);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let counts = tokio::time::timeout(Duration::from_secs(20), told)
+        .await
+        .unwrap();
     let (all, hot) = (&counts["n_tup_upd"], &counts["n_tup_hot_upd"]);
     assert_eq!(all, &json!(1000));
     assert!(

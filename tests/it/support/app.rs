@@ -76,7 +76,10 @@ impl TestApp {
         TestApp {
             db,
             base,
-            client: reqwest::Client::new(),
+            client: reqwest::Client::builder()
+                .timeout(Duration::from_secs(30))
+                .build()
+                .unwrap(),
             shutdown: Some(shutdown),
             task,
         }
