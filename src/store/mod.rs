@@ -80,7 +80,9 @@ impl Store {
         let done = tokio::time::timeout(self.patience, work(connection)).await;
         match done {
             Ok(result) => {
-                drop(lease.connection.take()); // back to the pool
+                if let Some(connection) = lease.connection.take() {
+                    tokio::spawn(give_back(connection, self.patience));
+                }
                 Ok(result?)
             }
             Err(_elapsed) => Err(Error::gave_up()),
@@ -109,6 +111,12 @@ impl Store {
     }
 }
 
+/// Returns a connection to the pool. sqlx pings it on the way, without a limit and keeping its
+/// place, so one whose network went silent is given up on here; that frees the place.
+async fn give_back(mut connection: PoolConnection<Postgres>, patience: Duration) {
+    let _ = tokio::time::timeout(patience, connection.return_to_pool()).await;
+}
+
 /// A pooled connection at work.
 ///
 /// Where its statement was given up on, by time or because the caller hung up, Postgres may still
@@ -130,7 +138,9 @@ impl Drop for Lease {
         let patience = self.patience;
         runtime.spawn(async move {
             let answered = tokio::time::timeout(patience, connection.ping()).await;
-            if !matches!(answered, Ok(Ok(()))) {
+            if matches!(answered, Ok(Ok(()))) {
+                give_back(connection, patience).await;
+            } else {
                 drop(connection.detach());
             }
             drop(turn);
