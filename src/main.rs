@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use openim_group_mirror::config::{self, Command, Config};
 use openim_group_mirror::{app, http, telemetry};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
     match run() {
@@ -22,7 +23,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     config::load_dotenv()?;
     let (command, config) = config::read(std::env::args_os())?;
     telemetry::init(&config);
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = Runtime::new()?;
     let result = execute(command, &config, &runtime);
     // Does not wait for a start that was given up on: dropping the runtime would.
     runtime.shutdown_background();
@@ -32,24 +33,47 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 fn execute(
     command: Command,
     config: &Config,
-    runtime: &tokio::runtime::Runtime,
+    runtime: &Runtime,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
     match command {
-        Command::Serve => runtime.block_on(async {
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut terminate = signal(SignalKind::terminate())?;
-            let shutdown = async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-            };
-            Ok(app::serve(config, std::io::stdout(), shutdown).await?)
-        }),
-        Command::Migrate => Ok(runtime.block_on(app::migrate(config))?),
-        Command::Openapi => {
-            writeln!(std::io::stdout(), "{}", http::openapi_json()?)?;
-            Ok(())
+        Command::Serve => {
+            let mut signals = runtime.block_on(async {
+                Ok::<_, std::io::Error>([
+                    signal(SignalKind::interrupt())?,
+                    signal(SignalKind::terminate())?,
+                ])
+            })?;
+            let (stop, stopped) = tokio::sync::oneshot::channel();
+            runtime.spawn(async move {
+                any(&mut signals).await;
+                let _ = stop.send(());
+                any(&mut signals).await;
+                // Nothing is waited for. What was answered is committed, and the private Postgres
+                // ends when it sees us gone.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "openim-group-mirror: a second signal: ending at once"
+                );
+                std::process::exit(1);
+            });
+            let shutdown = async { stopped.await.unwrap_or(()) };
+            runtime.block_on(app::serve(config, stdout, shutdown))?;
         }
+        Command::Migrate => runtime.block_on(app::migrate(config))?,
+        Command::Openapi => writeln!(&stdout, "{}", http::openapi_json()?)?,
+        Command::OpenimConfig { url } => app::openim_config(config, url, stdout)?,
+        Command::Healthcheck => runtime.block_on(app::healthcheck(config))?,
+        Command::Rejected(command) => {
+            runtime.block_on(app::rejected(config, command, stdout, stderr))?;
+        }
+    }
+    Ok(())
+}
+
+async fn any([interrupt, terminate]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
 }

@@ -1,6 +1,7 @@
 //! Every setting. The only reader of the environment.
 
 mod flags;
+mod parse;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -8,8 +9,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use flags::Command;
+pub use flags::{Command, RejectedCommand, Selection};
 
+use crate::ingest::Retention;
 use crate::local_postgres::Search;
 
 /// Every setting, parsed.
@@ -17,22 +19,93 @@ use crate::local_postgres::Search;
 pub struct Config {
     /// Where to listen.
     pub listen_addr: SocketAddr,
+    /// Where to serve the metrics alone; unset: on `listen_addr`.
+    pub metrics_addr: Option<SocketAddr>,
+    /// Who is let in.
+    pub access: AccessSettings,
     /// Where the mirror is kept.
     pub database: DatabaseSettings,
     /// Folder of everything we keep on disk; absent only where no home can be told.
     pub data_dir: Option<PathBuf>,
     /// Where the private Postgres' programs are.
     pub search: Search,
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
+    /// How much of bodies is held.
+    pub body: BodySettings,
     /// See `--help`.
     pub callback_next_code: i32,
-    /// Longest time to finish open requests when stopping.
-    pub shutdown_timeout: Duration,
+    /// How long rejected callbacks are kept.
+    pub rejected: Retention,
+    /// How to stop.
+    pub stop: StopSettings,
+    /// How long senders are waited for.
+    pub patience: Patience,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// A tracing filter.
     pub log_filter: String,
+}
+
+/// The keys of both doors.
+#[derive(Clone, Debug)]
+pub struct AccessSettings {
+    /// Without colons and control characters.
+    pub callback_username: String,
+    /// The password and the one before; empty: callbacks need none.
+    pub callback_passwords: Vec<Secret>,
+    /// Visible ASCII each; empty: reads need none.
+    pub api_tokens: Vec<Secret>,
+    /// Whether to do without keys where others can reach us.
+    pub allow_anonymous: bool,
+}
+
+impl AccessSettings {
+    /// Whether both doors have a key.
+    pub fn is_complete(&self) -> bool {
+        !self.callback_passwords.is_empty() && !self.api_tokens.is_empty()
+    }
+}
+
+/// How much of request bodies is held.
+#[derive(Clone, Copy, Debug)]
+pub struct BodySettings {
+    /// Largest one, in bytes.
+    pub max_bytes: usize,
+    /// All together, in bytes; `max_bytes` at least.
+    pub max_memory: u32,
+}
+
+/// How long senders are waited for. Nobody has to set these: OpenIM gives up after 15 s at most.
+/// Tests do.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the head of a request, from its first byte; for the first one, from the connection.
+    pub head: Duration,
+    /// For a body, from its head.
+    pub body: Duration,
+    /// For a share of the memory, before a 503: less than OpenIM's usual 5 s.
+    pub memory: Duration,
+    /// For some of an answer to be taken.
+    pub answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(15),
+            body: Duration::from_secs(15),
+            memory: Duration::from_secs(3),
+            answer: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct StopSettings {
+    /// How long to go on as before, but not ready.
+    pub delay: Duration,
+    /// After that, how long everything together may take.
+    pub timeout: Duration,
 }
 
 /// How to reach the database.
@@ -44,7 +117,7 @@ pub struct DatabaseSettings {
     pub schema: String,
     /// Most connections at a time.
     pub pool_size: u32,
-    /// Bounds the wait for a connection, and each statement.
+    /// Bounds the wait for the database, and each statement.
     pub timeout: Duration,
 }
 

@@ -2,6 +2,8 @@
 
 mod ids;
 mod member;
+mod rejected;
 
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
 pub use member::{MemberPatch, ORDINARY};
+pub use rejected::{MAX_KEPT_BYTES, Rejected};

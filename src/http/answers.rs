@@ -3,10 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses};
+use poem_openapi::registry::{
+    MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef,
+};
 use poem_openapi::types::{ToJSON, Type};
 use serde_json::{Map, Value, json};
 
+use super::auth::{CallbackKey, ReadKey, Scheme};
 use super::error::{Code, Door};
 use super::problem::{PROBLEM_JSON, Problem};
 use super::reply::CallbackReply;
@@ -22,10 +25,18 @@ pub(super) fn failures(door: Door, content: impl Fn() -> Vec<MetaMediaType>) -> 
         status: Some(status),
         status_range: None,
         content: content(),
-        headers: if status == 503 {
-            vec![retry_after()]
-        } else {
-            vec![]
+        headers: match status {
+            401 => vec![header(
+                "WWW-Authenticate",
+                "The scheme to use.",
+                String::schema_ref(),
+            )],
+            503 => vec![header(
+                "Retry-After",
+                "Seconds to wait before asking again.",
+                i32::schema_ref(),
+            )],
+            _ => vec![],
         },
     };
     MetaResponses {
@@ -36,15 +47,21 @@ pub(super) fn failures(door: Door, content: impl Fn() -> Vec<MetaMediaType>) -> 
 /// Value of Retry-After, which every 503 has.
 pub(super) const RETRY_AFTER_SECS: &str = "2";
 
-fn retry_after() -> MetaHeader {
+fn header(name: &str, description: &str, schema: MetaSchemaRef) -> MetaHeader {
     MetaHeader {
-        name: "Retry-After".into(),
-        description: Some("Seconds to wait before asking again.".into()),
+        name: name.into(),
+        description: Some(description.into()),
         required: true,
         deprecated: false,
-        schema: i32::schema_ref(),
+        schema,
     }
 }
+
+const EXAMPLE_METRIC: &str = "\
+# HELP openim_group_mirror_callbacks_total Callbacks answered, by command and outcome: ok, or the code of the error.
+# TYPE openim_group_mirror_callbacks_total counter
+openim_group_mirror_callbacks_total{command=\"callbackAfterSetGroupMemberInfoCommand\",outcome=\"ok\"} 1
+";
 
 /// False for an answer that the operation cannot give.
 pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> bool {
@@ -55,11 +72,17 @@ pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> b
     let Some(content) = answer.get_mut("content").and_then(Value::as_object_mut) else {
         return true;
     };
-    // JSON is UTF-8; with the parameter some generators do not know the type.
+    // JSON is UTF-8; with a parameter some generators do not know the type.
     *content = std::mem::take(content)
         .into_iter()
-        .map(|(media_type, body)| (media_type.replace("; charset=utf-8", ""), body))
+        .map(|(media_type, body)| {
+            let bare = media_type.split(';').next().unwrap_or_default();
+            (bare.to_owned(), body)
+        })
         .collect();
+    if let Some(text) = content.get_mut("text/plain") {
+        text["example"] = EXAMPLE_METRIC.into();
+    }
     let description = if status < 400 {
         operation["summary"].clone()
     } else {
@@ -86,7 +109,7 @@ pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> b
 }
 
 fn example(code: Code, door: Door) -> (String, Value) {
-    let detail = example_detail(code).to_owned();
+    let detail = example_detail(code, door).to_owned();
     let value = match door {
         Door::Callback => CallbackReply::failure(code, detail).to_json(),
         Door::Read | Door::Any => Problem::new(code, detail).to_json(),
@@ -109,7 +132,9 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         | Code::FieldMissing
         | Code::FieldType
         | Code::BodyIncomplete
+        | Code::BodyTimeout
         | Code::BodyTooLarge
+        | Code::Busy
         | Code::NotJson
         | Code::TooMany => has_body,
         Code::IdInvalid => has_body || !parameters.is_empty(),
@@ -117,9 +142,15 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         Code::CursorInvalid => parameters.contains(&"cursor"),
         Code::GroupUnknown => id == "getGroup",
         Code::MemberUnknown => id == "getMember",
+        // Where METRICS_ADDR is set.
+        Code::PathUnknown => id == "metrics",
         // Of the router, not of an operation.
-        Code::PathUnknown | Code::MethodNotAllowed => false,
-        Code::CommandMismatch | Code::DatabaseAway | Code::Internal => true,
+        Code::MethodNotAllowed => false,
+        Code::CredentialsWrong => operation.get("security").is_some(),
+        Code::NotReady => id == "readyz",
+        // These look at no table.
+        Code::DatabaseAway => !["livez", "readyz", "metrics"].contains(&id),
+        Code::CommandMismatch | Code::HostNotLocal | Code::Internal => true,
     };
     Code::told_at(door)
         .filter(|code| code.status().as_u16() == status && can(*code))
@@ -127,7 +158,7 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
 }
 
 /// What stands in `detail` or errDlt, for an example.
-fn example_detail(code: Code) -> &'static str {
+fn example_detail(code: Code, door: Door) -> &'static str {
     match code {
         Code::BodyMalformed => "expected JSON; stopped at line 1 column 17",
         Code::FieldMissing => "groupID: expected a value",
@@ -142,6 +173,16 @@ fn example_detail(code: Code) -> &'static str {
         }
         Code::TooMany => "pairs: expected at most 1000 items",
         Code::BodyIncomplete => "the connection ended first",
+        Code::BodyTimeout => "expected the whole body within 15 s",
+        Code::CredentialsWrong => match door {
+            Door::Callback => CallbackKey::EXPECTED,
+            Door::Read | Door::Any => ReadKey::EXPECTED,
+        },
+        Code::HostNotLocal => {
+            "Host: expected localhost or a loopback address, as long as no key is set"
+        }
+        Code::Busy => "too many bodies at a time; try again in a moment",
+        Code::NotReady => "database: away",
         Code::BodyTooLarge => "expected at most 16777216 bytes (MAX_BODY_BYTES)",
         Code::NotJson => "Content-Type: expected application/json",
         Code::PathUnknown => "see /docs for what is",

@@ -4,7 +4,9 @@ use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
-use super::body::JsonBody;
+use super::auth::CallbackKey;
+use super::body::{self, JsonBody};
+use super::error::{Code, Error};
 use super::payload::SetGroupMemberInfo;
 use super::reply::{CallbackFailure, CallbackReply};
 use crate::domain::MemberPatch;
@@ -38,10 +40,18 @@ impl Callbacks {
     )]
     async fn after_set_group_member_info(
         &self,
+        _key: CallbackKey,
         body: JsonBody<SetGroupMemberInfo>,
     ) -> Result<Done, CallbackFailure> {
-        let patch = MemberPatch::try_from(body.0)?;
-        self.ingest.submit(patch).await?;
+        self.ingest.submit(body.parsed).await?;
         Ok(Done::Done(Json(CallbackReply::success(self.next_code))))
+    }
+}
+
+/// What the body of a callback to this path means: for those that are taken in again.
+pub(super) fn parse(path: &str, body: &[u8]) -> Result<MemberPatch, Error> {
+    match path.trim_start_matches('/') {
+        SetGroupMemberInfo::COMMAND => body::parse::<SetGroupMemberInfo>(body),
+        _ => Err(Error::new(Code::PathUnknown, "see /docs for what is")),
     }
 }

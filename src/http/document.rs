@@ -8,10 +8,11 @@ use poem::endpoint::BoxEndpoint;
 use poem::http::Method;
 use poem_openapi::registry::{MetaApi, Registry};
 use poem_openapi::{ContactObject, LicenseObject, OpenApi, OpenApiService};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::answers;
 use super::error::{Code, Door};
+use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";
 const DESCRIPTION: &str = "\
@@ -42,6 +43,15 @@ pub(super) struct Route {
     pub(super) path: String,
     /// Its methods, as `Allow` lists them.
     pub(super) methods: String,
+    /// The command, if OpenIM calls this path.
+    pub(super) command: Option<String>,
+}
+
+/// Whether a POST to this path is a read: it takes too much for a URL.
+pub(super) fn is_posted_read(routes: &Routes, path: &str) -> bool {
+    routes
+        .get(path)
+        .is_some_and(|route| route.command.is_none())
 }
 
 /// An API without its parts: enough to describe it.
@@ -119,6 +129,21 @@ fn list(intro: &str, codes: impl Iterator<Item = Code>, key: impl Fn(Code) -> St
 }
 
 fn complete_operation(operation: &mut Value) {
+    // Ids in a path are checked by their type alone, so that one that cannot be used gives the same
+    // error wherever it stands.
+    let parameters = operation
+        .get_mut("parameters")
+        .and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        if ["groupID", "userID"].contains(&parameter["name"].as_str().unwrap_or_default()) {
+            let schema = match parameter["schema"].get("items") {
+                Some(_) => &mut parameter["schema"]["items"],
+                None => &mut parameter["schema"],
+            };
+            schema["minLength"] = 1.into();
+            schema["maxLength"] = MAX_ID_BYTES.into();
+        }
+    }
     let known = operation.clone();
     if let Some(all) = operation["responses"].as_object_mut() {
         all.sort_keys();
@@ -126,15 +151,19 @@ fn complete_operation(operation: &mut Value) {
     }
 }
 
+fn is_callback(operation: &Value) -> bool {
+    let tags = operation["tags"].as_array();
+    tags.is_some_and(|tags| tags.iter().any(|tag| tag == "Callbacks"))
+}
+
 /// poem-openapi numbers the parameters of a path: "/groups/{groupID}" is "/groups/:param0".
 fn routes(document: &Value) -> Routes {
     let paths = document["paths"].as_object().into_iter().flatten();
     paths
         .map(|(path, operations)| {
-            let operations = operations.as_object().into_iter().flatten();
-            let methods: Vec<String> = operations
-                .map(|(method, _)| method.to_uppercase())
-                .collect();
+            let nothing = Map::new();
+            let operations = operations.as_object().unwrap_or(&nothing);
+            let methods: Vec<String> = operations.keys().map(|m| m.to_uppercase()).collect();
             let mut numbers = 0..;
             let segments = path.split('/').map(|segment| {
                 if segment.starts_with('{') {
@@ -144,9 +173,11 @@ fn routes(document: &Value) -> Routes {
                 }
             });
             let pattern = segments.collect::<Vec<_>>().join("/");
+            let is_callback = operations.values().any(is_callback);
             let route = Route {
                 path: path.clone(),
                 methods: methods.join(", "),
+                command: is_callback.then(|| path.trim_start_matches('/').to_owned()),
             };
             (pattern, route)
         })

@@ -1,74 +1,268 @@
 //! What surrounds every request: the path made plain, the span, errors and panics rendered for
-//! whoever asked, and the one log line.
+//! whoever asked, the one log line, the count.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use poem::http::header::{ALLOW, RETRY_AFTER};
+use poem::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use poem::http::uri::PathAndQuery;
 use poem::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use poem::{Endpoint, PathPattern, Request, Response, Result};
+use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
-use super::document::{Route, Routes};
+use super::auth::{Access, CallbackKey, ReadKey, Scheme};
+use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::{answers, problem, reply};
+use crate::domain::{MAX_KEPT_BYTES, Rejected};
+use crate::ingest::Ingest;
+use crate::telemetry::{Answer, Metrics};
 
 /// OpenIM's request header, also an answer's. It is chosen by whoever called OpenIM, and several
 /// callbacks share one, so it tells nothing apart; it is for finding lines in logs.
 const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
 const MAX_OPERATION_ID_CHARS: usize = 128;
 
-/// Paths that take a POST and are no callbacks.
-const POSTED_READS: [&str; 1] = ["/memberships/query"];
+/// What the edge works with.
+pub(super) struct Edge {
+    pub(super) routes: Routes,
+    pub(super) access: Arc<Access>,
+    pub(super) ingest: Ingest,
+    pub(super) metrics: Metrics,
+    /// Whether the last callback that showed credentials showed wrong ones. Only the first of
+    /// these is worth a warning: a stranger can send any number.
+    pub(super) locked_out: AtomicBool,
+}
+
+/// What is known of a request before it is handled.
+struct Asked {
+    is_callback: bool,
+    path: String,
+    operation_id: Option<HeaderValue>,
+    at: OffsetDateTime,
+}
 
 pub(super) async fn around<E: Endpoint<Output = Response>>(
     endpoint: Arc<E>,
     mut request: Request,
-    routes: Arc<Routes>,
+    edge: Arc<Edge>,
 ) -> Result<Response> {
-    let started = Instant::now();
     let method = request.method().clone();
     if method == Method::POST {
         straighten(&mut request);
     }
-    let is_callback = method == Method::POST && !POSTED_READS.contains(&request.uri().path());
+    let path = request.uri().path().to_owned();
     let operation_id = request
         .headers()
         .get(OPERATION_ID)
         .filter(|value| is_echoable(value))
         .cloned();
+    let asked = Asked {
+        is_callback: method == Method::POST && !is_posted_read(&edge.routes, &path),
+        path,
+        operation_id,
+        at: OffsetDateTime::now_utc(),
+    };
     // At the level of errors, so that no filter takes it from the lines that need it.
     let span = tracing::error_span!(
         "request",
         %method,
         route = field::Empty,
-        operation_id = operation_id.as_ref().and_then(|value| value.to_str().ok()),
+        operation_id = asked.operation_id.as_ref().and_then(|value| value.to_str().ok()),
     );
-    let result = AssertUnwindSafe(endpoint.call(request))
-        .catch_unwind()
-        .instrument(span.clone())
-        .await
-        .unwrap_or_else(|_panic| Err(Error::new(Code::Internal, "the log says more").into()));
-    let pattern = match &result {
-        Ok(response) => response.data::<PathPattern>(),
-        Err(error) => error.data::<PathPattern>(),
-    };
-    let route = pattern.and_then(|PathPattern(pattern)| routes.get(&**pattern));
-    if let Some(Route { path, .. }) = route {
-        span.record("route", path);
+    edge.answer(endpoint, request, asked).instrument(span).await
+}
+
+impl Edge {
+    /// In the request's span.
+    async fn answer<E: Endpoint<Output = Response>>(
+        &self,
+        endpoint: Arc<E>,
+        request: Request,
+        asked: Asked,
+    ) -> Result<Response> {
+        let mut count = Count::new(&self.metrics, asked.is_callback);
+        // Callbacks have no parameters, so the path is the pattern.
+        if let Some(route) = self.routes.get(&asked.path) {
+            count.route = Some(route);
+        }
+        let result = match self.access.check_host(&request, asked.is_callback) {
+            Ok(()) => AssertUnwindSafe(endpoint.call(request))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_panic| {
+                    Err(Error::new(Code::Internal, "the log says more").into())
+                }),
+            Err(error) => Err(error.into()),
+        };
+        let pattern = match &result {
+            Ok(response) => response.data::<PathPattern>(),
+            Err(error) => error.data::<PathPattern>(),
+        };
+        count.route = pattern.and_then(|PathPattern(pattern)| self.routes.get(&**pattern));
+        if let Some(Route { path, .. }) = count.route {
+            tracing::Span::current().record("route", path);
+        }
+        let mut response = match result {
+            Ok(response) => response,
+            Err(error) if error.is_from_response() => error.into_response(),
+            Err(error) => {
+                let error = Error::from(error);
+                count.code = Some(error.code);
+                self.refuse(error, &asked, count.route).await
+            }
+        };
+        if asked.is_callback && response.status().is_success() {
+            self.locked_out.store(false, Ordering::Relaxed);
+        }
+        let status = response.status();
+        let elapsed_us = count.began.elapsed().as_micros();
+        tracing::debug!(status = status.as_u16(), elapsed_us, "answered");
+        count.status = Some(status);
+        if let Some(value) = asked.operation_id {
+            response.headers_mut().insert(OPERATION_ID, value);
+        }
+        Ok(response)
     }
-    let mut response =
-        result.unwrap_or_else(|error| span.in_scope(|| render(error, is_callback, route)));
-    let elapsed_us = started.elapsed().as_micros();
-    let status = response.status().as_u16();
-    span.in_scope(|| tracing::debug!(status, elapsed_us, "answered"));
-    if let Some(value) = operation_id {
-        response.headers_mut().insert(OPERATION_ID, value);
+
+    /// An error as the answer for whoever asked, logged if it is ours or lost us a callback; a
+    /// callback that could not be understood is kept.
+    async fn refuse(&self, mut error: Error, asked: &Asked, route: Option<&Route>) -> Response {
+        let code = error.code.name();
+        let status = error.code.status();
+        if status.is_server_error() {
+            let cause = error.source.as_ref().map(ToString::to_string);
+            // Whoever asks whether we are ready asks again and again.
+            if error.code == Code::NotReady {
+                tracing::debug!(detail = %error.detail, cause, "not ready");
+            } else {
+                tracing::error!(code, cause, "request failed");
+            }
+        } else if asked.is_callback {
+            self.tell_of(&error);
+        }
+        let body = error.body.take();
+        if let Some(body) = body
+            && asked.is_callback
+            && matches!(
+                status,
+                StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            )
+        {
+            let length = body.bytes.len();
+            let rejected = Rejected {
+                received_at: asked.at,
+                path: asked.path.clone(),
+                operation_id: asked
+                    .operation_id
+                    .as_ref()
+                    .and_then(|id| id.to_str().ok().map(str::to_owned)),
+                code: code.to_owned(),
+                detail: error.detail.to_string(),
+                body: body.bytes.slice(..length.min(MAX_KEPT_BYTES)),
+                body_bytes: length as u64,
+            };
+            let kept = self.ingest.keep_rejected(rejected).await;
+            self.metrics.rejected(code, kept.is_ok());
+            if let Err(cause) = kept {
+                let cause = cause.to_string();
+                tracing::error!(code, cause, "a rejected callback could not be kept");
+            }
+        }
+        let mut response = if asked.is_callback {
+            reply::render(&error)
+        } else {
+            problem::render(&error)
+        };
+        let header = match status {
+            StatusCode::UNAUTHORIZED if asked.is_callback => {
+                Some((WWW_AUTHENTICATE, CallbackKey::CHALLENGE))
+            }
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ReadKey::CHALLENGE)),
+            StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, answers::RETRY_AFTER_SECS)),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                Some((ALLOW, route.map_or("GET", |route| route.methods.as_str())))
+            }
+            _ => None,
+        };
+        if let Some((name, value)) = header
+            && let Ok(value) = HeaderValue::from_str(value)
+        {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
-    Ok(response)
+
+    /// A callback that is refused is lost, which somebody has to hear of; but what strangers can
+    /// send at will must not fill the log.
+    fn tell_of(&self, error: &Error) {
+        let (code, detail) = (error.code.name(), &error.detail);
+        let is_told = match error.code {
+            Code::CredentialsWrong => !self.locked_out.swap(true, Ordering::Relaxed),
+            Code::PathUnknown | Code::MethodNotAllowed | Code::HostNotLocal => false,
+            _ => true,
+        };
+        if is_told {
+            tracing::warn!(code, %detail, "callback refused");
+        } else {
+            tracing::debug!(code, %detail, "callback refused");
+        }
+    }
+}
+
+/// Counts an answer on drop, also where the other end hung up and none was given.
+struct Count<'a> {
+    metrics: &'a Metrics,
+    began: Instant,
+    is_callback: bool,
+    route: Option<&'a Route>,
+    code: Option<Code>,
+    status: Option<StatusCode>,
+}
+
+impl<'a> Count<'a> {
+    fn new(metrics: &'a Metrics, is_callback: bool) -> Self {
+        Self {
+            metrics,
+            began: Instant::now(),
+            is_callback,
+            route: None,
+            code: None,
+            status: None,
+        }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        let other = "other";
+        let answer = if self.is_callback {
+            Answer::Callback {
+                command: self
+                    .route
+                    .and_then(|route| route.command.as_deref())
+                    .unwrap_or(other),
+                outcome: match (self.status, self.code) {
+                    (None, _) => "sender_gone",
+                    (Some(_), Some(code)) => code.name(),
+                    (Some(_), None) => "ok",
+                },
+            }
+        } else {
+            Answer::Read {
+                route: self.route.map_or(other, |route| route.path.as_str()),
+                status: self
+                    .status
+                    .as_ref()
+                    .map_or("asker_gone", StatusCode::as_str),
+            }
+        };
+        self.metrics.answered(answer, self.began.elapsed());
+    }
 }
 
 /// OpenIM appends "/" and the command to its `url`, which may end in a slash; others may add one
@@ -97,37 +291,4 @@ fn straighten(request: &mut Request) {
 fn is_echoable(value: &HeaderValue) -> bool {
     (1..=MAX_OPERATION_ID_CHARS).contains(&value.len())
         && value.as_bytes().iter().all(u8::is_ascii_graphic)
-}
-
-/// An error as the answer for whoever asked, logged if it is ours or lost us a callback.
-fn render(error: poem::Error, is_callback: bool, route: Option<&Route>) -> Response {
-    if error.is_from_response() {
-        return error.into_response();
-    }
-    let error = Error::from(error);
-    let code = error.code.name();
-    if error.code.status().is_server_error() {
-        let cause = error.source.as_ref().map(ToString::to_string);
-        tracing::error!(code, cause, "request failed");
-    } else if is_callback {
-        tracing::warn!(code, detail = %error.detail, "callback refused");
-    }
-    let mut response = if is_callback {
-        reply::render(&error)
-    } else {
-        problem::render(&error)
-    };
-    let header = match error.code.status() {
-        StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, answers::RETRY_AFTER_SECS)),
-        StatusCode::METHOD_NOT_ALLOWED => {
-            Some((ALLOW, route.map_or("GET", |route| route.methods.as_str())))
-        }
-        _ => None,
-    };
-    if let Some((name, value)) = header
-        && let Ok(value) = HeaderValue::from_str(value)
-    {
-        response.headers_mut().insert(name, value);
-    }
-    response
 }

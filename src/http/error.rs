@@ -7,6 +7,7 @@ use poem::error::{MethodNotAllowedError, NotFoundError, ResponseError};
 use poem::http::StatusCode;
 use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError};
 
+use super::body::Received;
 use super::params;
 use crate::domain::IdError;
 use crate::{ingest, store};
@@ -86,6 +87,12 @@ codes! {
     TooMany = 5108, "too_many", BAD_REQUEST, Read, "too many items";
     /// The sender went away before the body was whole.
     BodyIncomplete = 5109, "body_incomplete", BAD_REQUEST, Any, "the body did not arrive whole";
+    /// The body did not arrive in time.
+    BodyTimeout = 5110, "body_timeout", REQUEST_TIMEOUT, Any, "the body took too long";
+    /// No credentials, or wrong ones.
+    CredentialsWrong = 5111, "credentials_wrong", UNAUTHORIZED, Any, "the credentials are missing or wrong";
+    /// No key is set, and the Host header names another machine.
+    HostNotLocal = 5112, "host_not_local", FORBIDDEN, Any, "the Host header does not name this machine";
     /// The body is larger than MAX_BODY_BYTES.
     BodyTooLarge = 5113, "body_too_large", PAYLOAD_TOO_LARGE, Any, "the body is too large";
     /// The Content-Type is not JSON.
@@ -100,6 +107,10 @@ codes! {
     MemberUnknown = 5124, "member_unknown", NOT_FOUND, Read, "the user is not a current member of the group";
     /// The database is away or too slow.
     DatabaseAway = 5201, "database_away", SERVICE_UNAVAILABLE, Any, "the database is away";
+    /// Bodies take all of MAX_BODY_MEMORY.
+    Busy = 5203, "busy", SERVICE_UNAVAILABLE, Any, "too much at a time";
+    /// Some part cannot work, or the service is stopping.
+    NotReady = 5204, "not_ready", SERVICE_UNAVAILABLE, Read, "the service is not ready";
     /// A mistake of ours.
     Internal = 5202, "internal", INTERNAL_SERVER_ERROR, Any, "internal error";
 }
@@ -114,6 +125,8 @@ pub(super) struct Error {
     /// What lies behind it, for the log only.
     #[source]
     pub(super) source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// The body that was refused, for whoever keeps it.
+    pub(super) body: Option<Received>,
 }
 
 impl Error {
@@ -122,12 +135,20 @@ impl Error {
             code,
             detail: detail.into(),
             source: None,
+            body: None,
         }
     }
 
-    fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(super) fn because(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self {
             source: Some(Box::new(source)),
+            ..self
+        }
+    }
+
+    pub(super) fn with_body(self, body: Received) -> Self {
+        Self {
+            body: Some(body),
             ..self
         }
     }

@@ -6,6 +6,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use time::OffsetDateTime;
 
+use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::problem::ReadFailure;
 use super::{Tag, params};
@@ -66,12 +67,9 @@ impl Groups {
     #[oai(path = "/groups/:groupID", method = "get", operation_id = "getGroup")]
     async fn group(
         &self,
+        _key: ReadKey,
         /// The group, percent-encoded.
-        #[oai(
-            name = "groupID",
-            example = "params::example_group",
-            validator(min_length = 1, max_length = 1024)
-        )]
+        #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
     ) -> Result<Json<Group>, ReadFailure> {
         let group = params::group_id(group_id.0)?;

@@ -7,6 +7,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::{Code, Error};
+use crate::domain::{GroupId, UserId};
 
 /// A field that was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,14 @@ impl<'a> Present<'a> {
                 format!("{name}: expected a string of Unicode characters"),
             )
         })
+    }
+
+    pub(super) fn group_id(self) -> Result<GroupId, Error> {
+        GroupId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
+    }
+
+    pub(super) fn user_id(self) -> Result<UserId, Error> {
+        UserId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
     }
 
     pub(super) fn int32(self) -> Result<i32, Error> {

@@ -8,6 +8,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use time::OffsetDateTime;
 
+use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
@@ -145,12 +146,9 @@ impl Members {
     )]
     async fn list(
         &self,
+        _key: ReadKey,
         /// The group, percent-encoded.
-        #[oai(
-            name = "groupID",
-            example = "params::example_group",
-            validator(min_length = 1, max_length = 1024)
-        )]
+        #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
         /// Only members with this role level.
         #[oai(name = "roleLevel")]
@@ -211,19 +209,12 @@ impl Members {
     )]
     async fn member(
         &self,
+        _key: ReadKey,
         /// The group, percent-encoded.
-        #[oai(
-            name = "groupID",
-            example = "params::example_group",
-            validator(min_length = 1, max_length = 1024)
-        )]
+        #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
         /// The user, percent-encoded.
-        #[oai(
-            name = "userID",
-            example = "params::example_user",
-            validator(min_length = 1, max_length = 1024)
-        )]
+        #[oai(name = "userID", example = "params::example_user")]
         user_id: Path<String>,
         /// ETag of an earlier answer.
         #[oai(name = "If-None-Match")]

@@ -5,13 +5,15 @@ use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 
+use super::auth::ReadKey;
 use super::body::{FromBody, JsonBody};
 use super::error::Error;
-use super::json::{self, Field};
+use super::json;
 use super::members::Member;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
 use super::{Tag, params};
+use crate::domain::{GroupId, UserId};
 use crate::store::Store;
 
 pub(super) struct Memberships {
@@ -62,28 +64,28 @@ struct MembershipQuery {
 const MAX_PAIRS: usize = 1000;
 
 impl FromBody for MembershipQuery {
-    fn from_body(body: &str) -> Result<Self, Error> {
+    type Parsed = Vec<(GroupId, UserId)>;
+
+    fn parse(body: &str) -> Result<Self::Parsed, Error> {
         let [pairs] = json::object(body, ["pairs"])?;
-        let pairs = pairs.required()?.array(MAX_PAIRS)?;
-        let read = |(index, pair): (usize, &str)| -> Result<Pair, Error> {
-            let of_pair = |error: Error| Error {
-                detail: format!("pairs[{index}]: {}", error.detail).into(),
-                ..error
-            };
-            let [group_id, user_id] = json::object(pair, ["groupID", "userID"]).map_err(of_pair)?;
-            let text = |field: Field<'_>| field.required().and_then(|value| value.text());
-            Ok(Pair {
-                group_id: text(group_id).map_err(of_pair)?,
-                user_id: text(user_id).map_err(of_pair)?,
-            })
+        let read = |pair: &str| {
+            let [group_id, user_id] = json::object(pair, ["groupID", "userID"])?;
+            Ok((
+                group_id.required()?.group_id()?,
+                user_id.required()?.user_id()?,
+            ))
         };
-        Ok(Self {
-            pairs: pairs
-                .into_iter()
-                .enumerate()
-                .map(read)
-                .collect::<Result<_, _>>()?,
-        })
+        let pairs = pairs.required()?.array(MAX_PAIRS)?;
+        pairs
+            .into_iter()
+            .enumerate()
+            .map(|(index, pair)| {
+                read(pair).map_err(|error: Error| Error {
+                    detail: format!("pairs[{index}]: {}", error.detail).into(),
+                    ..error
+                })
+            })
+            .collect()
     }
 }
 
@@ -163,12 +165,9 @@ impl Memberships {
     )]
     async fn groups_of(
         &self,
+        _key: ReadKey,
         /// The user, percent-encoded.
-        #[oai(
-            name = "userID",
-            example = "params::example_user",
-            validator(min_length = 1, max_length = 1024)
-        )]
+        #[oai(name = "userID", example = "params::example_user")]
         user_id: Path<String>,
         /// Most groups on a page.
         #[oai(
@@ -204,23 +203,10 @@ impl Memberships {
     )]
     async fn query(
         &self,
+        _key: ReadKey,
         body: JsonBody<MembershipQuery>,
     ) -> Result<Json<MembershipAnswers>, ReadFailure> {
-        let of_pair = |index: usize, error: Error| Error {
-            detail: format!("pairs[{index}]: {}", error.detail).into(),
-            ..error
-        };
-        let pairs = body
-            .0
-            .pairs
-            .into_iter()
-            .enumerate()
-            .map(|(index, pair)| {
-                let group = params::group_id(pair.group_id).map_err(|e| of_pair(index, e))?;
-                let user = params::user_id(pair.user_id).map_err(|e| of_pair(index, e))?;
-                Ok((group, user))
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let pairs = body.parsed;
         let found = self.store.memberships(&pairs).await?;
         let memberships = pairs
             .iter()

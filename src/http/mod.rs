@@ -2,8 +2,10 @@
 //! place that names poem.
 
 mod answers;
+mod auth;
 mod body;
 mod callbacks;
+mod connection;
 mod document;
 mod edge;
 mod error;
@@ -20,31 +22,70 @@ mod problem;
 mod reply;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use poem::listener::TcpAcceptor;
-use poem::{Endpoint, EndpointExt, IntoEndpoint, Response, Server};
+use poem::{Endpoint, EndpointExt, IntoEndpoint, Response, Route, Server, get, handler};
 use poem_openapi::{OpenApiService, Tags};
+use tokio::net::TcpListener;
 
-use body::MaxBodyBytes;
+use auth::Access;
+use body::BodyLimits;
 use callbacks::Callbacks;
+use connection::PatientAcceptor;
 use document::Document;
+use edge::Edge;
 use groups::Groups;
 use members::Members;
 use memberships::Memberships;
-use ops::Ops;
+use ops::{Gauges, Ops};
 use pages::Pages;
 
+use crate::config::{AccessSettings, BodySettings, Patience};
+use crate::domain::MemberPatch;
 use crate::ingest::Ingest;
 use crate::store::Store;
+use crate::telemetry::Metrics;
 
 /// How to treat requests.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
+    /// Who is let in.
+    pub access: AccessSettings,
+    /// How much of bodies is held.
+    pub body: BodySettings,
+    /// How long senders are waited for.
+    pub patience: Patience,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub callback_next_code: i32,
+}
+
+/// The parts behind the door.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Answers reads.
+    pub store: Store,
+    /// Takes changes.
+    pub ingest: Ingest,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Whether we are ready.
+    pub stopping: Stopping,
+}
+
+/// Whether the service has been asked to stop. Shared by its clones.
+#[derive(Clone, Debug, Default)]
+pub struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    /// From now on, not ready.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Parts of the API.
@@ -68,14 +109,37 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
     Ok(Document::of::<Api>()?.json)
 }
 
+/// What a rejected callback means, if it is understood now; else why not.
+///
+/// # Errors
+/// The code and the detail that the answer would have.
+pub fn understand(path: &str, body: &[u8]) -> Result<MemberPatch, String> {
+    callbacks::parse(path, body).map_err(|error| error.to_string())
+}
+
 /// Everything that is served, without a socket.
 fn endpoint(
-    store: Store,
-    ingest: Ingest,
-    settings: Settings,
+    parts: Parts,
+    settings: &Settings,
+    is_local: bool,
+    gauges: Option<Gauges>,
+    bodies: Arc<BodyLimits>,
 ) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
+    let Parts {
+        store,
+        ingest,
+        metrics,
+        stopping,
+    } = parts;
     let document = Document::of::<Api>()?;
-    let routes = Arc::new(document.routes.clone());
+    let access = Arc::new(Access::new(&settings.access, is_local));
+    let edge = Arc::new(Edge {
+        routes: document.routes.clone(),
+        access: Arc::clone(&access),
+        ingest: ingest.clone(),
+        metrics,
+        locked_out: AtomicBool::new(false),
+    });
     let api = (
         Callbacks {
             ingest,
@@ -90,31 +154,74 @@ fn endpoint(
         Memberships {
             store: store.clone(),
         },
-        Ops { store },
+        Ops {
+            store,
+            stopping,
+            gauges,
+        },
     );
     // Title and version are of the document, which is made already.
     Ok(OpenApiService::new((api, Pages::from(document)), "", "")
         .into_endpoint()
-        .data(MaxBodyBytes(settings.max_body_bytes))
-        .around(move |endpoint, request| edge::around(endpoint, request, Arc::clone(&routes))))
+        .data(access)
+        .data(bodies)
+        .around(move |endpoint, request| edge::around(endpoint, request, Arc::clone(&edge))))
 }
 
-/// Serves until `shutdown`, then finishes open requests, for `timeout` at most.
+/// The metrics alone, for a listener of their own.
+#[handler]
+fn metrics_alone(gauges: poem::web::Data<&Gauges>) -> poem::Result<Response> {
+    let text = gauges.text()?;
+    Ok(Response::builder()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(text))
+}
+
+/// Serves until `shutdown`, then finishes open requests, for `timeout` at most. The metrics are on
+/// `metrics_listener`, if there is one.
 ///
 /// # Errors
-/// When the listener cannot be used.
+/// When a listener cannot be used.
 pub async fn serve(
-    listener: tokio::net::TcpListener,
-    store: Store,
-    ingest: Ingest,
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    parts: Parts,
     settings: Settings,
     shutdown: impl Future<Output = ()>,
     timeout: Duration,
 ) -> std::io::Result<()> {
-    let endpoint = endpoint(store, ingest, settings).map_err(std::io::Error::other)?;
-    // No idle timeout: OpenIM's client keeps its connections, and loses the callback that it
-    // sends on one that we are just closing.
-    Server::new_with_acceptor(TcpAcceptor::from_tokio(listener)?)
-        .run_with_graceful_shutdown(endpoint, shutdown, Some(timeout))
-        .await
+    let is_local = listener.local_addr()?.ip().is_loopback();
+    let patience = settings.patience;
+    let bodies = Arc::new(BodyLimits::new(settings.body, patience));
+    let gauges = Gauges {
+        metrics: parts.metrics.clone(),
+        store: parts.store.clone(),
+        bodies: Arc::clone(&bodies),
+    };
+    let acceptor = PatientAcceptor::new(listener, patience, parts.metrics.clone())?;
+    let metrics_server = match metrics_listener {
+        Some(listener) => {
+            let route = Route::new().at("/metrics", get(metrics_alone));
+            let acceptor = PatientAcceptor::new(listener, patience, parts.metrics.clone())?;
+            let server = Server::new_with_acceptor(acceptor);
+            Some(server.run(route.data(gauges.clone())))
+        }
+        None => None,
+    };
+    let gauges = metrics_server.is_none().then_some(gauges);
+    let endpoint =
+        endpoint(parts, &settings, is_local, gauges, bodies).map_err(std::io::Error::other)?;
+    let served = Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(
+        endpoint,
+        shutdown,
+        Some(timeout),
+    );
+    // Metrics can be asked for until the last request is answered.
+    match metrics_server {
+        Some(metrics) => tokio::select! {
+            served = served => served,
+            ended = metrics => ended,
+        },
+        None => served.await,
+    }
 }

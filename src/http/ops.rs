@@ -1,15 +1,45 @@
-//! For whoever runs the service: is it alive, can it work?
+//! For whoever runs the service: is it alive, can it work, what has it done?
 
-use poem_openapi::payload::Json;
+use std::sync::Arc;
+
+use poem_openapi::payload::{Json, PlainText};
 use poem_openapi::types::Example;
-use poem_openapi::{Object, OpenApi};
+use poem_openapi::{ApiResponse, Object, OpenApi};
 
 use super::Tag;
+use super::auth::ReadKey;
+use super::body::BodyLimits;
+use super::error::{Code, Error};
 use super::problem::ReadFailure;
 use crate::store::Store;
+use crate::telemetry::{Metrics, Snapshot};
 
 pub(super) struct Ops {
     pub(super) store: Store,
+    pub(super) stopping: super::Stopping,
+    /// Absent where the metrics have a listener of their own.
+    pub(super) gauges: Option<Gauges>,
+}
+
+/// Everything that the metrics are read from.
+#[derive(Clone)]
+pub(super) struct Gauges {
+    pub(super) metrics: Metrics,
+    pub(super) store: Store,
+    pub(super) bodies: Arc<BodyLimits>,
+}
+
+impl Gauges {
+    pub(super) fn text(&self) -> Result<String, Error> {
+        let (pool_used, pool_idle) = self.store.connections();
+        let text = self.metrics.text(Snapshot {
+            pool_used,
+            pool_idle,
+            pool_max: self.store.max_connections(),
+            body_memory: self.bodies.in_use(),
+        });
+        text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
+    }
 }
 
 /// The state of the service.
@@ -28,22 +58,61 @@ impl Example for Status {
     }
 }
 
+#[derive(ApiResponse)]
+enum MetricsAnswer {
+    /// The metrics.
+    #[oai(
+        status = 200,
+        content_type = "text/plain; version=0.0.4; charset=utf-8"
+    )]
+    Text(PlainText<String>),
+}
+
 #[OpenApi(tag = "Tag::Operations")]
 impl Ops {
     /// Is the process alive?
     ///
     /// Asks nobody else: restart the process when this does not answer.
     #[oai(path = "/livez", method = "get", operation_id = "livez")]
-    async fn livez(&self) -> Json<Status> {
-        Json(Status::example())
+    async fn livez(&self) -> Result<Json<Status>, ReadFailure> {
+        Ok(Json(Status::example()))
     }
 
     /// Can it work?
     ///
-    /// Asks the database: send no traffic here while this answers 503.
+    /// Asks the database: send no traffic here while this answers 503. Its `detail` has a word for
+    /// each part that is not ready: `database: away`, `service: stopping`.
     #[oai(path = "/readyz", method = "get", operation_id = "readyz")]
     async fn readyz(&self) -> Result<Json<Status>, ReadFailure> {
-        self.store.ping().await?;
-        Ok(Json(Status::example()))
+        let mut parts = Vec::new();
+        if self.stopping.has_begun() {
+            parts.push("service: stopping");
+        }
+        let ping = self.store.ping().await;
+        if ping.is_err() {
+            parts.push("database: away");
+        }
+        if parts.is_empty() {
+            return Ok(Json(Status::example()));
+        }
+        let not_ready = Error::new(Code::NotReady, parts.join("; "));
+        Err(match ping {
+            Ok(()) => not_ready,
+            Err(error) => not_ready.because(error),
+        }
+        .into())
+    }
+
+    /// What has it done?
+    ///
+    /// Metrics in Prometheus' text format. Needs a token where API_TOKEN is set; METRICS_ADDR gives
+    /// them a listener of their own instead, where they need none.
+    #[oai(path = "/metrics", method = "get", operation_id = "metrics")]
+    async fn metrics(&self, _key: ReadKey) -> Result<MetricsAnswer, ReadFailure> {
+        let Some(gauges) = &self.gauges else {
+            let detail = "METRICS_ADDR: the metrics are served there";
+            return Err(Error::new(Code::PathUnknown, detail).into());
+        };
+        Ok(MetricsAnswer::Text(PlainText(gauges.text()?)))
     }
 }

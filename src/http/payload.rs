@@ -6,7 +6,7 @@ use poem_openapi::types::Example;
 use super::body::FromBody;
 use super::error::{Code, Error};
 use super::json;
-use crate::domain::{GroupId, MemberPatch, Text, UserId};
+use crate::domain::{MemberPatch, Text};
 
 /// callbackAfterSetGroupMemberInfoCommand: fields of one member that were set. Missing and null
 /// both mean "left as it is"; an empty text is a value.
@@ -50,7 +50,9 @@ impl SetGroupMemberInfo {
 }
 
 impl FromBody for SetGroupMemberInfo {
-    fn from_body(body: &str) -> Result<Self, Error> {
+    type Parsed = MemberPatch;
+
+    fn parse(body: &str) -> Result<MemberPatch, Error> {
         let [
             command,
             group_id,
@@ -60,39 +62,14 @@ impl FromBody for SetGroupMemberInfo {
             role_level,
             ex,
         ] = json::object(body, Self::FIELDS)?;
-        Ok(Self {
-            callback_command: command.required()?.text()?,
-            group_id: group_id.required()?.text()?,
-            user_id: user_id.required()?.text()?,
-            nick_name: nick_name.optional(|value| value.text())?,
-            face_url: face_url.optional(|value| value.text())?,
-            role_level: role_level.optional(|value| value.int32())?,
-            ex: ex.optional(|value| value.text())?,
-        })
-    }
-}
-
-impl TryFrom<SetGroupMemberInfo> for MemberPatch {
-    type Error = Error;
-
-    fn try_from(body: SetGroupMemberInfo) -> Result<Self, Error> {
-        let SetGroupMemberInfo {
-            callback_command,
-            group_id,
-            user_id,
-            nick_name,
-            face_url,
-            role_level,
-            ex,
-        } = body;
-        expect_command(&callback_command, SetGroupMemberInfo::COMMAND)?;
+        expect_command(&command.required()?.text()?, Self::COMMAND)?;
         Ok(MemberPatch {
-            group_id: GroupId::parse(group_id).map_err(|e| Error::id("groupID", e))?,
-            user_id: UserId::parse(user_id).map_err(|e| Error::id("userID", e))?,
-            nickname: nick_name.map(Text::parse),
-            face_url: face_url.map(Text::parse),
-            role_level,
-            ex: ex.map(Text::parse),
+            group_id: group_id.required()?.group_id()?,
+            user_id: user_id.required()?.user_id()?,
+            nickname: nick_name.optional(|value| value.text().map(Text::parse))?,
+            face_url: face_url.optional(|value| value.text().map(Text::parse))?,
+            role_level: role_level.optional(|value| value.int32())?,
+            ex: ex.optional(|value| value.text().map(Text::parse))?,
         })
     }
 }

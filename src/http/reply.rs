@@ -22,7 +22,7 @@ pub(super) struct CallbackReply {
     /// What exactly: names the field and what was expected.
     pub(super) err_dlt: String,
     /// 1 in the success reply to callbackAfterSetGroupMemberInfoCommand (0 with
-    /// CALLBACK_NEXT_CODE=0), else 0. OpenIM looks at it in before-callbacks only.
+    /// CALLBACK_NEXT_CODE=0), else 0. OpenIM 3.7 and later looks at it in before-callbacks only.
     pub(super) next_code: i32,
 }
 

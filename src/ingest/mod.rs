@@ -1,9 +1,16 @@
 //! The queue between the doors and the wall: takes a change, answers when it is durable.
 
+mod rejected;
+
+use std::sync::Arc;
+
 use tokio_util::task::TaskTracker;
 
-use crate::domain::MemberPatch;
+use crate::domain::{MemberPatch, Rejected};
 use crate::store::{self, Store};
+use rejected::Keeper;
+
+pub use rejected::Retention;
 
 /// Why a change is not known to be durable.
 #[derive(Debug, thiserror::Error)]
@@ -20,31 +27,55 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     store: Store,
+    keeper: Arc<Keeper>,
     under_way: TaskTracker,
 }
 
 impl Ingest {
-    /// Writes to `store`.
-    pub fn new(store: Store) -> Self {
+    /// Writes to `store`; keeps what could not be understood as `rejected` says.
+    pub fn new(store: Store, rejected: Retention) -> Self {
         Self {
+            keeper: Arc::new(Keeper::new(store.clone(), rejected)),
             store,
             under_way: TaskTracker::new(),
         }
     }
 
-    /// Resolves when the change is committed. The write is a task of its own: OpenIM hangs up
-    /// after its timeout and never sends the change again, so a change that was taken goes on
-    /// when nobody waits for it any more.
+    /// Resolves when the change is committed.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn submit(&self, patch: MemberPatch) -> Result<(), Error> {
         let store = self.store.clone();
-        let write = async move { store.patch_member(&patch).await };
+        self.finish(async move { store.patch_member(&patch).await })
+            .await
+    }
+
+    /// Keeps a callback that could not be understood; resolves when it is committed.
+    ///
+    /// # Errors
+    /// See [`Error`]; it may still have been kept.
+    pub async fn keep_rejected(&self, rejected: Rejected) -> Result<(), Error> {
+        let keeper = Arc::clone(&self.keeper);
+        self.finish(async move { keeper.keep(&rejected).await })
+            .await
+    }
+
+    /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a
+    /// callback again, so what was taken goes on when nobody waits for it any more.
+    async fn finish(
+        &self,
+        write: impl Future<Output = Result<(), store::Error>> + Send + 'static,
+    ) -> Result<(), Error> {
         match self.under_way.spawn(write).await {
             Ok(written) => Ok(written?),
             Err(_panicked_or_runtime_ended) => Err(Error::Lost),
         }
+    }
+
+    /// What has to be done now and then, for as long as it is polled.
+    pub async fn housekeep(&self) -> std::convert::Infallible {
+        self.keeper.housekeep().await
     }
 
     /// Waits for every change under way.

@@ -25,7 +25,8 @@ pub use programs::Search;
 const SUPERUSER: &str = "postgres";
 /// A server that was fine takes milliseconds; crash recovery can take a while.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a server may take to stop: it writes what it has in memory.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a server whose owner was killed is given to end by itself.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long another instance that is just ending is waited for.
@@ -152,6 +153,26 @@ impl Server {
         })
     }
 
+    /// As [`Server::start`]; but where another instance has started the server, that one is used.
+    /// It ends with its instance. For what is done beside a running service.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start_or_join(dir: &Path, search: &Search) -> Result<Server, Error> {
+        match Server::start(dir, search) {
+            Err(Error::InUse { dir, .. }) => {
+                let account = Account::for_dir(&dir)?;
+                Cluster::new(&dir, account, search, Life::Durable).wait_ready(|| Ok(true))?;
+                Ok(Server {
+                    socket_dir: account::socket_dir(&dir, account)?,
+                    log: dir.join("postgres.log"),
+                    owned: None,
+                })
+            }
+            result => result,
+        }
+    }
+
     /// Attaches to the throwaway cluster in `dir`, starting it if nobody has yet. It ends, and
     /// `dir` is deleted, when the process `run` has ended, however it ended. Nothing is synced to
     /// the disk. Blocks.
@@ -205,16 +226,16 @@ impl Server {
             .is_none_or(|owned| matches!(owned.wrapper.try_wait(), Ok(None)))
     }
 
-    /// Shuts an owned server down cleanly and waits for that, up to 15 s; also done on drop.
+    /// Shuts an owned server down cleanly and waits for that; also done on drop, for up to 15 s.
     ///
     /// # Errors
     /// When it does not end; its wrapper goes on trying.
-    pub fn stop(&mut self) -> Result<(), Error> {
+    pub fn stop(&mut self, patience: Duration) -> Result<(), Error> {
         let Some(mut owned) = self.owned.take() else {
             return Ok(());
         };
         drop(owned.wrapper.stdin.take()); // end of file: the wrapper ends postgres
-        let deadline = Instant::now() + STOP_TIMEOUT;
+        let deadline = Instant::now() + patience;
         while owned.wrapper.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 return Err(Error::Failed("postgres does not stop".into()));
@@ -228,7 +249,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Nobody is left to tell; the wrapper ends the server in any case.
-        let _ = self.stop();
+        let _ = self.stop(STOP_TIMEOUT);
     }
 }
 

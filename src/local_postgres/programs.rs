@@ -29,7 +29,7 @@ pub struct Search {
 impl Search {
     /// The folder with the programs: the first that has both, newest version first in the usual
     /// places; with `version` (a major version) the first of that version.
-    pub(super) fn bin_dir(&self, version: Option<&str>) -> Result<PathBuf, Error> {
+    pub(crate) fn bin_dir(&self, version: Option<&str>) -> Result<PathBuf, Error> {
         let mut others: Vec<String> = Vec::new();
         for dir in self.candidates() {
             if !(dir.join("initdb").is_file() && dir.join("postgres").is_file()) {

@@ -16,6 +16,7 @@ mod connect;
 mod error;
 mod migrate;
 mod read;
+mod rejected;
 mod write;
 
 use std::sync::Arc;
@@ -26,10 +27,12 @@ use sqlx::postgres::{PgPool, Postgres};
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
 pub use read::{GroupSummary, MemberFilter, MemberRow, RoleCount};
+pub use rejected::RejectedSummary;
 
 /// The database, as the rest of the program sees it: one method per question or change.
 #[derive(Clone, Debug)]
@@ -37,8 +40,9 @@ pub struct Store {
     pool: PgPool,
     /// As many turns as reads may have connections.
     reads: Arc<Semaphore>,
-    /// How long one statement may take, seen from here. Postgres itself gives up first
-    /// (`statement_timeout`), unless it or the network hangs.
+    /// How long one question or change may take in all, seen from here: its turn, a connection,
+    /// the statement. Postgres itself gives up on a statement first (`statement_timeout`), unless
+    /// it or the network hangs.
     patience: Duration,
 }
 
@@ -48,11 +52,12 @@ impl Store {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.patience;
         let turn = Arc::clone(&self.reads).acquire_owned();
-        let turn = tokio::time::timeout(self.patience, turn).await;
+        let turn = timeout_at(deadline, turn).await;
         let turn = turn.map_err(|_elapsed| Error::gave_up())?;
         // The semaphore is never closed.
-        self.run(turn.ok(), work).await
+        self.run(turn.ok(), deadline, work).await
     }
 
     /// Runs a write.
@@ -60,24 +65,27 @@ impl Store {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
-        self.run(None, work).await
+        let deadline = Instant::now() + self.patience;
+        self.run(None, deadline, work).await
     }
 
-    /// Runs `work` on a pooled connection, waiting no longer than the store's patience.
+    /// Runs `work` on a pooled connection. The wait for one and the work have one deadline.
     async fn run<T>(
         &self,
         turn: Option<OwnedSemaphorePermit>,
+        deadline: Instant,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
+        let acquired = timeout_at(deadline, self.pool.acquire()).await;
         let mut lease = Lease {
-            connection: Some(self.pool.acquire().await?),
+            connection: Some(acquired.map_err(|_elapsed| Error::gave_up())??),
             turn,
             patience: self.patience,
         };
         let Some(connection) = lease.connection.as_deref_mut() else {
             return Err(Error::gave_up()); // cannot be: it was just put there
         };
-        let done = tokio::time::timeout(self.patience, work(connection)).await;
+        let done = timeout_at(deadline, work(connection)).await;
         match done {
             Ok(result) => {
                 if let Some(connection) = lease.connection.take() {
@@ -87,6 +95,18 @@ impl Store {
             }
             Err(_elapsed) => Err(Error::gave_up()),
         }
+    }
+
+    /// The pool's connections: how many are at work, and how many wait for it.
+    pub fn connections(&self) -> (usize, usize) {
+        let idle = self.pool.num_idle();
+        let used = (self.pool.size() as usize).saturating_sub(idle);
+        (used, idle)
+    }
+
+    /// Most connections of the pool.
+    pub fn max_connections(&self) -> usize {
+        self.pool.options().get_max_connections() as usize
     }
 
     /// Answers when the database does.
@@ -106,6 +126,7 @@ impl Store {
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         read::STATEMENTS
             .iter()
+            .chain(rejected::STATEMENTS)
             .chain(write::STATEMENTS)
             .chain(connect::STATEMENTS)
     }

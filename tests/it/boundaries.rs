@@ -74,6 +74,11 @@ fn only_store_names_sqlx() {
 }
 
 #[test]
+fn only_telemetry_and_the_program_name_the_metrics_library() {
+    assert_only_in("prometheus", &["telemetry/", "app/"]);
+}
+
+#[test]
 fn only_config_reads_the_environment() {
     assert_only_in("std::env::var_os", &["config/"]);
     assert_only_in("std::env", &["config/", "main.rs"]); // main passes the arguments on
@@ -99,9 +104,10 @@ fn the_domain_imports_nobody() {
 
 #[test]
 fn the_store_and_the_queue_do_not_know_the_door() {
-    assert_only_in("crate::http", &["app.rs"]);
-    assert_only_in("crate::ingest", &["app.rs", "http/"]);
-    assert_only_in("crate::store", &["app.rs", "http/", "ingest/", "config/"]);
+    assert_only_in("crate::http", &["app/"]);
+    // The configuration is made of its parts' own settings.
+    assert_only_in("crate::ingest", &["app/", "http/", "config/"]);
+    assert_only_in("crate::store", &["app/", "http/", "ingest/", "config/"]);
 }
 
 /// `statements!` makes constants of all SQL, so that the prepare test sees it.

@@ -592,7 +592,7 @@ fn chunked(body: String) -> reqwest::Body {
 
 #[tokio::test]
 async fn bodies_up_to_the_limit_are_taken_announced_or_chunked() {
-    let app = TestApp::start_on(TestDb::new().await, |config| config.max_body_bytes = 20_000).await;
+    let app = TestApp::start_on(TestDb::new().await, |config| config.body.max_bytes = 20_000).await;
     app.callback_text(body_of(20_000)).await.ok();
     app.callback_text(chunked(body_of(20_000))).await.ok();
     for body in [
@@ -628,7 +628,7 @@ async fn raw_connection(app: &TestApp) -> tokio::net::TcpStream {
 
 fn raw_request(body: &str) -> String {
     format!(
-        "POST {PATH} HTTP/1.1\r\nHost: mirror\r\nUser-Agent: Go-http-client/1.1\r\n\
+        "POST {PATH} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Go-http-client/1.1\r\n\
          Content-Length: {}\r\nContent-Type: application/json; charset=utf-8\r\n\
          Operationid: op-9\r\nAccept-Encoding: gzip\r\n\r\n{body}",
         body.len()

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use openim_group_mirror::local_postgres::Server;
+use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::support::{TestApp, TestDb, member_info, run, search};
+use crate::support::{TestApp, TestDb, kill, member_info, run, search};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,7 +48,6 @@ async fn assert_away(app: &TestApp) {
         "/groups/g/members/u",
         "/groups/g",
         "/users/u/groups",
-        "/readyz",
     ] {
         let asked = Instant::now();
         let reply = app.get(path).await;
@@ -64,6 +63,13 @@ async fn assert_away(app: &TestApp) {
         );
         assert_eq!(reply.header("retry-after"), Some("2"));
     }
+    let asked = Instant::now();
+    let reply = app.get("/readyz").await;
+    assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
+    assert_eq!(
+        (reply.status, &reply.body["code"], &reply.body["detail"]),
+        (503, &json!("not_ready"), &json!("database: away"))
+    );
     assert_eq!(app.get("/livez").await.status, 200);
 }
 
@@ -83,7 +89,7 @@ async fn assert_back(app: &TestApp) {
 #[tokio::test]
 async fn a_database_that_is_gone_gives_503_and_is_found_again() {
     let (app, mut server, dir) = app_on_own_server().await;
-    tokio::task::spawn_blocking(move || server.stop())
+    tokio::task::spawn_blocking(move || server.stop(STOP_TIMEOUT))
         .await
         .unwrap()
         .unwrap();
@@ -98,18 +104,28 @@ struct Frozen(Child);
 
 impl Frozen {
     async fn server(server: &Server, dir: &Path) -> Frozen {
-        let postmaster = std::fs::read_to_string(dir.join("data/postmaster.pid")).unwrap();
-        let mut pids = postmaster.lines().next().unwrap().trim().to_owned();
+        let file = std::fs::read_to_string(dir.join("data/postmaster.pid")).unwrap();
+        let postmaster = file.lines().next().unwrap().trim().to_owned();
         let mut connection = PgConnection::connect(&server.url("postgres"))
             .await
             .unwrap();
-        let children: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
+        // From here on nobody new is born; one that was born just now may not be listed yet, but
+        // Linux knows its children.
+        kill("STOP", &postmaster);
+        let listed: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
             .fetch_all(&mut connection)
             .await
             .unwrap();
-        for pid in children {
-            pids += &format!(" {pid}");
-        }
+        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+        let children = std::fs::read_to_string(children).unwrap_or_default();
+        let listed = listed.iter().map(i32::to_string);
+        let mut pids: Vec<String> = listed
+            .chain(children.split_whitespace().map(str::to_owned))
+            .chain([postmaster])
+            .collect();
+        pids.sort();
+        pids.dedup();
+        let pids = pids.join(" ");
         let mut shell = Command::new("sh")
             .arg("-c")
             .arg(format!(

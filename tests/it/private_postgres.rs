@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use openim_group_mirror::local_postgres::{Error, Search, Server};
+use openim_group_mirror::local_postgres::{Error, STOP_TIMEOUT, Search, Server};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::support::{own_server, run, search, wait_for};
@@ -106,7 +106,10 @@ fn an_open_folder_is_no_place_for_a_server_without_passwords() {
 #[test]
 fn a_cluster_of_another_major_version_is_left_alone() {
     let dir = run().folder("version").join("pg");
-    Server::start(&dir, &search()).unwrap().stop().unwrap();
+    Server::start(&dir, &search())
+        .unwrap()
+        .stop(STOP_TIMEOUT)
+        .unwrap();
     let version = dir.join("data/PG_VERSION");
     let made_by = std::fs::read_to_string(&version).unwrap();
     std::fs::write(&version, "9\n").unwrap();
@@ -126,7 +129,10 @@ fn a_cluster_of_another_major_version_is_left_alone() {
 #[test]
 fn an_initdb_that_was_cut_off_is_begun_again() {
     let dir = run().folder("half").join("pg");
-    Server::start(&dir, &search()).unwrap().stop().unwrap();
+    Server::start(&dir, &search())
+        .unwrap()
+        .stop(STOP_TIMEOUT)
+        .unwrap();
     std::fs::rename(dir.join("data"), dir.join("data.new")).unwrap();
     std::fs::remove_file(dir.join("data.new/global/pg_control")).unwrap();
     Server::start(&dir, &search()).unwrap();

@@ -132,7 +132,7 @@ async fn a_request_that_never_ends_does_not_hold_up_the_stop() {
     let mut service = Service::start(&[("DATABASE_URL", &db.url), ("SHUTDOWN_TIMEOUT_SECS", "1")]);
     let address = service.base.strip_prefix("http://").unwrap();
     let mut connection = std::net::TcpStream::connect(address).unwrap();
-    let half = "POST /callbackAfterSetGroupMemberInfoCommand HTTP/1.1\r\nHost: mirror\r\n\
+    let half = "POST /callbackAfterSetGroupMemberInfoCommand HTTP/1.1\r\nHost: localhost\r\n\
                 Content-Type: application/json\r\nContent-Length: 100\r\n\
                 Expect: 100-continue\r\n\r\n";
     connection.write_all(half.as_bytes()).unwrap();

@@ -62,6 +62,7 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
     let expected = [
         "im_mirror._sqlx_migrations",
         "im_mirror.group_members",
+        "im_mirror.rejected_callbacks",
         "public.group_members",
     ];
     assert_eq!(names, expected);

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use openim_group_mirror::app;
-use openim_group_mirror::config::{Config, DatabaseSettings, LogFormat};
+use openim_group_mirror::config::{
+    AccessSettings, BodySettings, Config, DatabaseSettings, LogFormat, Patience, StopSettings,
+};
+use openim_group_mirror::ingest::Retention;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -59,9 +62,27 @@ impl TestApp {
             },
             data_dir: None,
             search: search(),
-            max_body_bytes: 16 << 20,
+            metrics_addr: None,
+            access: AccessSettings {
+                callback_username: "openim".into(),
+                callback_passwords: vec![],
+                api_tokens: vec![],
+                allow_anonymous: false,
+            },
+            body: BodySettings {
+                max_bytes: 16 << 20,
+                max_memory: 64 << 20,
+            },
             callback_next_code: 1,
-            shutdown_timeout: Duration::from_secs(5),
+            rejected: Retention {
+                keep_days: 30,
+                max_bytes: 256 << 20,
+            },
+            stop: StopSettings {
+                delay: Duration::ZERO,
+                timeout: Duration::from_secs(5),
+            },
+            patience: Patience::default(),
             log_format: LogFormat::Text,
             log_filter: "info".into(),
         };

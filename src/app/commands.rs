@@ -1,0 +1,61 @@
+//! What is asked of the program besides serving, each in a moment.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use super::database::{self, Private};
+use super::{Error, PRIVATE_STOP, announce};
+use crate::config::Config;
+
+/// How long a healthy service may take to say so.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Brings the database's schema up to date.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn migrate(config: &Config) -> Result<(), Error> {
+    let (database, server) = database::find(config, Private::Own).await?;
+    let migrated = database.migrate().await;
+    database::stop(server, PRIVATE_STOP).await?;
+    migrated?;
+    tracing::info!(%database, "the schema is up to date");
+    Ok(())
+}
+
+/// Writes the lines for OpenIM's config/webhooks.yml, with the real password. `url` is how OpenIM
+/// reaches us; `None`: as the settings have it.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn openim_config(config: &Config, url: Option<String>, out: impl Write) -> Result<(), Error> {
+    let url = url.unwrap_or_else(|| announce::url_of(config.listen_addr));
+    let url = url.trim_end_matches('/');
+    announce::webhooks(out, url, &config.access, announce::encode)?;
+    Ok(())
+}
+
+/// Asks the service on `LISTEN_ADDR` of this machine whether it is alive. Not whether it is ready:
+/// a database that is away is no reason to restart it.
+///
+/// # Errors
+/// [`Error::Unhealthy`] if it does not say so in time.
+pub async fn healthcheck(config: &Config) -> Result<(), Error> {
+    let addr = config.listen_addr;
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let url = format!("http://{}/livez", SocketAddr::new(ip, addr.port()));
+    let unhealthy = |error: reqwest::Error| Error::Unhealthy(format!("{url}: {error}"));
+    let client = reqwest::Client::builder()
+        .timeout(HEALTH_TIMEOUT)
+        .no_proxy()
+        .build()
+        .map_err(unhealthy)?;
+    let answer = client.get(&url).send().await.map_err(unhealthy)?;
+    answer.error_for_status().map_err(unhealthy)?;
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! Composition root: builds the parts, runs them, stops them in order.
+
+mod announce;
+mod commands;
+mod database;
+mod rejected;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::http::{self, Stopping};
+use crate::ingest::{self, Ingest};
+use crate::local_postgres::{self, Server};
+use crate::store::{self, OpenError};
+use crate::telemetry::Metrics;
+use database::Private;
+
+pub use commands::{healthcheck, migrate, openim_config};
+pub use rejected::rejected;
+
+/// Least time for the private Postgres to end. Its wrapper goes on without us after that.
+const PRIVATE_STOP: Duration = Duration::from_secs(5);
+
+/// How often the private Postgres is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Why the service cannot start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {addr} ({setting}): {error}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// The setting that says so.
+        setting: &'static str,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// There is no database.
+    #[error(
+        "there is no database to use: DATABASE_URL is not set, and {0}\n\
+         Three ways out:\n  \
+         1. install PostgreSQL's server programs (Debian: sudo apt-get install postgresql; \
+         macOS: brew install postgresql), or name their folder in PG_BIN_DIR\n  \
+         2. set DATABASE_URL=postgres://user:password@host:5432/database\n  \
+         3. make .env && docker compose up"
+    )]
+    NoDatabase(local_postgres::Error),
+    /// The private Postgres cannot be started.
+    #[error("the private Postgres cannot be used: {0}")]
+    Private(local_postgres::Error),
+    /// No folder to keep the private Postgres in.
+    #[error("DATA_DIR: expected a folder for the private Postgres (there is no HOME to put it in)")]
+    NoDataDir,
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The private Postgres is gone.
+    #[error("the private Postgres has ended by itself; its log is {0}")]
+    PrivateEnded(std::path::PathBuf),
+    /// The server failed.
+    #[error("serving failed: {0}")]
+    Serve(std::io::Error),
+    /// The metrics cannot be made.
+    #[error("the metrics cannot be made: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The database did not do what a subcommand asked of it.
+    #[error("the database: {0}")]
+    Store(#[from] store::Error),
+    /// A callback could not be taken in again.
+    #[error("the database: {0}")]
+    Ingest(#[from] ingest::Error),
+    /// Nothing by that number, or something went wrong with some of them; the text says what.
+    #[error("{0}")]
+    Rejected(String),
+    /// The service does not answer, or not well.
+    #[error("{0}")]
+    Unhealthy(String),
+    /// What was asked for cannot be printed.
+    #[error("cannot print: {0}")]
+    Print(#[from] std::io::Error),
+}
+
+async fn bind(addr: SocketAddr, setting: &'static str) -> Result<TcpListener, Error> {
+    let bound = TcpListener::bind(addr).await;
+    bound.map_err(|error| Error::Listen {
+        addr,
+        setting,
+        error,
+    })
+}
+
+/// Binds the address, starts everything, and serves until `shutdown`. What is needed to use the
+/// service is written to `out` once it is up.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn serve(
+    config: &Config,
+    out: impl Write,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    // First, so that a second instance on one address ends before it starts anything.
+    let listener = bind(config.listen_addr, "LISTEN_ADDR").await?;
+    run(config, listener, out, shutdown).await
+}
+
+/// As [`serve`], on a listener that is already bound.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(
+    config: &Config,
+    listener: TcpListener,
+    out: impl Write,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    tokio::pin!(shutdown);
+    let addr = listener.local_addr().map_err(Error::Serve)?;
+    let metrics_listener = match config.metrics_addr {
+        Some(addr) => Some(bind(addr, "METRICS_ADDR").await?),
+        None => None,
+    };
+    let open = async {
+        let (database, server) = database::find(config, Private::Own).await?;
+        let store = database.open().await?;
+        Ok::<_, Error>((database, server, store))
+    };
+    // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
+    // to stop. What was started ends with the process.
+    let (database, mut server, store) = tokio::select! {
+        opened = open => opened?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let parts = http::Parts {
+        ingest: Ingest::new(store.clone(), config.rejected),
+        store,
+        metrics: Metrics::new()?,
+        stopping: Stopping::default(),
+    };
+    let settings = http::Settings {
+        access: config.access.clone(),
+        body: config.body,
+        patience: config.patience,
+        callback_next_code: config.callback_next_code,
+    };
+    let metrics_addr = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
+    // An `out` that is gone is no reason to end.
+    let _ = announce::announce(
+        out,
+        addr,
+        metrics_addr,
+        &config.access,
+        (&database, server.as_ref()),
+    );
+    tracing::info!(%addr, %database, "serving");
+    warn_of_missing_keys(config, addr);
+
+    let log = server.as_ref().map(|server| server.log().to_path_buf());
+    let mut ended = None;
+    let mut deadline = None;
+    let stop = async {
+        tokio::select! {
+            () = &mut shutdown => {
+                parts.stopping.begin();
+                tracing::info!("stopping");
+                tokio::time::sleep(config.stop.delay).await;
+            }
+            () = private_end(server.as_mut()) => ended = log,
+        }
+        deadline = Some(Instant::now() + config.stop.timeout);
+    };
+    let serving = http::serve(
+        listener,
+        metrics_listener,
+        parts.clone(),
+        settings,
+        stop,
+        config.stop.timeout,
+    );
+    let served = tokio::select! {
+        served = serving => served,
+        never = parts.ingest.housekeep() => match never {},
+    };
+
+    // In this order, all by one deadline: no request is open any more; then what they submitted;
+    // then the database.
+    let deadline = deadline.unwrap_or_else(Instant::now);
+    let close = async {
+        parts.ingest.close().await;
+        parts.store.close().await;
+    };
+    if tokio::time::timeout_at(deadline, close).await.is_err() {
+        tracing::warn!("the database does not let go; leaving it");
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    database::stop(server, left.max(PRIVATE_STOP)).await?;
+    if let Some(log) = ended {
+        return Err(Error::PrivateEnded(log));
+    }
+    served.map_err(Error::Serve)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Without keys, who may do what depends on who reaches the port.
+fn warn_of_missing_keys(config: &Config, addr: SocketAddr) {
+    let access = &config.access;
+    let missing = match (
+        access.callback_passwords.is_empty(),
+        access.api_tokens.is_empty(),
+    ) {
+        (false, false) => return,
+        (true, true) => "CALLBACK_PASSWORD and API_TOKEN are",
+        (true, false) => "CALLBACK_PASSWORD is",
+        (false, true) => "API_TOKEN is",
+    };
+    if addr.ip().is_loopback() {
+        tracing::warn!(
+            "{missing} not set: every program on this machine is let in, and a reverse proxy \
+             would let in everybody"
+        );
+    } else {
+        tracing::warn!("{missing} not set: everybody who reaches the port is let in");
+    }
+}
+
+/// Resolves when the private Postgres has ended by itself; never without one.
+async fn private_end(server: Option<&mut Server>) {
+    let Some(server) = server else {
+        return std::future::pending().await;
+    };
+    while server.is_running() {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}

@@ -1,0 +1,287 @@
+//! Who is let in: HTTP Basic for callbacks, a Bearer token for reads, checked before a body is
+//! read; and, where there is no key, only who names this machine in the Host header.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use headers::authorization::{Authorization, Basic, Bearer, Credentials};
+use headers::{Header, HeaderValue};
+use poem::http::header::{AUTHORIZATION, HOST};
+use poem::http::uri::Authority;
+use poem::{Request, RequestBody};
+use poem_openapi::registry::{MetaSecurityScheme, Registry};
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::error::{Code, Error};
+use crate::config::AccessSettings;
+
+/// The keys of both doors; handed to the extractors as request data.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    callbacks: Keys,
+    reads: Keys,
+    /// Whether a door without a key is open to those only who name this machine.
+    is_local: bool,
+}
+
+/// Digests of what may be presented; none: nothing is asked for. Digests have one length, so the
+/// time of a comparison tells nothing of the key, its length included.
+#[derive(Clone)]
+struct Keys(Vec<[u8; 32]>);
+
+impl Access {
+    /// `is_local`: whether only this machine can reach us.
+    pub(super) fn new(settings: &AccessSettings, is_local: bool) -> Self {
+        let AccessSettings {
+            callback_username,
+            callback_passwords,
+            api_tokens,
+            allow_anonymous,
+        } = settings;
+        // A user name has no colon, so the pair is one text.
+        let pairs = callback_passwords
+            .iter()
+            .map(|password| digest(format!("{callback_username}:{}", password.expose())));
+        Self {
+            callbacks: Keys(pairs.collect()),
+            reads: Keys(api_tokens.iter().map(|t| digest(t.expose())).collect()),
+            is_local: is_local && !allow_anonymous,
+        }
+    }
+
+    /// A page of another site can make a browser send requests here under the site's own name,
+    /// which it has pointed at this machine (DNS rebinding). A key stops it; without one, the
+    /// name does.
+    pub(super) fn check_host(&self, request: &Request, is_callback: bool) -> Result<(), Error> {
+        let keys = if is_callback {
+            &self.callbacks
+        } else {
+            &self.reads
+        };
+        if !self.is_local || !keys.0.is_empty() || names_this_machine(request) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::HostNotLocal,
+            "Host: expected localhost or a loopback address, as long as no key is set",
+        ))
+    }
+}
+
+impl Keys {
+    fn admit(&self, presented: Option<String>) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let Some(presented) = presented.map(digest) else {
+            return false;
+        };
+        // All are compared, in the same time, whichever it is.
+        let none = Choice::from(0);
+        let found = self.0.iter().fold(none, |found, key| {
+            found | key.as_slice().ct_eq(presented.as_slice())
+        });
+        found.into()
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
+    Sha256::digest(text).into()
+}
+
+/// A URL with a host of its own counts as well: that form is for proxies, which we are not.
+fn names_this_machine(request: &Request) -> bool {
+    let hosts = request.headers().get_all(HOST);
+    let mut hosts = hosts.iter().map(|host| host.as_bytes().try_into().ok());
+    let of_url = request.uri().authority();
+    hosts.next().is_some_and(|host| is_local(host.as_ref()))
+        && hosts.all(|host| is_local(host.as_ref()))
+        && of_url.is_none_or(|host| is_local(Some(host)))
+}
+
+fn is_local(host: Option<&Authority>) -> bool {
+    let Some(host) = host.map(Authority::host) else {
+        return false;
+    };
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let address: Option<IpAddr> = match bare {
+        Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => host.parse().ok(),
+    };
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
+}
+
+/// What a scheme presents, if the header is there once and can be read.
+fn presented<C: Credentials>(request: &Request) -> Option<C> {
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let one: &HeaderValue = values.next()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let Authorization(credentials) = Authorization::<C>::decode(&mut std::iter::once(one)).ok()?;
+    Some(credentials)
+}
+
+fn access(request: &Request) -> Result<&Access, Error> {
+    let access = request.extensions().get::<Arc<Access>>();
+    access
+        .map(|access| &**access)
+        .ok_or_else(|| Error::new(Code::Internal, "the log says more"))
+}
+
+/// Proof that the sender of a callback was let in. An argument of every callback, before the body.
+pub(super) struct CallbackKey;
+
+/// Proof that the asker was let in. An argument of every read, before the body.
+pub(super) struct ReadKey;
+
+/// A door's scheme, as the document has it and as it is checked.
+pub(super) trait Scheme: Sized + Send {
+    const NAME: &'static str;
+    const SCHEME: &'static str;
+    const DESCRIPTION: &'static str;
+    /// What an answer says to whoever was not let in.
+    const EXPECTED: &'static str;
+
+    /// `WWW-Authenticate`.
+    const CHALLENGE: &'static str;
+
+    fn is_admitted(access: &Access, request: &Request) -> bool;
+    fn proof() -> Self;
+}
+
+impl Scheme for CallbackKey {
+    const NAME: &'static str = "callbackPassword";
+    const SCHEME: &'static str = "basic";
+    const DESCRIPTION: &'static str = "CALLBACK_USERNAME and CALLBACK_PASSWORD, where one is set. \
+        OpenIM sends them when its `url` is http://username:password@host.";
+    const EXPECTED: &'static str =
+        "Authorization: expected HTTP Basic with CALLBACK_USERNAME and CALLBACK_PASSWORD";
+    const CHALLENGE: &'static str = "Basic realm=\"openim-group-mirror\", charset=\"UTF-8\"";
+
+    fn is_admitted(access: &Access, request: &Request) -> bool {
+        let pair = presented::<Basic>(request);
+        let pair = pair.map(|pair| format!("{}:{}", pair.username(), pair.password()));
+        access.callbacks.admit(pair)
+    }
+
+    fn proof() -> Self {
+        Self
+    }
+}
+
+impl Scheme for ReadKey {
+    const NAME: &'static str = "apiToken";
+    const SCHEME: &'static str = "bearer";
+    const DESCRIPTION: &'static str = "One of API_TOKEN, where one is set.";
+    const EXPECTED: &'static str = "Authorization: expected Bearer and one of API_TOKEN";
+    const CHALLENGE: &'static str = "Bearer realm=\"openim-group-mirror\"";
+
+    fn is_admitted(access: &Access, request: &Request) -> bool {
+        let token = presented::<Bearer>(request);
+        access.reads.admit(token.map(|t| t.token().to_owned()))
+    }
+
+    fn proof() -> Self {
+        Self
+    }
+}
+
+macro_rules! security_scheme {
+    ($proof:ty) => {
+        /// What poem-openapi's derive does, but for the door without a key, which it cannot tell
+        /// from wrong credentials.
+        impl<'a> ApiExtractor<'a> for $proof {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+            type ParamType = ();
+            type ParamRawType = ();
+
+            fn register(registry: &mut Registry) {
+                let scheme = MetaSecurityScheme {
+                    ty: "http",
+                    description: Some(<$proof>::DESCRIPTION),
+                    name: None,
+                    key_in: None,
+                    scheme: Some(<$proof>::SCHEME),
+                    bearer_format: None,
+                    flows: None,
+                    openid_connect_url: None,
+                };
+                registry.create_security_scheme(<$proof>::NAME, scheme);
+            }
+
+            fn security_schemes() -> Vec<&'static str> {
+                vec![<$proof>::NAME]
+            }
+
+            async fn from_request(
+                request: &'a Request,
+                _body: &mut RequestBody,
+                _options: ExtractParamOptions<()>,
+            ) -> poem::Result<Self> {
+                if <$proof>::is_admitted(access(request)?, request) {
+                    return Ok(<$proof>::proof());
+                }
+                Err(Error::new(Code::CredentialsWrong, <$proof>::EXPECTED).into())
+            }
+        }
+    };
+}
+
+security_scheme!(CallbackKey);
+security_scheme!(ReadKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_hosts(hosts: &[&str]) -> Request {
+        let request = Request::builder().uri_str("/groups/g");
+        hosts
+            .iter()
+            .fold(request, |request, host| request.header("host", *host))
+            .finish()
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        for host in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1",
+            "127.0.0.1:80",
+            "127.9.9.9",
+            "[::1]",
+            "[::1]:8080",
+        ] {
+            assert!(names_this_machine(&with_hosts(&[host])), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:8080",
+            "evil.example:127",
+            "127.0.0.1@evil.example",
+            "10.0.0.1",
+            "[::2]",
+            "[localhost]",
+            "0.0.0.0",
+        ] {
+            assert!(!names_this_machine(&with_hosts(&[host])), "{host}");
+        }
+        assert!(!names_this_machine(&with_hosts(&[])));
+        assert!(!names_this_machine(&with_hosts(&[
+            "localhost",
+            "evil.example"
+        ])));
+    }
+}

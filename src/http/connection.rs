@@ -1,0 +1,272 @@
+//! Connections on their way in: how many, and how long each may keep us waiting.
+//!
+//! poem's server waits for ever for the head of a request, and goes round without a pause or a
+//! word when it cannot accept. A kept connection that is silent between two requests is left
+//! alone: OpenIM's client keeps its connections, and loses the callback that it sends on one that
+//! we are just closing.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use poem::http::uri::Scheme;
+use poem::listener::{Acceptor, TcpAcceptor};
+use poem::web::{LocalAddr, RemoteAddr};
+use rustix::net::sockopt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use crate::config::Patience;
+use crate::telemetry::Metrics;
+
+/// Open files that are left for all but HTTP connections.
+const OTHER_FILES: u64 = 128;
+/// Where the system sets no limit.
+const MANY: u64 = 1 << 20;
+/// What a connection is probed with when it is silent: its other end may be gone without a word.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
+/// Pause after a connection could not be accepted; what is missing does not come back at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts as many connections as there are files for.
+pub(super) struct PatientAcceptor {
+    inner: TcpAcceptor,
+    places: Arc<Semaphore>,
+    patience: Patience,
+    metrics: Metrics,
+}
+
+impl PatientAcceptor {
+    pub(super) fn new(
+        listener: TcpListener,
+        patience: Patience,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        let places = usize::try_from(places()).unwrap_or(usize::MAX);
+        Ok(Self {
+            inner: TcpAcceptor::from_tokio(listener)?,
+            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            patience,
+            metrics,
+        })
+    }
+}
+
+/// Takes all the open files that the system grants, and tells how many connections these are for.
+fn places() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    files
+        .unwrap_or(MANY)
+        .min(MANY)
+        .saturating_sub(OTHER_FILES)
+        .max(1)
+}
+
+impl Acceptor for PatientAcceptor {
+    type Io = Patient;
+
+    fn local_addr(&self) -> Vec<LocalAddr> {
+        self.inner.local_addr()
+    }
+
+    async fn accept(&mut self) -> io::Result<(Patient, LocalAddr, RemoteAddr, Scheme)> {
+        let place = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => {
+                tracing::warn!("as many connections as there are files for; others have to wait");
+                let place = Arc::clone(&self.places).acquire_owned().await;
+                place.map_err(io::Error::other)? // the semaphore is never closed
+            }
+        };
+        match self.inner.accept().await {
+            Ok((stream, local, remote, scheme)) => {
+                probe_when_silent(&stream);
+                let io = Patient::new(stream, self.patience, self.metrics.clone(), place);
+                Ok((io, local, remote, scheme))
+            }
+            Err(error) => {
+                self.metrics.accept_error();
+                let error = error.to_string();
+                tracing::warn!(error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                Err(io::ErrorKind::Other.into())
+            }
+        }
+    }
+}
+
+/// Without probes the connection only stays open longer, so what fails is passed over.
+fn probe_when_silent(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, PROBE_AFTER))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, PROBE_EVERY))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, PROBES));
+}
+
+/// A connection that ends when it keeps us waiting for the head of a request, or does not take
+/// an answer.
+pub(super) struct Patient {
+    stream: TcpStream,
+    reading: Reading,
+    /// Set while we wait for something with a bound.
+    alarm: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    metrics: Metrics,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Where the other end is in what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// Between two requests; silence is all right.
+    Nothing,
+    /// In a head, of which the last bytes were this many of its end.
+    Head { matched: usize },
+    /// Behind a head: `body` has its own bound.
+    Body,
+}
+
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+
+impl Reading {
+    /// Further, by what was read.
+    fn read(self, bytes: &[u8]) -> Self {
+        let mut matched = match self {
+            Reading::Body => return self,
+            Reading::Nothing => 0,
+            Reading::Head { matched } => matched,
+        };
+        for byte in bytes {
+            matched = match byte {
+                b if *b == END_OF_HEAD[matched] => matched + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if matched == END_OF_HEAD.len() {
+                return Reading::Body;
+            }
+        }
+        Reading::Head { matched }
+    }
+}
+
+impl Patient {
+    fn new(
+        stream: TcpStream,
+        patience: Patience,
+        metrics: Metrics,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        metrics.connection_opened();
+        Self {
+            stream,
+            // Who connects has something to say.
+            reading: Reading::Head { matched: 0 },
+            alarm: Some(Box::pin(sleep(patience.head))),
+            patience,
+            metrics,
+            _place: place,
+        }
+    }
+
+    /// An error once the alarm has rung.
+    fn check_alarm(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.alarm {
+            Some(alarm) => alarm
+                .as_mut()
+                .poll(cx)
+                .map(|()| io::ErrorKind::TimedOut.into()),
+            None => Poll::Pending,
+        }
+    }
+
+    /// While an answer does not go out: waits, but not for ever.
+    fn wait_to_write<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.alarm.is_none() {
+            let until = Instant::now() + self.patience.answer;
+            self.alarm = Some(Box::pin(sleep_until(until)));
+        }
+        self.check_alarm(cx).map(Err)
+    }
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        self.metrics.connection_closed();
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Pending if matches!(this.reading, Reading::Head { .. }) => {
+                this.check_alarm(cx).map(Err)
+            }
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(result) => {
+                result?;
+                let was = this.reading;
+                this.reading = was.read(&buf.filled()[before..]);
+                match (was, this.reading) {
+                    (Reading::Nothing, Reading::Head { .. }) => {
+                        this.alarm = Some(Box::pin(sleep(this.patience.head)));
+                    }
+                    (Reading::Head { .. }, Reading::Body) => this.alarm = None,
+                    _ => {}
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_write(cx, buf) {
+            Poll::Pending => this.wait_to_write(cx),
+            Poll::Ready(written) => {
+                // An answer is the end of a request.
+                this.reading = Reading::Nothing;
+                this.alarm = None;
+                Poll::Ready(written)
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let done = ready!(Pin::new(&mut this.stream).poll_shutdown(cx));
+        Poll::Ready(done)
+    }
+}

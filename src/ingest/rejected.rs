@@ -1,0 +1,88 @@
+//! Where callbacks that could not be understood are kept, within bounds.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::domain::Rejected;
+use crate::store::{Error, Store};
+
+/// How often what is too old is looked for.
+const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+/// How soon again after an error.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long rejected callbacks are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// In days.
+    pub keep_days: u16,
+    /// In bytes, all together; none at all with 0.
+    pub max_bytes: u64,
+}
+
+/// Keeps rejected callbacks.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    store: Store,
+    settings: Retention,
+    /// Bytes kept since the last look at how many there are.
+    since_purge: AtomicU64,
+}
+
+impl Keeper {
+    pub(super) fn new(store: Store, settings: Retention) -> Self {
+        Self {
+            store,
+            settings,
+            since_purge: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<(), Error> {
+        if self.settings.max_bytes == 0 {
+            return Ok(());
+        }
+        self.store.keep_rejected(rejected).await?;
+        let bytes = rejected.body.len() as u64 + 256;
+        let since = self.since_purge.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if since > self.slack() {
+            self.purge().await?;
+        }
+        Ok(())
+    }
+
+    /// Counting reads every row, so it is done only now and then; what comes meanwhile has its
+    /// room in the bound.
+    fn slack(&self) -> u64 {
+        self.settings.max_bytes / 64
+    }
+
+    async fn purge(&self) -> Result<(), Error> {
+        let Retention {
+            keep_days,
+            max_bytes,
+        } = self.settings;
+        let room = max_bytes - self.slack();
+        self.since_purge.store(0, Ordering::Relaxed);
+        let deleted = self.store.purge_rejected(keep_days, room).await?;
+        if deleted > 0 {
+            tracing::info!(deleted, "deleted the oldest rejected callbacks");
+        }
+        Ok(())
+    }
+
+    /// Looks at once and every now and then, for ever.
+    pub(super) async fn housekeep(&self) -> std::convert::Infallible {
+        loop {
+            let pause = match self.purge().await {
+                Ok(()) => PURGE_INTERVAL,
+                Err(error) => {
+                    let error = error.to_string();
+                    tracing::warn!(error, "cannot look for old rejected callbacks");
+                    RETRY_INTERVAL
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Every metric: its name, help and labels. No label has a value that a caller chooses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Seconds; a write is one commit, about a millisecond on a good disk, and OpenIM gives up at 5 s.
+const BUCKETS: [f64; 13] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+];
+
+/// The metrics of one running service.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    callbacks: IntCounterVec,
+    callback_seconds: HistogramVec,
+    reads: IntCounterVec,
+    read_seconds: HistogramVec,
+    rejected: IntCounterVec,
+    connections: IntGauge,
+    accept_errors: IntCounter,
+    pool: IntGaugeVec,
+    pool_max: IntGauge,
+    body_memory: IntGauge,
+}
+
+/// An answer to count.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer<'a> {
+    /// To a callback.
+    Callback {
+        /// The command, one of those that are documented, or "other".
+        command: &'a str,
+        /// "ok", the code of the error, or "sender_gone".
+        outcome: &'a str,
+    },
+    /// To anything else.
+    Read {
+        /// The template of its path, or "other".
+        route: &'a str,
+        /// The HTTP status; "asker_gone" where nobody waited for it.
+        status: &'a str,
+    },
+}
+
+/// What is looked at when the metrics are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    /// Connections to Postgres at work.
+    pub pool_used: usize,
+    /// Connections to Postgres waiting for work.
+    pub pool_idle: usize,
+    /// Most connections to Postgres.
+    pub pool_max: usize,
+    /// What request bodies take, in bytes.
+    pub body_memory: usize,
+}
+
+impl Metrics {
+    /// All of them, at zero.
+    ///
+    /// # Errors
+    /// When two have one name, which would be a mistake of ours.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("openim_group_mirror".into()), None)?;
+        let inner = Inner {
+            callbacks: IntCounterVec::new(
+                Opts::new(
+                    "callbacks_total",
+                    "Callbacks answered, by command and outcome: ok, or the code of the error.",
+                ),
+                &["command", "outcome"],
+            )?,
+            callback_seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "callback_duration_seconds",
+                    "Time from a callback's head to its answer, by command.",
+                )
+                .buckets(BUCKETS.to_vec()),
+                &["command"],
+            )?,
+            reads: IntCounterVec::new(
+                Opts::new(
+                    "reads_total",
+                    "Other requests answered, by route and HTTP status.",
+                ),
+                &["route", "status"],
+            )?,
+            read_seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "read_duration_seconds",
+                    "Time from a request's head to its answer, by route.",
+                )
+                .buckets(BUCKETS.to_vec()),
+                &["route"],
+            )?,
+            rejected: IntCounterVec::new(
+                Opts::new(
+                    "rejected_callbacks_total",
+                    "Callbacks whose body could not be understood, by code, and whether they were kept.",
+                ),
+                &["code", "kept"],
+            )?,
+            connections: IntGauge::new("http_connections", "Open HTTP connections.")?,
+            accept_errors: IntCounter::new(
+                "http_accept_errors_total",
+                "HTTP connections that could not be accepted.",
+            )?,
+            pool: IntGaugeVec::new(
+                Opts::new(
+                    "database_connections",
+                    "Open connections to Postgres, by state: used or idle.",
+                ),
+                &["state"],
+            )?,
+            pool_max: IntGauge::new(
+                "database_connections_max",
+                "Most connections to Postgres (DATABASE_POOL_SIZE).",
+            )?,
+            body_memory: IntGauge::new(
+                "body_memory_bytes",
+                "Memory that request bodies take (MAX_BODY_MEMORY at most).",
+            )?,
+            registry,
+        };
+        let build_info = IntGaugeVec::new(
+            Opts::new("build_info", "1, with the version as a label."),
+            &["version"],
+        )?;
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let Inner {
+            registry,
+            callbacks,
+            callback_seconds,
+            reads,
+            read_seconds,
+            rejected,
+            connections,
+            accept_errors,
+            pool,
+            pool_max,
+            body_memory,
+        } = &inner;
+        let all: [Box<dyn Collector>; 11] = [
+            Box::new(callbacks.clone()),
+            Box::new(callback_seconds.clone()),
+            Box::new(reads.clone()),
+            Box::new(read_seconds.clone()),
+            Box::new(rejected.clone()),
+            Box::new(connections.clone()),
+            Box::new(accept_errors.clone()),
+            Box::new(pool.clone()),
+            Box::new(pool_max.clone()),
+            Box::new(body_memory.clone()),
+            Box::new(build_info),
+        ];
+        for collector in all {
+            registry.register(collector)?;
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Counts an answer.
+    pub fn answered(&self, answer: Answer<'_>, took: Duration) {
+        let (count, seconds) = match answer {
+            Answer::Callback { command, outcome } => (
+                self.0.callbacks.with_label_values(&[command, outcome]),
+                self.0.callback_seconds.with_label_values(&[command]),
+            ),
+            Answer::Read { route, status } => (
+                self.0.reads.with_label_values(&[route, status]),
+                self.0.read_seconds.with_label_values(&[route]),
+            ),
+        };
+        count.inc();
+        seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a callback that could not be understood.
+    pub fn rejected(&self, code: &str, kept: bool) {
+        let kept = if kept { "yes" } else { "no" };
+        self.0.rejected.with_label_values(&[code, kept]).inc();
+    }
+
+    /// One more open HTTP connection.
+    pub fn connection_opened(&self) {
+        self.0.connections.inc();
+    }
+
+    /// One less.
+    pub fn connection_closed(&self) {
+        self.0.connections.dec();
+    }
+
+    /// Counts a connection that could not be accepted.
+    pub fn accept_error(&self) {
+        self.0.accept_errors.inc();
+    }
+
+    /// All of them in Prometheus' text format, those of the process too.
+    ///
+    /// # Errors
+    /// When the text cannot be written, which would be a mistake of ours.
+    pub fn text(&self, snapshot: Snapshot) -> Result<String, prometheus::Error> {
+        let Snapshot {
+            pool_used,
+            pool_idle,
+            pool_max,
+            body_memory,
+        } = snapshot;
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let inner = &self.0;
+        inner
+            .pool
+            .with_label_values(&["used"])
+            .set(number(pool_used));
+        inner
+            .pool
+            .with_label_values(&["idle"])
+            .set(number(pool_idle));
+        inner.pool_max.set(number(pool_max));
+        inner.body_memory.set(number(body_memory));
+        let mut families = inner.registry.gather();
+        families.extend(process());
+        TextEncoder::new().encode_to_string(&families)
+    }
+}
+
+/// CPU, memory and open files of the process, by the names that every Prometheus client uses.
+#[cfg(target_os = "linux")]
+fn process() -> Vec<prometheus::proto::MetricFamily> {
+    prometheus::process_collector::ProcessCollector::for_self().collect()
+}
+
+/// Read from /proc, so on Linux only.
+#[cfg(not(target_os = "linux"))]
+fn process() -> Vec<prometheus::proto::MetricFamily> {
+    Vec::new()
+}

@@ -1,0 +1,7 @@
+//! What the service tells of itself: logs and metrics.
+
+mod logs;
+mod metrics;
+
+pub use logs::init;
+pub use metrics::{Answer, Metrics, Snapshot};
