@@ -8,7 +8,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use poem::http::uri::Scheme;
@@ -136,33 +136,68 @@ pub(super) struct Patient {
 enum Reading {
     /// Between two requests; silence is all right.
     Nothing,
-    /// In a head, of which the last bytes were this many of its end.
-    Head { matched: usize },
+    /// In a head.
+    Head(Head),
     /// Behind a head: `body` has its own bound.
     Body,
+    /// HTTP/2, where requests have no order. Its frames are left alone.
+    Frames,
+}
+
+/// How far a head has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Head {
+    /// The last bytes were this many of its end.
+    of_end: usize,
+    /// All bytes so far were this many of HTTP/2's beginning.
+    of_http2: Option<usize>,
 }
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+/// What looks like a head to HTTP/1.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
+impl Head {
+    const BEGIN: Head = Head {
+        of_end: 0,
+        of_http2: Some(0),
+    };
+}
 
 impl Reading {
     /// Further, by what was read.
     fn read(self, bytes: &[u8]) -> Self {
-        let mut matched = match self {
-            Reading::Body => return self,
-            Reading::Nothing => 0,
-            Reading::Head { matched } => matched,
+        let mut head = match self {
+            Reading::Body | Reading::Frames => return self,
+            Reading::Nothing => Head::BEGIN,
+            Reading::Head(head) => head,
         };
         for byte in bytes {
-            matched = match byte {
-                b if *b == END_OF_HEAD[matched] => matched + 1,
+            head.of_http2 = head
+                .of_http2
+                .filter(|at| HTTP2.get(*at) == Some(byte))
+                .map(|at| at + 1);
+            head.of_end = match byte {
+                byte if *byte == END_OF_HEAD[head.of_end] => head.of_end + 1,
                 b'\r' => 1,
                 _ => 0,
             };
-            if matched == END_OF_HEAD.len() {
-                return Reading::Body;
+            if head.of_end == END_OF_HEAD.len() {
+                return match head.of_http2 {
+                    Some(_) => Reading::Frames,
+                    None => Reading::Body,
+                };
             }
         }
-        Reading::Head { matched }
+        Reading::Head(head)
+    }
+
+    /// Further, by an answer: it is the end of a request.
+    fn answered(self) -> Self {
+        match self {
+            Reading::Frames => self,
+            _ => Reading::Nothing,
+        }
     }
 }
 
@@ -177,7 +212,7 @@ impl Patient {
         Self {
             stream,
             // Who connects has something to say.
-            reading: Reading::Head { matched: 0 },
+            reading: Reading::Head(Head::BEGIN),
             alarm: Some(Box::pin(sleep(patience.head))),
             patience,
             metrics,
@@ -221,7 +256,7 @@ impl AsyncRead for Patient {
         let this = self.get_mut();
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Pending if matches!(this.reading, Reading::Head { .. }) => {
+            Poll::Pending if matches!(this.reading, Reading::Head(_)) => {
                 this.check_alarm(cx).map(Err)
             }
             Poll::Pending => Poll::Pending,
@@ -230,10 +265,10 @@ impl AsyncRead for Patient {
                 let was = this.reading;
                 this.reading = was.read(&buf.filled()[before..]);
                 match (was, this.reading) {
-                    (Reading::Nothing, Reading::Head { .. }) => {
+                    (Reading::Nothing, Reading::Head(_)) => {
                         this.alarm = Some(Box::pin(sleep(this.patience.head)));
                     }
-                    (Reading::Head { .. }, Reading::Body) => this.alarm = None,
+                    (Reading::Head(_), Reading::Body | Reading::Frames) => this.alarm = None,
                     _ => {}
                 }
                 Poll::Ready(Ok(()))
@@ -252,8 +287,7 @@ impl AsyncWrite for Patient {
         match Pin::new(&mut this.stream).poll_write(cx, buf) {
             Poll::Pending => this.wait_to_write(cx),
             Poll::Ready(written) => {
-                // An answer is the end of a request.
-                this.reading = Reading::Nothing;
+                this.reading = this.reading.answered();
                 this.alarm = None;
                 Poll::Ready(written)
             }
@@ -265,8 +299,49 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let done = ready!(Pin::new(&mut this.stream).poll_shutdown(cx));
-        Poll::Ready(done)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However the bytes are cut.
+    fn after(bytes: &[u8]) -> Reading {
+        let whole = Reading::Nothing.read(bytes);
+        let one_by_one = bytes
+            .chunks(1)
+            .fold(Reading::Nothing, |reading, byte| reading.read(byte));
+        assert_eq!(whole, one_by_one);
+        whole
+    }
+
+    #[test]
+    fn a_head_ends_with_an_empty_line() {
+        for head in [
+            b"GET / HTTP/1.1\r\n\r\n".as_slice(),
+            b"POST / HTTP/1.1\r\nA: b\r\n\r\nbody",
+            b"GET / HTTP/1.1\r\nA: b\r\r\n\r\n",
+            b"PRI * HTTP/2.1\r\n\r\n",
+        ] {
+            assert_eq!(after(head), Reading::Body);
+            assert_eq!(after(head).answered(), Reading::Nothing);
+        }
+        for part in [
+            b"GET / HTTP/1.1\r\n".as_slice(),
+            b"GET / HTTP/1.1\n\n",
+            b"\r\r\r\n\r",
+            b"PRI * HTTP/2.0\r\n",
+        ] {
+            assert!(matches!(after(part), Reading::Head(_)));
+        }
+    }
+
+    #[test]
+    fn http2_is_left_alone() {
+        let reading = after(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        assert_eq!(reading, Reading::Frames);
+        assert_eq!(reading.answered().read(b"anything"), Reading::Frames);
     }
 }

@@ -214,7 +214,7 @@ impl Edge {
     }
 }
 
-/// Counts an answer on drop, also where the other end hung up and none was given.
+/// Counts an answer on drop, also where none was given: the connection was cut at the stop.
 struct Count<'a> {
     metrics: &'a Metrics,
     began: Instant,
@@ -247,7 +247,7 @@ impl Drop for Count<'_> {
                     .and_then(|route| route.command.as_deref())
                     .unwrap_or(other),
                 outcome: match (self.status, self.code) {
-                    (None, _) => "sender_gone",
+                    (None, _) => "unanswered",
                     (Some(_), Some(code)) => code.name(),
                     (Some(_), None) => "ok",
                 },
@@ -258,7 +258,7 @@ impl Drop for Count<'_> {
                 status: self
                     .status
                     .as_ref()
-                    .map_or("asker_gone", StatusCode::as_str),
+                    .map_or("unanswered", StatusCode::as_str),
             }
         };
         self.metrics.answered(answer, self.began.elapsed());

@@ -40,14 +40,14 @@ pub enum Answer<'a> {
     Callback {
         /// The command, one of those that are documented, or "other".
         command: &'a str,
-        /// "ok", the code of the error, or "sender_gone".
+        /// "ok", the code of the error, or "unanswered".
         outcome: &'a str,
     },
     /// To anything else.
     Read {
         /// The template of its path, or "other".
         route: &'a str,
-        /// The HTTP status; "asker_gone" where nobody waited for it.
+        /// The HTTP status, or "unanswered".
         status: &'a str,
     },
 }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
-use crate::support::{TestApp, TestDb, member_info, sample};
+use crate::support::{
+    TestApp, TestDb, answer, body_of, head_of_callback, member_info, sample, until,
+};
 
 const PATH: &str = "/callbackAfterSetGroupMemberInfoCommand";
 const EMPTY: Value = Value::Null;
@@ -208,7 +210,7 @@ async fn case_11_a_field_of_another_type_is_refused_and_named() {
         } else {
             body
         };
-        let reply = app.callback_text(body).await;
+        let reply = app.callback_text(body.clone()).await;
         assert_eq!(reply.status, 400);
         assert_eq!(
             reply.body,
@@ -220,6 +222,7 @@ async fn case_11_a_field_of_another_type_is_refused_and_named() {
                 "nextCode": 0
             })
         );
+        app.assert_kept(body.as_bytes(), &reply).await;
     }
     assert_eq!(stored(&app).await, before);
 }
@@ -314,6 +317,7 @@ async fn case_54_a_body_that_is_no_json_object_is_refused() {
         assert_eq!(reply.body["errCode"], 5101);
         assert_eq!(reply.body["nextCode"], 0);
         assert!(reply.body["errDlt"].as_str().unwrap().contains("expected"));
+        app.assert_kept(body, &reply).await;
     }
     assert!(app.db.rows("select 1 from group_members").await.is_empty());
 }
@@ -355,10 +359,11 @@ async fn case_55_ids_are_required_and_have_1_to_1024_bytes() {
             "callbackCommand: expected a value",
         ),
     ] {
-        let reply = app.callback_text(body).await;
+        let reply = app.callback_text(body.clone()).await;
         assert_eq!(reply.status, 400);
         assert_eq!(reply.body["errCode"], code);
         assert_eq!(reply.body["errDlt"], detail);
+        app.assert_kept(body.as_bytes(), &reply).await;
     }
     assert!(app.db.rows("select 1 from group_members").await.is_empty());
     // The longest there is, as group and as user: the index holds both.
@@ -502,12 +507,14 @@ async fn the_operation_id_comes_back_if_it_is_short_and_visible() {
 }
 
 #[tokio::test]
-async fn a_command_that_does_not_match_the_path_is_refused() {
+async fn case_52_a_command_that_does_not_match_the_path_is_refused() {
     let app = TestApp::start().await;
     let body = json!({"callbackCommand": "callbackAfterQuitGroupCommand"});
-    let reply = app.callback_text(member_info("g", "u", body)).await;
+    let body = member_info("g", "u", body);
+    let reply = app.callback_text(body.clone()).await;
     assert_eq!(reply.status, 400);
     assert_eq!(reply.body["errCode"], 5105);
+    app.assert_kept(body.as_bytes(), &reply).await;
     assert_eq!(
         reply.body["errDlt"],
         "callbackCommand: expected callbackAfterSetGroupMemberInfoCommand, as in the path"
@@ -538,6 +545,8 @@ async fn what_is_not_json_by_its_type_is_refused() {
             reply.body["errDlt"],
             "Content-Type: expected application/json"
         );
+        app.assert_kept(sample().to_string().as_bytes(), &reply)
+            .await;
     }
 }
 
@@ -570,13 +579,6 @@ async fn callback_next_code_can_be_0_for_old_servers() {
         app.callback_text(sample().to_string()).await.ok()["nextCode"],
         0
     );
-}
-
-fn body_of(bytes: usize) -> String {
-    let frame = member_info("g", "u", json!({"ex": ""})).len();
-    let body = member_info("g", "u", json!({"ex": "x".repeat(bytes - frame)}));
-    assert_eq!(body.len(), bytes);
-    body
 }
 
 /// The body in chunks, so without a Content-Length.
@@ -620,68 +622,57 @@ async fn a_body_of_16_mib_is_stored_whole() {
     assert!(length.as_u64().unwrap() > (16 << 20) - 300);
 }
 
-/// A connection of OpenIM's: HTTP/1.1, kept open.
-async fn raw_connection(app: &TestApp) -> tokio::net::TcpStream {
-    let address = app.base.strip_prefix("http://").unwrap();
-    tokio::net::TcpStream::connect(address).await.unwrap()
-}
-
-fn raw_request(body: &str) -> String {
-    format!(
-        "POST {PATH} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Go-http-client/1.1\r\n\
-         Content-Length: {}\r\nContent-Type: application/json; charset=utf-8\r\n\
-         Operationid: op-9\r\nAccept-Encoding: gzip\r\n\r\n{body}",
-        body.len()
-    )
-}
-
 #[tokio::test]
 async fn callbacks_follow_each_other_on_one_kept_connection() {
     let app = TestApp::start().await;
-    let mut connection = raw_connection(&app).await;
+    let mut connection = app.connect().await;
     for role in 1..=3 {
         let body = member_info("g", "u", json!({"roleLevel": role}));
-        connection
-            .write_all(raw_request(&body).as_bytes())
-            .await
-            .unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"}") {
-            assert_ne!(connection.read_buf(&mut answer).await.unwrap(), 0);
-        }
-        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+        let request = head_of_callback(body.len()) + &body;
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let answer = answer(&mut connection).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert_eq!(app.member("g", "u").await.unwrap()[0], json!(role));
     }
 }
 
+/// With one connection to the database, which somebody else has: the write has not begun when its
+/// sender hangs up.
 #[tokio::test]
 async fn a_callback_whose_sender_hangs_up_is_applied_all_the_same() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.database.pool_size = 1;
+        config.database.timeout = Duration::from_secs(30);
+    })
+    .await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
-    // Hold the row, so that the write waits until the sender is gone.
     let holder = app.db.hold_members().await;
-    let mut connection = raw_connection(&app).await;
     let body = member_info("g", "u", json!({"roleLevel": 60}));
-    connection
-        .write_all(raw_request(&body).as_bytes())
-        .await
-        .unwrap();
+    let request = head_of_callback(body.len()) + &body;
+    let mut bodies = body.len();
+    let mut first = app.connect().await;
+    first.write_all(request.as_bytes()).await.unwrap();
     let waiting = "select 1 from pg_stat_activity
                     where datname = current_database() and wait_event_type = 'Lock'";
-    until(async || !app.db.rows(waiting).await.is_empty()).await;
-    drop(connection);
+    until("the first write waits for the row", async || {
+        !app.db.rows(waiting).await.is_empty()
+    })
+    .await;
+    let mut second = app.connect().await;
+    let body = member_info("g", "u", json!({"ex": "later"}));
+    bodies += body.len();
+    let request = head_of_callback(body.len()) + &body;
+    second.write_all(request.as_bytes()).await.unwrap();
+    // Bodies are held until the answer, so this is when the second has been read.
+    until("both bodies are read", async || {
+        app.metric("body_memory_bytes").await == bodies as f64
+    })
+    .await;
+    drop((first, second));
     holder.rollback().await.unwrap();
-    until(async || app.member("g", "u").await.unwrap()[0] == json!(60)).await;
-}
-
-/// Waits until it holds, for 10 s at most.
-async fn until(condition: impl AsyncFn() -> bool) {
-    let wait = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), wait)
-        .await
-        .unwrap();
+    until("both are applied", async || {
+        let [role, _, _, ex] = app.member("g", "u").await.unwrap();
+        [role, ex] == [json!(60), json!("later")]
+    })
+    .await;
 }

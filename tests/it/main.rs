@@ -7,7 +7,9 @@
     reason = "a test fails by panicking"
 )]
 
+mod access;
 mod boundaries;
+mod bounds;
 mod callbacks;
 mod document;
 mod outage;

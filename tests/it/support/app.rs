@@ -6,9 +6,11 @@ use openim_group_mirror::app;
 use openim_group_mirror::config::{
     AccessSettings, BodySettings, Config, DatabaseSettings, LogFormat, Patience, StopSettings,
 };
+use openim_group_mirror::domain::MAX_KEPT_BYTES;
 use openim_group_mirror::ingest::Retention;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -106,6 +108,42 @@ impl TestApp {
         }
     }
 
+    /// A connection of its own, to say things that no client says.
+    pub async fn connect(&self) -> TcpStream {
+        let address = self.base.strip_prefix("http://").unwrap();
+        TcpStream::connect(address).await.unwrap()
+    }
+
+    /// A metric's value; 0 where it is not there.
+    pub async fn metric(&self, line: &str) -> f64 {
+        let text = self.text("/metrics").await;
+        let prefix = format!("openim_group_mirror_{line} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// What is served at a path, as text.
+    pub async fn text(&self, path: &str) -> String {
+        let url = format!("{}{path}", self.base);
+        let response = self.client.get(url).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        String::from_utf8(response.bytes().await.unwrap().to_vec()).unwrap()
+    }
+
+    /// That the newest kept callback is this body, refused with this reply.
+    pub async fn assert_kept(&self, body: &[u8], reply: &Reply) {
+        let newest = "select *, encode(body, 'hex') as hex from rejected_callbacks
+                       order by id desc limit 1";
+        let rows = self.db.rows(newest).await;
+        let row = &rows[0];
+        let kept = &body[..body.len().min(MAX_KEPT_BYTES)];
+        let hex: String = kept.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(row["hex"] == hex, "another body was kept");
+        assert_eq!(row["body_bytes"], json!(body.len()));
+        assert_eq!(row["detail"], reply.body["errDlt"]);
+        assert_eq!(row["path"], format!("/{COMMAND}"));
+    }
+
     /// Stops as a signal would, and gives the database back.
     pub async fn stop(mut self) -> TestDb {
         self.shutdown.take().unwrap().send(()).unwrap();
@@ -172,6 +210,60 @@ impl TestApp {
         let body = reply.ok();
         Some(["roleLevel", "nickName", "faceURL", "ex"].map(|name| body[name].clone()))
     }
+}
+
+/// One answer, head and body, from a connection; what there is of it where the connection ends.
+pub async fn answer(connection: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let read = async {
+        while !is_whole(&answer) {
+            match connection.read_buf(&mut answer).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+    };
+    let bound = Duration::from_secs(20);
+    tokio::time::timeout(bound, read).await.expect("an answer");
+    String::from_utf8(answer).unwrap()
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.split("content-length: ").nth(1);
+    let length = length.and_then(|rest| rest.lines().next());
+    length.is_some_and(|length| body.len() >= length.parse().unwrap())
+}
+
+/// The head of a callback with a body of this length, as OpenIM's client writes it.
+pub fn head_of_callback(length: usize) -> String {
+    format!(
+        "POST /{COMMAND} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Go-http-client/1.1\r\n\
+         Content-Length: {length}\r\nContent-Type: application/json; charset=utf-8\r\n\
+         Operationid: op-9\r\nAccept-Encoding: gzip\r\n\r\n"
+    )
+}
+
+/// A body of exactly this length.
+pub fn body_of(bytes: usize) -> String {
+    let frame = member_info("g", "u", json!({"ex": ""})).len();
+    let body = member_info("g", "u", json!({"ex": "x".repeat(bytes - frame)}));
+    assert_eq!(body.len(), bytes);
+    body
+}
+
+/// Waits until it holds, for 20 s at most.
+pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    assert!(waited.is_ok(), "not in time: {what}");
 }
 
 /// The document's sample.

@@ -7,7 +7,10 @@ mod database;
 mod run;
 mod service;
 
-pub use app::{Reply, TestApp, member_info, path_segment, sample};
+pub use app::{
+    COMMAND, Reply, TestApp, answer, body_of, head_of_callback, member_info, path_segment, sample,
+    until,
+};
 pub use database::TestDb;
 pub use run::{own_server, run, search, wait_for};
 pub use service::{Service, kill};

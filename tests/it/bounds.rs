@@ -1,0 +1,222 @@
+//! What senders may take: memory, time, connections. Whoever takes too much harms only itself.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{
+    COMMAND, TestApp, TestDb, answer, body_of, head_of_callback, member_info, until,
+};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+/// A callback whose body begins and does not go on.
+async fn half(app: &TestApp, announced: usize, sent: usize) -> TcpStream {
+    let mut connection = app.connect().await;
+    let head = head_of_callback(announced);
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let part = &body_of(announced)[..sent];
+    connection.write_all(part.as_bytes()).await.unwrap();
+    connection
+}
+
+/// The same in a chunk, so that nobody knows how much is to come.
+async fn half_chunked(app: &TestApp, sent: usize) -> TcpStream {
+    let mut connection = app.connect().await;
+    let head = format!(
+        "POST /{COMMAND} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{sent:x}\r\n{}\r\n",
+        &body_of(sent + 100)[..sent]
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection
+}
+
+#[tokio::test]
+async fn a_body_has_to_arrive_in_time() {
+    let app = TestApp::start_on(TestDb::new().await, |config| config.patience.body = SHORT).await;
+    let mut connection = half(&app, 1000, 500).await;
+    let answer = answer(&mut connection).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"),
+        "{answer}"
+    );
+    let body: serde_json::Value =
+        serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(body["errCode"], 5110);
+    assert_eq!(body["errDlt"], "expected the whole body within 0.3 s");
+    // Lost on the way, not misunderstood.
+    assert!(
+        app.db
+            .rows("select 1 from rejected_callbacks")
+            .await
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn what_arrived_of_a_body_that_stops_is_kept() {
+    let app = TestApp::start().await;
+    let mut connection = half(&app, 1000, 500).await;
+    connection.shutdown().await.unwrap();
+    until("it is kept", async || {
+        let kept = "select code, body_bytes from rejected_callbacks";
+        app.db.rows(kept).await == [json!({"code": "body_incomplete", "body_bytes": 500})]
+    })
+    .await;
+}
+
+async fn app_with_a_mib(patience: Duration) -> TestApp {
+    TestApp::start_on(TestDb::new().await, |config| {
+        config.body.max_bytes = 1 << 20;
+        config.body.max_memory = 1 << 20;
+        config.patience.memory = patience;
+    })
+    .await
+}
+
+async fn memory_is(app: &TestApp, bytes: f64) {
+    until("the memory is as expected", async || {
+        app.metric("body_memory_bytes").await == bytes
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_beyond_the_memory_wait_and_then_are_answered_503() {
+    let app = app_with_a_mib(SHORT).await;
+    // Beyond the first 64 KiB the whole of what is announced is counted.
+    let first = half(&app, 1 << 20, 100 << 10).await;
+    memory_is(&app, f64::from(1 << 20)).await;
+    let reply = app.callback_text(member_info("g", "u", json!({}))).await;
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.header("retry-after"), Some("2"));
+    assert_eq!(
+        reply.body,
+        json!({
+            "actionCode": 1, "errCode": 5203, "errMsg": "too much at a time",
+            "errDlt": "too many bodies at a time; try again in a moment", "nextCode": 0
+        })
+    );
+    let reply = app.post("/memberships/query", r#"{"pairs": []}"#).await;
+    assert_eq!((reply.status, &reply.body["code"]), (503, &json!("busy")));
+    drop(first);
+    memory_is(&app, 0.0).await;
+    app.set("g", "u", json!({})).await;
+}
+
+#[tokio::test]
+async fn a_body_that_waited_for_memory_is_taken_when_there_is_some() {
+    let app = app_with_a_mib(Duration::from_secs(20)).await;
+    let first = half(&app, 1 << 20, 100 << 10).await;
+    memory_is(&app, f64::from(1 << 20)).await;
+    let waiting = app.callback_text(body_of(200 << 10));
+    let give_back = async {
+        until("both are open", async || {
+            app.metric("http_connections").await >= 2.0
+        })
+        .await;
+        drop(first);
+    };
+    let (reply, ()) = tokio::join!(waiting, give_back);
+    reply.ok();
+}
+
+#[tokio::test]
+async fn chunked_bodies_count_as_they_are_read() {
+    let app = app_with_a_mib(SHORT).await;
+    let _first = half_chunked(&app, 700 << 10).await;
+    memory_is(&app, f64::from(700 << 10)).await;
+    app.callback_text(body_of(300 << 10)).await.ok();
+    let reply = app.callback_text(body_of(400 << 10)).await;
+    assert_eq!(reply.status, 503);
+}
+
+/// Sixteen times the memory is announced, and hardly anything comes.
+#[tokio::test]
+async fn those_who_announce_much_and_send_little_hold_up_nobody() {
+    let app = app_with_a_mib(SHORT).await;
+    let mut slow = Vec::new();
+    for _ in 0..16 {
+        slow.push(half(&app, 1 << 20, 1 << 10).await);
+    }
+    memory_is(&app, f64::from(16 << 10)).await;
+    app.callback_text(body_of(500 << 10)).await.ok();
+}
+
+#[tokio::test]
+async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.patience.head = Duration::from_secs(2);
+    })
+    .await;
+    // One that is kept open between two requests, as OpenIM does it.
+    let mut kept = app.connect().await;
+    let body = member_info("g", "u", json!({"roleLevel": 20}));
+    let request = head_of_callback(body.len()) + &body;
+    kept.write_all(request.as_bytes()).await.unwrap();
+    assert!(answer(&mut kept).await.starts_with("HTTP/1.1 200 OK\r\n"));
+
+    let mut strangers = Vec::new();
+    for said in [
+        b"".as_slice(),
+        b"G",
+        b"POST /callbackAfterSetGroupMemberInfoCommand HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", // TLS
+        b"\0\0\0\0\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\nGET /livez HT",
+    ] {
+        for _ in 0..30 {
+            let mut stranger = app.connect().await;
+            stranger.write_all(said).await.unwrap();
+            strangers.push(stranger);
+        }
+    }
+    app.set("g", "u", json!({"roleLevel": 60})).await;
+    // A second request of which only the beginning comes.
+    let mut slow = app.connect().await;
+    slow.write_all(request.as_bytes()).await.unwrap();
+    answer(&mut slow).await;
+    slow.write_all(b"POST /call").await.unwrap();
+    strangers.push(slow);
+    for (number, mut stranger) in strangers.into_iter().enumerate() {
+        let mut said = Vec::new();
+        let end = stranger.read_to_end(&mut said);
+        let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+        assert!(end.is_ok(), "number {number} was not closed: {said:?}");
+    }
+    // All of them have been closed for waiting; the kept one has waited longer and is there.
+    kept.write_all(request.as_bytes()).await.unwrap();
+    assert!(answer(&mut kept).await.starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_takes_ends_its_connection() {
+    let app = TestApp::start_on(TestDb::new().await, |config| config.patience.answer = SHORT).await;
+    app.db
+        .execute(
+            "insert into group_members (group_id, user_id, ex, created_at, updated_at, last_callback_at)
+             select 'g', 'u' || n, repeat('x', 20000), now(), now(), now()
+               from generate_series(1, 1000) n",
+        )
+        .await;
+    let mut stranger = app.connect().await;
+    let request = "GET /groups/g/members?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stranger.write_all(request.as_bytes()).await.unwrap();
+    until("the answer is begun", async || {
+        app.metric("reads_total{route=\"/groups/{groupID}/members\",status=\"200\"}")
+            .await
+            == 1.0
+    })
+    .await;
+    // Only the connection that asks for the metrics is left.
+    until("its connection is closed", async || {
+        app.metric("http_connections").await == 1.0
+    })
+    .await;
+    let mut said = Vec::new();
+    let _ = stranger.read_to_end(&mut said).await;
+    assert!(said.len() < 20_000_000, "the whole answer was taken");
+}
