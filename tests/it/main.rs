@@ -17,5 +17,7 @@ mod private_postgres;
 mod process;
 mod readme;
 mod reads;
+mod rejected;
 mod storage;
 mod support;
+mod watching;

@@ -13,4 +13,4 @@ pub use app::{
 };
 pub use database::TestDb;
 pub use run::{own_server, run, search, wait_for};
-pub use service::{Service, kill};
+pub use service::{Ended, Service, kill};

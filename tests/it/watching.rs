@@ -1,0 +1,167 @@
+//! What the service tells those who watch it.
+
+use std::collections::BTreeSet;
+
+use regex::Regex;
+use serde_json::json;
+
+use crate::support::{COMMAND, Service, TestApp, TestDb, member_info};
+
+#[tokio::test]
+async fn callbacks_and_reads_are_counted_and_timed() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({"roleLevel": 20})).await;
+    app.set("g", "v", json!({"roleLevel": 20})).await;
+    app.callback_text(member_info("g", "u", json!({"roleLevel": "no"})))
+        .await;
+    app.get("/groups/g/members/u").await;
+    app.get("/groups/g/members/nobody").await;
+    app.get("/groups/a%2Fb/members?limit=5000").await;
+    app.get("/no/such/path").await;
+    for (line, expected) in [
+        (
+            format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"ok\"}}"),
+            2.0,
+        ),
+        (
+            format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"field_type\"}}"),
+            1.0,
+        ),
+        (
+            format!("callback_duration_seconds_count{{command=\"{COMMAND}\"}}"),
+            3.0,
+        ),
+        (
+            format!("callback_duration_seconds_bucket{{command=\"{COMMAND}\",le=\"+Inf\"}}"),
+            3.0,
+        ),
+        (
+            "reads_total{route=\"/groups/{groupID}/members/{userID}\",status=\"200\"}".into(),
+            1.0,
+        ),
+        (
+            "reads_total{route=\"/groups/{groupID}/members/{userID}\",status=\"404\"}".into(),
+            1.0,
+        ),
+        (
+            "reads_total{route=\"/groups/{groupID}/members\",status=\"400\"}".into(),
+            1.0,
+        ),
+        ("reads_total{route=\"other\",status=\"404\"}".into(), 1.0),
+        (
+            "read_duration_seconds_count{route=\"/groups/{groupID}/members/{userID}\"}".into(),
+            2.0,
+        ),
+        (
+            "rejected_callbacks_total{code=\"field_type\",kept=\"yes\"}".into(),
+            1.0,
+        ),
+        ("database_connections_max".into(), 4.0),
+        (
+            format!("build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")),
+            1.0,
+        ),
+    ] {
+        assert_eq!(app.metric(&line).await, expected, "{line}");
+    }
+    let connections = async |state: &str| {
+        app.metric(&format!("database_connections{{state=\"{state}\"}}"))
+            .await
+    };
+    assert!((1.0..=4.0).contains(&(connections("used").await + connections("idle").await)));
+    if cfg!(target_os = "linux") {
+        assert!(
+            app.text("/metrics")
+                .await
+                .contains("\nprocess_resident_memory_bytes ")
+        );
+    }
+}
+
+/// Whoever chooses paths, methods and commands could otherwise make a time series of each.
+#[tokio::test]
+async fn no_caller_chooses_the_value_of_a_label() {
+    let app = TestApp::start().await;
+    let series = async || app.text("/metrics").await.lines().count();
+    app.post("/callbackBeforeZero", "{}").await;
+    app.get("/x/0").await;
+    app.get("/groups/0/members/0").await;
+    series().await; // which is a read itself
+    let before = series().await;
+    for n in 1..50 {
+        app.post(&format!("/callbackBefore{n}"), "{}").await;
+        app.get(&format!("/x/{n}")).await;
+        app.get(&format!("/groups/{n}/members/{n}")).await;
+    }
+    assert_eq!(series().await, before);
+}
+
+#[tokio::test]
+async fn metrics_can_have_a_listener_of_their_own_without_a_token() {
+    let db = TestDb::new().await;
+    let service = Service::start(&[
+        ("DATABASE_URL", &db.url),
+        ("API_TOKEN", "t"),
+        ("METRICS_ADDR", "127.0.0.1:0"),
+    ]);
+    let line = service
+        .banner
+        .lines()
+        .find_map(|line| line.strip_prefix("metrics "));
+    let url = line.unwrap().trim();
+    let client = reqwest::Client::new();
+    let get = async |url: &str, token: &str| {
+        let response = client.get(url).bearer_auth(token).send().await.unwrap();
+        let status = response.status().as_u16();
+        let content_type = response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        (status, content_type, response.text().await.unwrap())
+    };
+    let read = format!("{}/groups/g", service.base);
+    assert_eq!(get(&read, "t").await.0, 404);
+    let (status, content_type, text) = get(url, "none").await;
+    assert_eq!(status, 200);
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+    let counted = "_reads_total{route=\"/groups/{groupID}\",status=\"404\"} 1\n";
+    assert!(text.contains(counted), "{text}");
+    // Nothing else is there, and they are no longer where everybody asks.
+    assert_eq!(get(&url.replace("/metrics", "/groups/g"), "t").await.0, 404);
+    let old = format!("{}/metrics", service.base);
+    assert_eq!(get(&old, "none").await.0, 401);
+    let (status, _, text) = get(&old, "t").await;
+    assert_eq!(status, 404);
+    assert!(
+        text.contains("METRICS_ADDR: the metrics are served there"),
+        "{text}"
+    );
+}
+
+/// Names in the dashboard and the alert rules that the service does not have would show nothing
+/// and never ring.
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({})).await;
+    app.callback_text("no JSON").await;
+    app.get("/groups/g").await;
+    let served = app.text("/metrics").await;
+    let name = Regex::new(r"\b(?:openim_group_mirror|process)_[a-z_]+").unwrap();
+    let of = |text: &str| -> BTreeSet<String> {
+        name.find_iter(text)
+            .map(|found| found.as_str().to_owned())
+            .collect()
+    };
+    let there = of(&served);
+    let dashboard = include_str!("../../deploy/grafana-dashboard.json");
+    let parsed: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    assert!(parsed["panels"].as_array().unwrap().len() >= 8);
+    let alerts = include_str!("../../deploy/prometheus-alerts.yml");
+    for (what, text) in [("dashboard", dashboard), ("alerts", alerts)] {
+        let asked = of(text);
+        assert!(asked.len() >= 5, "{what}: {asked:?}");
+        let missing: Vec<&String> = asked.difference(&there).collect();
+        assert!(missing.is_empty(), "{what}: {missing:?}");
+    }
+}
