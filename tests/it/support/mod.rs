@@ -3,6 +3,7 @@
 //! the test panics or is killed.
 
 mod app;
+mod browser;
 mod database;
 mod run;
 mod service;
@@ -11,6 +12,7 @@ pub use app::{
     COMMAND, Reply, TestApp, answer, body_of, head_of_callback, member_info, path_segment, sample,
     until,
 };
+pub use browser::Browser;
 pub use database::TestDb;
 pub use run::{own_server, run, search, wait_for};
 pub use service::{Ended, Service, kill};
