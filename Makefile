@@ -2,10 +2,10 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check postgres curl
+.PHONY: help run test check contract fuzz postgres curl
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: postgres ## build and start the service; with DATABASE_URL unset on a private Postgres
 	cargo run --release
@@ -18,6 +18,22 @@ check: ## what CI checks before it tests: format, lints, documentation
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+contract: ## hold the running service against its OpenAPI document (Python, Node.js)
+	cargo build
+	tests/contract/run target/debug/openim-group-mirror
+
+FUZZ_SECS ?= 60
+fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each
+	fuzz/run $(FUZZ_SECS)
+
+# For `docker compose up`, and for `make run` just as well. Never over one that is there.
+.env: ## write settings with new random keys to .env
+	@umask 077; key() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
+	sed -e "s/^#\(CALLBACK_PASSWORD=\)$$/\1$$(key)/" -e "s/^#\(API_TOKEN=\)$$/\1$$(key)/" .env.example > .env.new; \
+	{ echo; echo "# Of the Postgres in docker-compose.yml, for the service there alone."; \
+	  echo "POSTGRES_PASSWORD=$$(key)"; } >> .env.new; \
+	mv .env.new .env; echo "new keys are in .env"
 
 # Makes sure of PostgreSQL's server programs. The service with a DATABASE_URL needs none. Debian's
 # package would make and start a cluster of its own, which nobody asked for: the file tells it not

@@ -113,9 +113,35 @@ fn complete(document: &mut Value) {
             |code| code.name().to_owned(),
         );
     }
+    let schemas = document.pointer_mut("/components/schemas");
+    let schemas = schemas.and_then(Value::as_object_mut);
+    for (_, schema) in schemas.into_iter().flatten() {
+        complete_schema(schema);
+    }
     let paths = document["paths"].as_object_mut().into_iter().flatten();
     for operation in paths.flat_map(|(_, path)| path.as_object_mut().into_iter().flatten()) {
         complete_operation(operation.1);
+    }
+}
+
+/// A regular expression of JSON Schema, for an id.
+const WITHOUT_NUL: &str = "^[^\\u0000]*$";
+
+/// What a body has to look like, beyond what the derives can say.
+fn complete_schema(schema: &mut Value) {
+    let command = schema["example"].get("callbackCommand").cloned();
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if let (Some(property), Some(command)) = (properties.get_mut("callbackCommand"), command) {
+        property["enum"] = Value::Array(vec![command]);
+    }
+    for id in ["groupID", "userID"] {
+        if let Some(property) = properties.get_mut(id)
+            && property.get("maxLength").is_some()
+        {
+            property["pattern"] = WITHOUT_NUL.into();
+        }
     }
 }
 
@@ -142,6 +168,7 @@ fn complete_operation(operation: &mut Value) {
             };
             schema["minLength"] = 1.into();
             schema["maxLength"] = MAX_ID_BYTES.into();
+            schema["pattern"] = WITHOUT_NUL.into();
         }
     }
     let known = operation.clone();

@@ -54,7 +54,7 @@ struct Pair {
 /// Which of these users are members of these groups?
 #[derive(Clone, Debug, Object)]
 #[oai(example)]
-struct MembershipQuery {
+pub(super) struct MembershipQuery {
     /// Up to 1,000 pairs; a pair may be there twice.
     #[oai(validator(max_items = 1000))]
     pairs: Vec<Pair>,

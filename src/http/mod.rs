@@ -9,6 +9,8 @@ mod connection;
 mod document;
 mod edge;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod groups;
 mod json;
 mod members;

@@ -406,3 +406,27 @@ async fn log_lines_are_json_with_the_operation_id_and_without_the_body() {
     });
     assert!(!service.log().contains("SECRET"), "{}", service.log());
 }
+
+#[test]
+fn the_health_check_asks_the_service_that_listens() {
+    // Something listens and says nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().to_string();
+    let out = Service::to_end(&["healthcheck"], &[("LISTEN_ADDR", &silent)]);
+    assert_eq!(out.code, Some(1));
+    assert!(out.stderr.contains(&silent), "{}", out.stderr);
+
+    let data_dir = run().folder("data");
+    let service = Service::private(&data_dir);
+    let address = service.base.strip_prefix("http://").unwrap();
+    let out = Service::to_end(&["healthcheck"], &[("LISTEN_ADDR", address)]);
+    assert_eq!(out.code, Some(0), "{}", out.stderr);
+    // As in a container, where it listens on all addresses, and where a proxy may be set.
+    let everywhere = address.replace("127.0.0.1", "0.0.0.0");
+    let variables = [
+        ("LISTEN_ADDR", everywhere.as_str()),
+        ("http_proxy", "http://127.0.0.1:1"),
+    ];
+    let out = Service::to_end(&["healthcheck"], &variables);
+    assert_eq!(out.code, Some(0), "{}", out.stderr);
+}

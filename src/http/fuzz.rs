@@ -1,0 +1,73 @@
+//! What the fuzz targets run: the parsers that meet whatever anybody sends, and what has to hold
+//! of them.
+#![allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
+
+use serde_json::Value;
+
+use super::body;
+use super::error::Error;
+use super::memberships::MembershipQuery;
+use super::page::Scope;
+use super::payload::SetGroupMemberInfo;
+use crate::domain::{GroupId, MemberPatch, Text, UserId};
+
+/// Any bytes as a body.
+pub fn body(bytes: &[u8]) {
+    let patch = body::parse::<SetGroupMemberInfo>(bytes);
+    let pairs = body::parse::<MembershipQuery>(bytes);
+    for error in patch.as_ref().err().into_iter().chain(pairs.as_ref().err()) {
+        check(error);
+    }
+    // A second, slower parser has to see the same. (Not the other way round: it refuses nonsense
+    // in fields that nobody asks for.)
+    if let Ok(value) = serde_json::from_slice::<Value>(bytes) {
+        assert_eq!(patch.ok(), model(&value));
+    }
+    if let Ok(pairs) = pairs {
+        assert!(pairs.len() <= 1000);
+    }
+}
+
+/// An error names a field and what was expected; it does not repeat what was sent.
+fn check(error: &Error) {
+    assert_eq!(error.code.status().as_u16(), 400);
+    assert!(error.detail.len() < 200, "{}", error.detail);
+    assert!(error.detail.is_ascii(), "{}", error.detail);
+}
+
+fn model(body: &Value) -> Option<MemberPatch> {
+    let text = |name: &str| match &body[name] {
+        Value::Null => Some(None),
+        Value::String(text) => Some(Some(Text::parse(text.clone()))),
+        _ => None,
+    };
+    let id = |name: &str| body[name].as_str().map(str::to_owned);
+    if !body.is_object() || body["callbackCommand"] != SetGroupMemberInfo::COMMAND {
+        return None;
+    }
+    Some(MemberPatch {
+        group_id: GroupId::parse(id("groupID")?).ok()?,
+        user_id: UserId::parse(id("userID")?).ok()?,
+        nickname: text("nickName")?,
+        face_url: text("faceURL")?,
+        role_level: match &body["roleLevel"] {
+            Value::Null => None,
+            level => Some(i32::try_from(level.as_i64()?).ok()?),
+        },
+        ex: text("ex")?,
+    })
+}
+
+/// Any text as a cursor, and as the id that a cursor stands for.
+pub fn cursor(text: &str) {
+    let scope = Scope::new("members").and("g");
+    if let Ok(key) = scope.key(Some(text)) {
+        // There is one cursor for a key, so that what was not given by us is not taken.
+        assert_eq!(scope.cursor(&key), text);
+    }
+    if UserId::parse(text.to_owned()).is_ok() {
+        let cursor = scope.cursor(text);
+        assert_eq!(scope.key(Some(&cursor)).expect("our own cursor"), text);
+        assert!(Scope::new("members").and("h").key(Some(&cursor)).is_err());
+    }
+}
