@@ -40,7 +40,7 @@ fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each
 # to, for as long as this installation takes.
 postgres: ## install PostgreSQL's server programs if there are none
 	@if [ -z "$(FOR_TESTS)" ] && { [ -n "$$DATABASE_URL" ] || { [ -z "$${DATABASE_URL+set}" ] && grep -qs '^DATABASE_URL=.' .env; }; }; then exit 0; fi; \
-	for dir in "$$PG_BIN_DIR" $$(echo "$$PATH" | tr ':' ' ') "$$(pg_config --bindir 2>/dev/null)" \
+	for dir in "$$PG_BIN_DIR" "$$(sed -n 's/^PG_BIN_DIR=//p' .env 2>/dev/null)" $$(echo "$$PATH" | tr ':' ' ') "$$(pg_config --bindir 2>/dev/null)" \
 	    /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin \
 	    /usr/local/opt/postgresql*/bin /home/linuxbrew/.linuxbrew/opt/postgresql*/bin \
 	    /Applications/Postgres.app/Contents/Versions/*/bin /opt/local/lib/postgresql*/bin; do \
@@ -70,4 +70,10 @@ postgres: ## install PostgreSQL's server programs if there are none
 
 # The README's commands are run as they stand there.
 curl:
-	@command -v curl >/dev/null || { echo "curl is missing; install it, for example: apt-get install curl"; exit 1; }
+	@command -v curl >/dev/null && exit 0; \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	if ! command -v apt-get >/dev/null || { [ -n "$$sudo" ] && ! command -v sudo >/dev/null; }; then \
+	    echo "curl is missing, which the tests of the README need. Install it."; exit 1; \
+	fi; \
+	echo "curl is missing: installing the package curl with apt-get."; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends curl

@@ -12,13 +12,17 @@ use super::{Store, migrate};
 
 statements! {
     /// The encoding decides whether every Unicode text can be stored.
-    SERVER_ENCODING = "SELECT current_setting('server_encoding')";
+    SERVER = "
+SELECT current_setting('server_encoding'), current_setting('server_version_num')::integer";
     DATABASE_EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
     /// Makes the schema that search_path names, unless it is there: CREATE SCHEMA IF NOT EXISTS
-    /// asks for the right to create even where nothing is to be created.
+    /// asks for the right to create even where nothing is to be created. One at a time: two that
+    /// create it at once would both find it missing, and one would fail. The number stands for
+    /// this lock alone.
     ENSURE_SCHEMA = "
 DO $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(7263002);
     IF to_regnamespace(quote_ident(current_setting('search_path'))) IS NULL THEN
         EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', current_setting('search_path'));
     END IF;
@@ -30,6 +34,9 @@ $$";
 
 /// Name of the database on the private server.
 const PRIVATE_DATABASE: &str = "openim_group_mirror";
+
+/// Oldest major version of PostgreSQL that the mirror runs on.
+const OLDEST: i32 = 14;
 
 /// Connections that reads leave free, where the pool has that many.
 const RESERVED_FOR_WRITES: u32 = 2;
@@ -59,6 +66,22 @@ pub enum OpenError {
         database: String,
         /// What was said.
         error: sqlx::Error,
+    },
+    /// There is a connection, but what has to be known or made first is refused.
+    #[error("cannot use {database}: {error}")]
+    Prepare {
+        /// Where, without the password.
+        database: String,
+        /// What was said.
+        error: sqlx::Error,
+    },
+    /// Statements of ours are not understood there.
+    #[error("{database} is PostgreSQL {major}; the mirror needs {OLDEST} or later")]
+    Version {
+        /// Where, without the password.
+        database: String,
+        /// What it is.
+        major: i32,
     },
     /// A text outside the database's encoding would be lost.
     #[error(
@@ -143,7 +166,7 @@ impl Database {
         Ok(url_of(PRIVATE_DATABASE))
     }
 
-    /// Connects, checks the encoding, brings the schema up to date, and gives the pool.
+    /// Connects, checks the server, brings the schema up to date, and gives the pool.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -176,11 +199,11 @@ impl Database {
             .clone()
             .options([("statement_timeout", "0"), migrate::LOCK_TIMEOUT]);
         let mut connection = self.connect(&options).await?;
-        self.check_encoding(&mut connection).await?;
+        self.check_server(&mut connection).await?;
         sqlx::query(ENSURE_SCHEMA)
             .execute(&mut connection)
             .await
-            .map_err(|error| self.cannot_connect(error))?;
+            .map_err(|error| self.cannot_prepare(error))?;
         migrate::run(&mut connection)
             .await
             .map_err(|error| OpenError::Migrate {
@@ -207,18 +230,32 @@ impl Database {
         }
     }
 
-    async fn check_encoding(&self, connection: &mut PgConnection) -> Result<(), OpenError> {
-        let encoding: String = sqlx::query_scalar(SERVER_ENCODING)
+    fn cannot_prepare(&self, error: sqlx::Error) -> OpenError {
+        OpenError::Prepare {
+            database: self.to_string(),
+            error,
+        }
+    }
+
+    async fn check_server(&self, connection: &mut PgConnection) -> Result<(), OpenError> {
+        let (encoding, version): (String, i32) = sqlx::query_as(SERVER)
             .fetch_one(connection)
             .await
-            .map_err(|error| self.cannot_connect(error))?;
-        if encoding == "UTF8" {
-            return Ok(());
+            .map_err(|error| self.cannot_prepare(error))?;
+        let major = version / 10_000;
+        if major < OLDEST {
+            return Err(OpenError::Version {
+                database: self.to_string(),
+                major,
+            });
         }
-        Err(OpenError::Encoding {
-            database: self.to_string(),
-            encoding,
-        })
+        if encoding != "UTF8" {
+            return Err(OpenError::Encoding {
+                database: self.to_string(),
+                encoding,
+            });
+        }
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::support::{TestApp, TestDb, kill, member_info, run, search};
+use crate::support::{TestApp, TestDb, Wire, kill, member_info, run, search};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,6 +166,40 @@ async fn a_database_that_hangs_gives_503_in_time_and_is_found_again() {
     assert_away(&app).await;
     drop(frozen);
     assert_back(&app).await;
+}
+
+/// Nobody says that the connections are gone, so each has to be given up on, and its place in the
+/// pool with it.
+#[tokio::test]
+async fn connections_that_fall_silent_are_given_up_on_and_replaced() {
+    let db = TestDb::new().await;
+    let wire = Wire::before(&db.url).await;
+    let url = wire.url.clone();
+    let app = TestApp::start_on(db, |config| {
+        config.database.url = Some(url.into());
+        config.database.timeout = Duration::from_millis(500);
+    })
+    .await;
+    for round in 0..2 {
+        // As many connections as the pool may have.
+        let gets = (0..8).map(|_| app.get("/groups/g/members"));
+        futures_util::future::join_all(gets).await;
+        wire.forget_connections();
+        let asked = Instant::now();
+        let gets = (0..8).map(|_| app.get("/groups/g/members"));
+        for reply in futures_util::future::join_all(gets).await {
+            assert!([200, 503].contains(&reply.status), "{reply:?}");
+        }
+        assert!(
+            asked.elapsed() < OPENIM_TIMEOUT,
+            "{round}: {:?}",
+            asked.elapsed()
+        );
+        assert_back(&app).await;
+        // All places are there again: so many writes at once find one each.
+        let set = async |n: u8| app.set("g", &format!("u{n}"), json!({})).await;
+        futures_util::future::join_all((0..4).map(set)).await;
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use openim_group_mirror::store::Store;
+use openim_group_mirror::store::{Database, Store};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
@@ -66,6 +66,16 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
         "public.group_members",
     ];
     assert_eq!(names, expected);
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_make_the_schema_together() {
+    let db = TestDb::empty("").await;
+    let database = Database::new(&db.url, "fresh", 1, Duration::from_secs(5)).unwrap();
+    let starts = (0..8).map(|_| database.migrate());
+    for started in futures_util::future::join_all(starts).await {
+        started.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod browser;
 mod database;
 mod run;
 mod service;
+mod wire;
 
 pub use app::{
     COMMAND, Reply, TestApp, answer, body_of, head_of_callback, member_info, path_segment, sample,
@@ -16,3 +17,4 @@ pub use browser::Browser;
 pub use database::TestDb;
 pub use run::{own_server, run, search, wait_for};
 pub use service::{Ended, Service, kill};
+pub use wire::Wire;
