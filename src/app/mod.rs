@@ -166,12 +166,14 @@ pub async fn run(
     let mut ended = None;
     let mut deadline = None;
     let stop = async {
+        let asked = async {
+            (&mut shutdown).await;
+            parts.stopping.begin();
+            tracing::info!("stopping");
+            tokio::time::sleep(config.stop.delay).await;
+        };
         tokio::select! {
-            () = &mut shutdown => {
-                parts.stopping.begin();
-                tracing::info!("stopping");
-                tokio::time::sleep(config.stop.delay).await;
-            }
+            () = asked => {}
             () = private_end(server.as_mut()) => ended = log,
         }
         deadline = Some(Instant::now() + config.stop.timeout);

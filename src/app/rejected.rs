@@ -134,7 +134,14 @@ async fn replay(
         };
         let Some(id) = next else { break };
         last = id;
-        let rejected = find(store, id).await?;
+        let Some(rejected) = store.rejected(id).await? else {
+            // With --all: the service has just deleted it for its age.
+            if !which.all {
+                refused += 1;
+                writeln!(out, "{id}: there is none")?;
+            }
+            continue;
+        };
         let change = if rejected.is_cut() {
             Err("the body was cut when it was kept".to_owned())
         } else {

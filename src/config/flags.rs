@@ -152,7 +152,7 @@ pub(super) struct Settings {
         default_value = "16777216"
     )]
     pub(super) max_body_bytes: String,
-    /// Most memory for all bodies at a time, MAX_BODY_BYTES to 4294967295; more have to wait
+    /// Most memory for all bodies at a time, twice MAX_BODY_BYTES to 4294967295; more have to wait
     #[arg(
         long,
         env,

@@ -70,7 +70,7 @@ impl AccessSettings {
 pub struct BodySettings {
     /// Largest one, in bytes.
     pub max_bytes: usize,
-    /// All together, in bytes; `max_bytes` at least.
+    /// All together, in bytes; twice `max_bytes` at least.
     pub max_memory: u32,
 }
 

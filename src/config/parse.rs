@@ -161,7 +161,7 @@ impl Settings {
         let memory = e.number(
             "MAX_BODY_MEMORY",
             &self.max_body_memory,
-            max_body.unwrap_or(1024)..=u32::MAX.into(),
+            2 * max_body.unwrap_or(1024)..=u32::MAX.into(),
         );
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
         let keep_days = e.number("REJECTED_KEEP_DAYS", &self.rejected_keep_days, 1..=3650);
@@ -315,6 +315,12 @@ mod tests {
         let config = parse(&[]).unwrap();
         assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
         assert_eq!(config.body.max_bytes, 16 << 20);
+        assert_eq!(config.body.max_memory, 64 << 20);
+        assert_eq!(config.patience.body, Duration::from_secs(15));
+        assert_eq!(config.rejected.keep_days, 30);
+        assert_eq!(config.rejected.max_bytes, 256 << 20);
+        assert_eq!(config.access.callback_username, "openim");
+        assert!(config.access.callback_passwords.is_empty() && config.access.api_tokens.is_empty());
         assert_eq!(config.callback_next_code, 1);
         assert_eq!(config.database.url, None);
     }

@@ -3,10 +3,11 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use headers::authorization::{Authorization, Basic, Bearer, Credentials};
 use headers::{Header, HeaderValue};
-use poem::http::header::{AUTHORIZATION, HOST};
+use poem::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use poem::http::uri::Authority;
 use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
@@ -51,28 +52,46 @@ impl Access {
         }
     }
 
-    /// A page of another site can make a browser send requests here under the site's own name,
-    /// which it has pointed at this machine (DNS rebinding). A key stops it; without one, the
-    /// name does.
+    /// Whether a key is asked for anywhere.
+    pub(super) fn has_keys(&self) -> bool {
+        self.callbacks.is_set() || self.reads.is_set()
+    }
+
+    /// A page of another site can make a browser send requests here: under the site's own name,
+    /// which it has pointed at this machine (DNS rebinding), or under ours, without seeing the
+    /// answer. A key stops it; without one, the name does, and the site's.
     pub(super) fn check_host(&self, request: &Request, is_callback: bool) -> Result<(), Error> {
         let keys = if is_callback {
             &self.callbacks
         } else {
             &self.reads
         };
-        if !self.is_local || !keys.0.is_empty() || names_this_machine(request) {
+        if !self.is_local || keys.is_set() {
             return Ok(());
         }
-        Err(Error::new(
-            Code::HostNotLocal,
-            "Host: expected localhost or a loopback address, as long as no key is set",
-        ))
+        if !names_this_machine(request) {
+            return Err(Error::new(
+                Code::HostNotLocal,
+                "Host: expected localhost or a loopback address, as long as no key is set",
+            ));
+        }
+        if is_from_another_site(request) {
+            return Err(Error::new(
+                Code::HostNotLocal,
+                "Origin: expected none or this service's own, as long as no key is set",
+            ));
+        }
+        Ok(())
     }
 }
 
 impl Keys {
+    fn is_set(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     fn admit(&self, presented: Option<String>) -> bool {
-        if self.0.is_empty() {
+        if !self.is_set() {
             return true;
         }
         let Some(presented) = presented.map(digest) else {
@@ -97,14 +116,21 @@ fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(text).into()
 }
 
-/// A URL with a host of its own counts as well: that form is for proxies, which we are not.
+/// Every name that the request gives us counts: HTTP/1 has it in `Host`, HTTP/2 in the URL.
 fn names_this_machine(request: &Request) -> bool {
-    let hosts = request.headers().get_all(HOST);
-    let mut hosts = hosts.iter().map(|host| host.as_bytes().try_into().ok());
-    let of_url = request.uri().authority();
-    hosts.next().is_some_and(|host| is_local(host.as_ref()))
-        && hosts.all(|host| is_local(host.as_ref()))
-        && of_url.is_none_or(|host| is_local(Some(host)))
+    let hosts = request.headers().get_all(HOST).iter();
+    let of_header = hosts.map(|host| Authority::try_from(host.as_bytes()).ok());
+    let of_url = request.uri().authority().cloned().map(Some);
+    let mut names = of_header.chain(of_url).peekable();
+    names.peek().is_some() && names.all(|name| is_local(name.as_ref()))
+}
+
+/// A browser says on whose behalf it sends, unless it is for reading only what it then may not
+/// show. The docs page sends on our own.
+fn is_from_another_site(request: &Request) -> bool {
+    let own = request.headers().get(HOST).map(HeaderValue::as_bytes);
+    let mut origins = request.headers().get_all(ORIGIN).iter();
+    origins.any(|origin| origin.as_bytes().strip_prefix(b"http://") != own)
 }
 
 fn is_local(host: Option<&Authority>) -> bool {
@@ -128,6 +154,20 @@ fn presented<C: Credentials>(request: &Request) -> Option<C> {
     }
     let Authorization(credentials) = Authorization::<C>::decode(&mut std::iter::once(one)).ok()?;
     Some(credentials)
+}
+
+/// Whether a request was let in at its door; handed along as request data.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LetIn(Arc<AtomicBool>);
+
+impl LetIn {
+    fn mark(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_marked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 fn access(request: &Request) -> Result<&Access, Error> {
@@ -228,6 +268,9 @@ macro_rules! security_scheme {
                 _options: ExtractParamOptions<()>,
             ) -> poem::Result<Self> {
                 if <$proof>::is_admitted(access(request)?, request) {
+                    if let Some(let_in) = request.extensions().get::<LetIn>() {
+                        let_in.mark();
+                    }
                     return Ok(<$proof>::proof());
                 }
                 Err(Error::new(Code::CredentialsWrong, <$proof>::EXPECTED).into())

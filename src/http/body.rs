@@ -19,52 +19,112 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::error::{Code, Error};
+use super::error::{Code, Door, Error};
 use crate::config::{BodySettings, Patience};
 
 /// What bodies may take, each and all together; handed to the extractors as request data.
 #[derive(Debug)]
 pub(super) struct BodyLimits {
-    max_bytes: usize,
-    /// One permit a byte.
-    memory: Arc<Semaphore>,
-    max_memory: u32,
+    callbacks: Pool,
+    reads: Pool,
     patience: Patience,
 }
 
+/// The memory for the bodies at one door.
+#[derive(Debug)]
+struct Pool {
+    max_bytes: usize,
+    /// The setting that says so.
+    setting: &'static str,
+    /// For the beginning of every body, so that small ones never queue behind large ones.
+    small: Memory,
+    /// For the rest of the large ones.
+    large: Memory,
+}
+
+/// Up to here a body is small. It counts as it arrives, so that those who announce much and send
+/// little hold up nobody. Beyond it the whole of what is announced is counted at once: many large
+/// bodies of which each waits for the rest of its share would all wait for ever.
+const SMALL: usize = 64 << 10;
+
+/// Largest body of a read: a thousand pairs of the longest ids have 2 MiB.
+const MAX_READ_BYTES: usize = 4 << 20;
+
 impl BodyLimits {
+    /// Reads have a quarter of the memory: whoever may ask must not be able to keep callbacks out.
     pub(super) fn new(settings: BodySettings, patience: Patience) -> Self {
+        let BodySettings {
+            max_bytes,
+            max_memory,
+        } = settings;
+        let of_reads = max_memory / 4;
         Self {
-            max_bytes: settings.max_bytes,
-            memory: Arc::new(Semaphore::new(settings.max_memory as usize)),
-            max_memory: settings.max_memory,
+            callbacks: Pool::new(max_bytes, " (MAX_BODY_BYTES)", max_memory - of_reads),
+            reads: Pool::new(max_bytes.min(MAX_READ_BYTES), "", of_reads),
             patience,
+        }
+    }
+
+    fn at(&self, door: Door) -> &Pool {
+        match door {
+            Door::Callback => &self.callbacks,
+            Door::Read | Door::Any => &self.reads,
         }
     }
 
     /// What bodies take now, in bytes.
     pub(super) fn in_use(&self) -> usize {
-        (self.max_memory as usize).saturating_sub(self.memory.available_permits())
-    }
-
-    fn too_large(&self) -> Error {
-        let limit = self.max_bytes;
-        Error::new(
-            Code::BodyTooLarge,
-            format!("expected at most {limit} bytes (MAX_BODY_BYTES)"),
-        )
+        let pools = [&self.callbacks, &self.reads];
+        let memories = pools.iter().flat_map(|pool| [&pool.small, &pool.large]);
+        memories.map(Memory::in_use).sum()
     }
 }
 
-/// Up to here a body counts as it arrives, so that those who announce much and send little hold up
-/// nobody. Beyond it the whole of what is announced is counted at once: many large bodies of which
-/// each waits for the rest of its share would all wait for ever.
-const SMALL: usize = 64 << 10;
+impl Pool {
+    fn new(max_bytes: usize, setting: &'static str, memory: u32) -> Self {
+        let small = memory / 4;
+        let large = memory - small;
+        Self {
+            // One that can be held, however little the memory.
+            max_bytes: max_bytes.min(large as usize),
+            setting,
+            small: Memory::new(small),
+            large: Memory::new(large),
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        let (limit, setting) = (self.max_bytes, self.setting);
+        let detail = format!("expected at most {limit} bytes{setting}");
+        Error::new(Code::BodyTooLarge, detail)
+    }
+}
+
+/// So much memory, to be shared.
+#[derive(Debug)]
+struct Memory {
+    /// One permit a byte.
+    free: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Memory {
+    fn new(bytes: u32) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(bytes as usize)),
+            all: bytes,
+        }
+    }
+
+    fn in_use(&self) -> usize {
+        (self.all as usize).saturating_sub(self.free.available_permits())
+    }
+}
 
 /// A body, and its share of the memory for as long as it is there.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    share: Share,
+    shares: Shares,
 }
 
 impl fmt::Debug for Received {
@@ -74,9 +134,16 @@ impl fmt::Debug for Received {
     }
 }
 
-/// A share of the memory for bodies, given back on drop.
+/// Shares of a pool's two memories, given back on drop.
 #[derive(Debug, Default)]
-pub(super) struct Share(Option<OwnedSemaphorePermit>);
+struct Shares {
+    small: Share,
+    large: Share,
+}
+
+/// A share of a memory, given back on drop.
+#[derive(Debug, Default)]
+struct Share(Option<OwnedSemaphorePermit>);
 
 impl Share {
     fn bytes(&self) -> usize {
@@ -84,12 +151,7 @@ impl Share {
     }
 
     /// Makes it `bytes` large, waiting for others to give back theirs.
-    async fn grow(
-        &mut self,
-        bytes: usize,
-        memory: &Arc<Semaphore>,
-        wait: Duration,
-    ) -> Result<(), Error> {
+    async fn grow(&mut self, bytes: usize, memory: &Memory, wait: Duration) -> Result<(), Error> {
         let more = bytes.saturating_sub(self.bytes());
         if more == 0 {
             return Ok(());
@@ -101,11 +163,11 @@ impl Share {
             )
         };
         let more = u32::try_from(more).map_err(|_| busy())?;
-        let taken = match Arc::clone(memory).try_acquire_many_owned(more) {
+        let free = Arc::clone(&memory.free);
+        let taken = match Arc::clone(&free).try_acquire_many_owned(more) {
             Ok(taken) => taken,
             Err(_) => {
-                let taken = Arc::clone(memory).acquire_many_owned(more);
-                let taken = tokio::time::timeout(wait, taken).await;
+                let taken = tokio::time::timeout(wait, free.acquire_many_owned(more)).await;
                 // The semaphore is never closed.
                 taken.map_err(|_elapsed| busy())?.map_err(|_| busy())?
             }
@@ -119,22 +181,23 @@ impl Share {
 }
 
 /// Reads a body whole. What has arrived of one that stops goes with the error.
-async fn receive(request: &Request, body: &mut RequestBody) -> Result<Received, Error> {
+async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Result<Received, Error> {
     let limits = request.extensions().get::<Arc<BodyLimits>>();
     let limits = limits.ok_or_else(|| Error::new(Code::Internal, "the log says more"))?;
+    let pool = limits.at(door);
     let announced = request
         .header("content-length")
         .and_then(|length| length.parse::<u64>().ok());
     let announced = match announced.map(usize::try_from) {
-        Some(Ok(length)) if length <= limits.max_bytes => Some(length),
-        Some(_) => return Err(limits.too_large()),
+        Some(Ok(length)) if length <= pool.max_bytes => Some(length),
+        Some(_) => return Err(pool.too_large()),
         None => None,
     };
     let deadline = Instant::now() + limits.patience.body;
     let body = body.take().map_err(poem::Error::from)?;
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
     let mut bytes = BytesMut::new();
-    let mut share = Share::default();
+    let mut shares = Shares::default();
     loop {
         let chunk = match timeout_at(deadline, chunks.next()).await {
             Ok(Some(Ok(chunk))) => chunk,
@@ -143,7 +206,7 @@ async fn receive(request: &Request, body: &mut RequestBody) -> Result<Received, 
                 let error = Error::new(Code::BodyIncomplete, "the connection ended first");
                 return Err(error.with_body(Received {
                     bytes: bytes.freeze(),
-                    share,
+                    shares,
                 }));
             }
             Err(_elapsed) => {
@@ -153,27 +216,31 @@ async fn receive(request: &Request, body: &mut RequestBody) -> Result<Received, 
             }
         };
         let length = bytes.len() + chunk.len();
-        if length > limits.max_bytes {
-            return Err(limits.too_large());
+        if length > pool.max_bytes {
+            return Err(pool.too_large());
         }
-        let (share_of, announced) = match announced {
-            Some(announced) if length > SMALL => (announced.max(length), announced),
-            _ => (length, 0),
+        let wait = limits.patience.memory;
+        let small = length.min(SMALL);
+        shares.small.grow(small, &pool.small, wait).await?;
+        let whole = match announced {
+            Some(announced) if length > SMALL => announced.max(length),
+            _ => length,
         };
-        share
-            .grow(share_of, &limits.memory, limits.patience.memory)
-            .await?;
-        bytes.reserve(announced.saturating_sub(bytes.len()).max(chunk.len()));
+        let large = whole.saturating_sub(SMALL);
+        shares.large.grow(large, &pool.large, wait).await?;
+        bytes.reserve(whole - bytes.len());
         bytes.extend_from_slice(&chunk);
     }
     Ok(Received {
         bytes: bytes.freeze(),
-        share,
+        shares,
     })
 }
 
 /// A documented body, and how it is read.
 pub(super) trait FromBody {
+    /// Where it is sent.
+    const DOOR: Door;
     /// What it means.
     type Parsed;
 
@@ -192,7 +259,7 @@ pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
 #[derive(Debug)]
 pub(super) struct JsonBody<T: FromBody> {
     pub(super) parsed: T::Parsed,
-    _share: Share,
+    _shares: Shares,
 }
 
 impl<'a, T: Type + FromBody> ApiExtractor<'a> for JsonBody<T>
@@ -223,7 +290,7 @@ where
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let received = receive(request, body).await?;
+        let received = receive(request, body, T::DOOR).await?;
         let is_json = request
             .content_type()
             .is_some_and(Json::<T>::check_content_type);
@@ -236,7 +303,7 @@ where
         match parsed {
             Ok(parsed) => Ok(Self {
                 parsed,
-                _share: received.share,
+                _shares: received.shares,
             }),
             Err(error) => Err(error.with_body(received).into()),
         }

@@ -3,7 +3,8 @@
 //! poem's server waits for ever for the head of a request, and goes round without a pause or a
 //! word when it cannot accept. A kept connection that is silent between two requests is left
 //! alone: OpenIM's client keeps its connections, and loses the callback that it sends on one that
-//! we are just closing.
+//! we are just closing. Those who have shown no key, where one is set, are told to close instead
+//! (`edge`), so that strangers cannot take all the places by being silent.
 
 use std::io;
 use std::pin::Pin;
@@ -24,10 +25,14 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use crate::config::Patience;
 use crate::telemetry::Metrics;
 
-/// Open files that are left for all but HTTP connections.
-const OTHER_FILES: u64 = 128;
-/// Where the system sets no limit.
-const MANY: u64 = 1 << 20;
+/// Open files that are left for everything else but connections, which are counted.
+const OTHER_FILES: u64 = 64;
+/// Most connections, however many files there are: the head of each can take [`MAX_HEAD_BYTES`].
+const MANY: u64 = 16 << 10;
+/// Places for those who ask for metrics on a listener of their own.
+pub(super) const FEW: usize = 32;
+/// Longest head of a request. Ids in a path have 2,048 bytes, or 6 KB percent-encoded.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 /// What a connection is probed with when it is silent: its other end may be gone without a word.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
@@ -39,6 +44,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct PatientAcceptor {
     inner: TcpAcceptor,
     places: Arc<Semaphore>,
+    /// Whether that was told already.
+    is_full: bool,
     patience: Patience,
     metrics: Metrics,
 }
@@ -46,21 +53,23 @@ pub(super) struct PatientAcceptor {
 impl PatientAcceptor {
     pub(super) fn new(
         listener: TcpListener,
+        places: usize,
         patience: Patience,
         metrics: Metrics,
     ) -> io::Result<Self> {
-        let places = usize::try_from(places()).unwrap_or(usize::MAX);
         Ok(Self {
             inner: TcpAcceptor::from_tokio(listener)?,
-            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(places)),
+            is_full: false,
             patience,
             metrics,
         })
     }
 }
 
-/// Takes all the open files that the system grants, and tells how many connections these are for.
-fn places() -> u64 {
+/// Takes all the open files that the system grants, and tells how many connections these are for
+/// when `others` are open to the database and elsewhere.
+pub(super) fn places(others: usize) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
@@ -70,11 +79,10 @@ fn places() -> u64 {
         Ok(()) => maximum,
         Err(_) => current,
     };
-    files
-        .unwrap_or(MANY)
-        .min(MANY)
-        .saturating_sub(OTHER_FILES)
-        .max(1)
+    let left = files
+        .unwrap_or(u64::MAX)
+        .saturating_sub(OTHER_FILES + others as u64);
+    usize::try_from(left.clamp(1, MANY)).unwrap_or(1)
 }
 
 impl Acceptor for PatientAcceptor {
@@ -86,9 +94,14 @@ impl Acceptor for PatientAcceptor {
 
     async fn accept(&mut self) -> io::Result<(Patient, LocalAddr, RemoteAddr, Scheme)> {
         let place = match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => place,
+            Ok(place) => {
+                self.is_full = false;
+                place
+            }
             Err(_) => {
-                tracing::warn!("as many connections as there are files for; others have to wait");
+                if !std::mem::replace(&mut self.is_full, true) {
+                    tracing::warn!("as many connections as there are places; others have to wait");
+                }
                 let place = Arc::clone(&self.places).acquire_owned().await;
                 place.map_err(io::Error::other)? // the semaphore is never closed
             }
@@ -151,9 +164,12 @@ struct Head {
     of_end: usize,
     /// All bytes so far were this many of HTTP/2's beginning.
     of_http2: Option<usize>,
+    length: usize,
 }
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+/// "100 Continue" asks for the body; the answer is still to come.
+const INTERIM: &[u8] = b"HTTP/1.1 100 ";
 /// What looks like a head to HTTP/1.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
@@ -161,6 +177,7 @@ impl Head {
     const BEGIN: Head = Head {
         of_end: 0,
         of_http2: Some(0),
+        length: 0,
     };
 }
 
@@ -189,6 +206,7 @@ impl Reading {
                 };
             }
         }
+        head.length += bytes.len();
         Reading::Head(head)
     }
 
@@ -264,6 +282,9 @@ impl AsyncRead for Patient {
                 result?;
                 let was = this.reading;
                 this.reading = was.read(&buf.filled()[before..]);
+                if matches!(this.reading, Reading::Head(head) if head.length > MAX_HEAD_BYTES) {
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                }
                 match (was, this.reading) {
                     (Reading::Nothing, Reading::Head(_)) => {
                         this.alarm = Some(Box::pin(sleep(this.patience.head)));
@@ -287,7 +308,9 @@ impl AsyncWrite for Patient {
         match Pin::new(&mut this.stream).poll_write(cx, buf) {
             Poll::Pending => this.wait_to_write(cx),
             Poll::Ready(written) => {
-                this.reading = this.reading.answered();
+                if !buf.starts_with(INTERIM) {
+                    this.reading = this.reading.answered();
+                }
                 this.alarm = None;
                 Poll::Ready(written)
             }

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use poem::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use poem::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use poem::http::uri::PathAndQuery;
 use poem::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
-use super::auth::{Access, CallbackKey, ReadKey, Scheme};
+use super::auth::{Access, CallbackKey, LetIn, ReadKey, Scheme};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::{answers, problem, reply};
@@ -82,9 +82,11 @@ impl Edge {
     async fn answer<E: Endpoint<Output = Response>>(
         &self,
         endpoint: Arc<E>,
-        request: Request,
+        mut request: Request,
         asked: Asked,
     ) -> Result<Response> {
+        let let_in = LetIn::default();
+        request.set_data(let_in.clone());
         let mut count = Count::new(&self.metrics, asked.is_callback);
         // Callbacks have no parameters, so the path is the pattern.
         if let Some(route) = self.routes.get(&asked.path) {
@@ -125,6 +127,11 @@ impl Edge {
         count.status = Some(status);
         if let Some(value) = asked.operation_id {
             response.headers_mut().insert(OPERATION_ID, value);
+        }
+        // Who has shown no key does not keep a connection: strangers could take them all.
+        if self.access.has_keys() && !let_in.is_marked() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
         Ok(response)
     }
@@ -167,7 +174,7 @@ impl Edge {
                 body_bytes: length as u64,
             };
             let kept = self.ingest.keep_rejected(rejected).await;
-            self.metrics.rejected(code, kept.is_ok());
+            self.metrics.rejected(code, matches!(kept, Ok(true)));
             if let Err(cause) = kept {
                 let cause = cause.to_string();
                 tracing::error!(code, cause, "a rejected callback could not be kept");

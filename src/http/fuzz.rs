@@ -58,16 +58,28 @@ fn model(body: &Value) -> Option<MemberPatch> {
     })
 }
 
-/// Any text as a cursor, and as the id that a cursor stands for.
+/// Any text as a cursor; as the id that a cursor stands for; and as what damages a cursor.
 pub fn cursor(text: &str) {
     let scope = Scope::new("members").and("g");
-    if let Ok(key) = scope.key(Some(text)) {
-        // There is one cursor for a key, so that what was not given by us is not taken.
-        assert_eq!(scope.cursor(&key), text);
-    }
+    // There is one cursor for a key, so that what was not given by us is not taken.
+    let check = |cursor: &str| {
+        if let Ok(key) = scope.key(Some(cursor)) {
+            assert_eq!(scope.cursor(&key), cursor);
+        }
+    };
+    check(text);
     if UserId::parse(text.to_owned()).is_ok() {
         let cursor = scope.cursor(text);
         assert_eq!(scope.key(Some(&cursor)).expect("our own cursor"), text);
         assert!(Scope::new("members").and("h").key(Some(&cursor)).is_err());
+        // No sum can be guessed, so the cursors that are nearly ours are made of ours.
+        for end in text.chars().take(4).chain("=AQgw_ ".chars()) {
+            check(&format!("{cursor}{end}"));
+            let mut changed = cursor.clone();
+            changed.pop();
+            check(&changed);
+            changed.push(end);
+            check(&changed);
+        }
     }
 }

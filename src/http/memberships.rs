@@ -7,7 +7,7 @@ use poem_openapi::{Object, OpenApi};
 
 use super::auth::ReadKey;
 use super::body::{FromBody, JsonBody};
-use super::error::Error;
+use super::error::{Door, Error};
 use super::json;
 use super::members::Member;
 use super::page::{self, Scope};
@@ -64,6 +64,7 @@ pub(super) struct MembershipQuery {
 const MAX_PAIRS: usize = 1000;
 
 impl FromBody for MembershipQuery {
+    const DOOR: Door = Door::Read;
     type Parsed = Vec<(GroupId, UserId)>;
 
     fn parse(body: &str) -> Result<Self::Parsed, Error> {

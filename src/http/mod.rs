@@ -27,9 +27,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use poem::{Endpoint, EndpointExt, IntoEndpoint, Response, Route, Server, get, handler};
+use poem::web::Data;
+use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
 use poem_openapi::{OpenApiService, Tags};
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 
 use auth::Access;
 use body::BodyLimits;
@@ -159,6 +161,7 @@ fn endpoint(
         Ops {
             store,
             stopping,
+            looked: Mutex::default(),
             gauges,
         },
     );
@@ -170,9 +173,14 @@ fn endpoint(
         .around(move |endpoint, request| edge::around(endpoint, request, Arc::clone(&edge))))
 }
 
-/// The metrics alone, for a listener of their own.
+/// The metrics alone, for a listener of their own. They need no key there.
 #[handler]
-fn metrics_alone(gauges: poem::web::Data<&Gauges>) -> poem::Result<Response> {
+fn metrics_alone(
+    request: &Request,
+    gauges: Data<&Gauges>,
+    access: Data<&Access>,
+) -> poem::Result<Response> {
+    access.check_host(request, false)?;
     let text = gauges.text()?;
     Ok(Response::builder()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
@@ -200,11 +208,19 @@ pub async fn serve(
         store: parts.store.clone(),
         bodies: Arc::clone(&bodies),
     };
-    let acceptor = PatientAcceptor::new(listener, patience, parts.metrics.clone())?;
+    let places = connection::places(parts.store.max_connections() + connection::FEW);
+    let acceptor = PatientAcceptor::new(listener, places, patience, parts.metrics.clone())?;
     let metrics_server = match metrics_listener {
         Some(listener) => {
-            let route = Route::new().at("/metrics", get(metrics_alone));
-            let acceptor = PatientAcceptor::new(listener, patience, parts.metrics.clone())?;
+            let no_keys = AccessSettings {
+                callback_passwords: vec![],
+                api_tokens: vec![],
+                ..settings.access.clone()
+            };
+            let access = Access::new(&no_keys, listener.local_addr()?.ip().is_loopback());
+            let route = Route::new().at("/metrics", get(metrics_alone)).data(access);
+            let metrics = parts.metrics.clone();
+            let acceptor = PatientAcceptor::new(listener, connection::FEW, patience, metrics)?;
             let server = Server::new_with_acceptor(acceptor);
             Some(server.run(route.data(gauges.clone())))
         }

@@ -1,10 +1,13 @@
 //! For whoever runs the service: is it alive, can it work, what has it done?
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use poem_openapi::payload::{Json, PlainText};
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Object, OpenApi};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::Tag;
 use super::auth::ReadKey;
@@ -17,8 +20,32 @@ use crate::telemetry::{Metrics, Snapshot};
 pub(super) struct Ops {
     pub(super) store: Store,
     pub(super) stopping: super::Stopping,
+    /// The last look at the database, and whether it was there.
+    pub(super) looked: Mutex<Option<(Instant, bool)>>,
     /// Absent where the metrics have a listener of their own.
     pub(super) gauges: Option<Gauges>,
+}
+
+/// How long a look at the database is good for.
+const FRESH: Duration = Duration::from_millis(500);
+
+impl Ops {
+    /// One look at a time for all who ask: they need no key, and could ask often.
+    async fn database_is_there(&self) -> bool {
+        let mut looked = self.looked.lock().await;
+        if let Some((when, was_there)) = *looked
+            && when.elapsed() < FRESH
+        {
+            return was_there;
+        }
+        let ping = self.store.ping().await;
+        if let Err(error) = &ping {
+            let cause = error.to_string();
+            tracing::debug!(cause, "the database is away");
+        }
+        *looked = Some((Instant::now(), ping.is_ok()));
+        ping.is_ok()
+    }
 }
 
 /// Everything that the metrics are read from.
@@ -88,19 +115,13 @@ impl Ops {
         if self.stopping.has_begun() {
             parts.push("service: stopping");
         }
-        let ping = self.store.ping().await;
-        if ping.is_err() {
+        if !self.database_is_there().await {
             parts.push("database: away");
         }
         if parts.is_empty() {
             return Ok(Json(Status::example()));
         }
-        let not_ready = Error::new(Code::NotReady, parts.join("; "));
-        Err(match ping {
-            Ok(()) => not_ready,
-            Err(error) => not_ready.because(error),
-        }
-        .into())
+        Err(Error::new(Code::NotReady, parts.join("; ")).into())
     }
 
     /// What has it done?

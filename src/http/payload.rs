@@ -4,7 +4,7 @@ use poem_openapi::Object;
 use poem_openapi::types::Example;
 
 use super::body::FromBody;
-use super::error::{Code, Error};
+use super::error::{Code, Door, Error};
 use super::json;
 use crate::domain::{MemberPatch, Text};
 
@@ -50,6 +50,7 @@ impl SetGroupMemberInfo {
 }
 
 impl FromBody for SetGroupMemberInfo {
+    const DOOR: Door = Door::Callback;
     type Parsed = MemberPatch;
 
     fn parse(body: &str) -> Result<MemberPatch, Error> {

@@ -51,11 +51,12 @@ impl Ingest {
             .await
     }
 
-    /// Keeps a callback that could not be understood; resolves when it is committed.
+    /// Keeps a callback that could not be understood; resolves when it is committed. False where
+    /// none are kept.
     ///
     /// # Errors
     /// See [`Error`]; it may still have been kept.
-    pub async fn keep_rejected(&self, rejected: Rejected) -> Result<(), Error> {
+    pub async fn keep_rejected(&self, rejected: Rejected) -> Result<bool, Error> {
         let keeper = Arc::clone(&self.keeper);
         self.finish(async move { keeper.keep(&rejected).await })
             .await
@@ -63,10 +64,10 @@ impl Ingest {
 
     /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a
     /// callback again, so what was taken goes on when nobody waits for it any more.
-    async fn finish(
+    async fn finish<T: Send + 'static>(
         &self,
-        write: impl Future<Output = Result<(), store::Error>> + Send + 'static,
-    ) -> Result<(), Error> {
+        write: impl Future<Output = Result<T, store::Error>> + Send + 'static,
+    ) -> Result<T, Error> {
         match self.under_way.spawn(write).await {
             Ok(written) => Ok(written?),
             Err(_panicked_or_runtime_ended) => Err(Error::Lost),

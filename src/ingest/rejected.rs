@@ -38,17 +38,18 @@ impl Keeper {
         }
     }
 
-    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<(), Error> {
+    /// False where none are kept.
+    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<bool, Error> {
         if self.settings.max_bytes == 0 {
-            return Ok(());
+            return Ok(false);
         }
         self.store.keep_rejected(rejected).await?;
         let bytes = rejected.body.len() as u64 + 256;
         let since = self.since_purge.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if since > self.slack() {
-            self.purge().await?;
+            self.purge().await;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Counting reads every row, so it is done only now and then; what comes meanwhile has its
@@ -57,31 +58,33 @@ impl Keeper {
         self.settings.max_bytes / 64
     }
 
-    async fn purge(&self) -> Result<(), Error> {
+    /// How long until the next look.
+    async fn purge(&self) -> Duration {
         let Retention {
             keep_days,
             max_bytes,
         } = self.settings;
         let room = max_bytes - self.slack();
         self.since_purge.store(0, Ordering::Relaxed);
-        let deleted = self.store.purge_rejected(keep_days, room).await?;
-        if deleted > 0 {
-            tracing::info!(deleted, "deleted the oldest rejected callbacks");
+        match self.store.purge_rejected(keep_days, room).await {
+            Ok(deleted) => {
+                if deleted > 0 {
+                    tracing::info!(deleted, "deleted the oldest rejected callbacks");
+                }
+                PURGE_INTERVAL
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::warn!(error, "cannot delete old rejected callbacks");
+                RETRY_INTERVAL
+            }
         }
-        Ok(())
     }
 
     /// Looks at once and every now and then, for ever.
     pub(super) async fn housekeep(&self) -> std::convert::Infallible {
         loop {
-            let pause = match self.purge().await {
-                Ok(()) => PURGE_INTERVAL,
-                Err(error) => {
-                    let error = error.to_string();
-                    tracing::warn!(error, "cannot look for old rejected callbacks");
-                    RETRY_INTERVAL
-                }
-            };
+            let pause = self.purge().await;
             tokio::time::sleep(pause).await;
         }
     }

@@ -34,6 +34,14 @@ pub use error::Error;
 pub use read::{GroupSummary, MemberFilter, MemberRow, RoleCount};
 pub use rejected::RejectedSummary;
 
+statements! {
+    /// For the rest of a transaction.
+    WITHOUT_HASTE = "SET LOCAL statement_timeout = '60s'";
+}
+
+/// How long housekeeping may take: as [`WITHOUT_HASTE`] says, and a little.
+const LONG: Duration = Duration::from_secs(65);
+
 /// The database, as the rest of the program sees it: one method per question or change.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -69,6 +77,23 @@ impl Store {
         self.run(None, deadline, work).await
     }
 
+    /// Runs a statement that nobody waits for and that may read a whole table.
+    async fn housekeep<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        self.run(None, Instant::now() + LONG, async |connection| {
+            let mut transaction = connection.begin().await?;
+            sqlx::query(WITHOUT_HASTE)
+                .execute(&mut *transaction)
+                .await?;
+            let done = work(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(done)
+        })
+        .await
+    }
+
     /// Runs `work` on a pooled connection. The wait for one and the work have one deadline.
     async fn run<T>(
         &self,
@@ -89,7 +114,12 @@ impl Store {
         match done {
             Ok(result) => {
                 if let Some(connection) = lease.connection.take() {
-                    tokio::spawn(give_back(connection, self.patience));
+                    let (turn, patience) = (lease.turn.take(), self.patience);
+                    // The turn is over when the place is free again, not before.
+                    tokio::spawn(async move {
+                        give_back(connection, patience).await;
+                        drop(turn);
+                    });
                 }
                 Ok(result?)
             }
@@ -129,6 +159,7 @@ impl Store {
             .chain(rejected::STATEMENTS)
             .chain(write::STATEMENTS)
             .chain(connect::STATEMENTS)
+            .chain(STATEMENTS)
     }
 }
 

@@ -24,10 +24,12 @@ SELECT id, received_at, path, operation_id, code, detail, body_bytes, body
     /// The oldest above an id: to go through all without holding more than one.
     NEXT_REJECTED = "SELECT min(id) FROM rejected_callbacks WHERE id > $1";
     DELETE_REJECTED = "DELETE FROM rejected_callbacks WHERE id = $1";
-    /// The newest of those that came too long ago. Ids are in order of arrival, or nearly: what
-    /// two replicas give at the same moment may be a little out of it.
-    NEWEST_EXPIRED = "
-SELECT max(id) FROM rejected_callbacks WHERE received_at < now() - make_interval(days => $1)";
+    /// By their own times: ids are in order of arrival only nearly, and a clock can be wrong.
+    DELETE_EXPIRED = "
+DELETE FROM rejected_callbacks
+ WHERE id IN (SELECT id FROM rejected_callbacks
+               WHERE received_at < now() - make_interval(days => $1)
+               ORDER BY id LIMIT 1000)";
     /// The newest of those for which there is no room, counted from the newest of all. The length
     /// of a body is known without reading it; 256 bytes stand for the rest of a row.
     NEWEST_WITHOUT_ROOM = "
@@ -40,6 +42,9 @@ SELECT max(id)
 DELETE FROM rejected_callbacks
  WHERE id IN (SELECT id FROM rejected_callbacks WHERE id <= $1 ORDER BY id LIMIT 1000)";
 }
+
+/// How many a statement deletes, as it says itself.
+const PART: u64 = 1000;
 
 /// A kept callback without its body.
 #[derive(Clone, Debug, FromRow)]
@@ -172,27 +177,33 @@ impl Store {
     /// # Errors
     /// [`Error::Transient`] while the database is away; some may be deleted.
     pub async fn purge_rejected(&self, keep_days: u16, max_bytes: u64) -> Result<u64, Error> {
-        let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-        let expired: Option<i64> = self
-            .read(async |connection| {
-                sqlx::query_scalar(NEWEST_EXPIRED)
-                    .bind(i32::from(keep_days))
-                    .fetch_one(connection)
-                    .await
-            })
-            .await?;
-        let without_room: Option<i64> = self
-            .read(async |connection| {
-                sqlx::query_scalar(NEWEST_WITHOUT_ROOM)
-                    .bind(max_bytes)
-                    .fetch_one(connection)
-                    .await
-            })
-            .await?;
-        match expired.max(without_room) {
-            Some(id) => self.delete_rejected_up_to(id).await,
-            None => Ok(0),
+        let mut deleted = 0;
+        loop {
+            let done = self
+                .housekeep(async |connection| {
+                    sqlx::query(DELETE_EXPIRED)
+                        .bind(i32::from(keep_days))
+                        .execute(connection)
+                        .await
+                })
+                .await?;
+            deleted += done.rows_affected();
+            if done.rows_affected() < PART {
+                break;
+            }
         }
+        let without_room: Option<i64> = self
+            .housekeep(async |connection| {
+                sqlx::query_scalar(NEWEST_WITHOUT_ROOM)
+                    .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        if let Some(id) = without_room {
+            deleted += self.delete_rejected_up_to(id).await?;
+        }
+        Ok(deleted)
     }
 
     /// Deletes every kept one up to a number. Returns how many.
@@ -203,7 +214,7 @@ impl Store {
         let mut deleted = 0;
         loop {
             let done = self
-                .write(async |connection| {
+                .housekeep(async |connection| {
                     sqlx::query(DELETE_REJECTED_UP_TO)
                         .bind(id)
                         .execute(connection)
@@ -211,7 +222,7 @@ impl Store {
                 })
                 .await?;
             deleted += done.rows_affected();
-            if done.rows_affected() < 1000 {
+            if done.rows_affected() < PART {
                 return Ok(deleted);
             }
         }

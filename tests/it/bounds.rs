@@ -1,6 +1,6 @@
 //! What senders may take: memory, time, connections. Whoever takes too much harms only itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,29 +68,46 @@ async fn what_arrived_of_a_body_that_stops_is_kept() {
     .await;
 }
 
-async fn app_with_a_mib(patience: Duration) -> TestApp {
+/// Bodies of 1 MiB, 4 MiB together. Of these reads have 1 MiB and callbacks 3, three quarters of
+/// which are for what large bodies have beyond their first 64 KiB.
+async fn app_with_little_memory(patience: Duration) -> TestApp {
     TestApp::start_on(TestDb::new().await, |config| {
         config.body.max_bytes = 1 << 20;
-        config.body.max_memory = 1 << 20;
+        config.body.max_memory = 4 << 20;
         config.patience.memory = patience;
     })
     .await
 }
 
-async fn memory_is(app: &TestApp, bytes: f64) {
+async fn memory_is(app: &TestApp, bytes: usize) {
     until("the memory is as expected", async || {
-        app.metric("body_memory_bytes").await == bytes
+        app.metric("body_memory_bytes").await == bytes as f64
     })
     .await;
 }
 
+/// Two large bodies under way, after which there is no room for a third.
+async fn two_large(app: &TestApp) -> [TcpStream; 2] {
+    let two = [
+        half(app, 1 << 20, 100 << 10).await,
+        half(app, 1 << 20, 100 << 10).await,
+    ];
+    // Beyond the first 64 KiB the whole of what is announced is counted.
+    memory_is(app, 2 << 20).await;
+    two
+}
+
+fn query_of(bytes: usize) -> String {
+    format!("{{\"pairs\": [{}]}}", " ".repeat(bytes - 13))
+}
+
 #[tokio::test]
 async fn bodies_beyond_the_memory_wait_and_then_are_answered_503() {
-    let app = app_with_a_mib(SHORT).await;
-    // Beyond the first 64 KiB the whole of what is announced is counted.
-    let first = half(&app, 1 << 20, 100 << 10).await;
-    memory_is(&app, f64::from(1 << 20)).await;
-    let reply = app.callback_text(member_info("g", "u", json!({}))).await;
+    let app = app_with_little_memory(SHORT).await;
+    let two = two_large(&app).await;
+    let asked = Instant::now();
+    let reply = app.callback_text(body_of(500 << 10)).await;
+    assert!(asked.elapsed() >= SHORT, "{:?}", asked.elapsed());
     assert_eq!(reply.status, 503);
     assert_eq!(reply.header("retry-after"), Some("2"));
     assert_eq!(
@@ -100,49 +117,72 @@ async fn bodies_beyond_the_memory_wait_and_then_are_answered_503() {
             "errDlt": "too many bodies at a time; try again in a moment", "nextCode": 0
         })
     );
-    let reply = app.post("/memberships/query", r#"{"pairs": []}"#).await;
-    assert_eq!((reply.status, &reply.body["code"]), (503, &json!("busy")));
-    drop(first);
-    memory_is(&app, 0.0).await;
+    // Neither small ones nor reads have to wait for large callbacks.
     app.set("g", "u", json!({})).await;
+    app.post("/memberships/query", query_of(500 << 10))
+        .await
+        .ok();
+    drop(two);
+    memory_is(&app, 0).await;
+    app.callback_text(body_of(500 << 10)).await.ok();
 }
 
 #[tokio::test]
 async fn a_body_that_waited_for_memory_is_taken_when_there_is_some() {
-    let app = app_with_a_mib(Duration::from_secs(20)).await;
-    let first = half(&app, 1 << 20, 100 << 10).await;
-    memory_is(&app, f64::from(1 << 20)).await;
-    let waiting = app.callback_text(body_of(200 << 10));
+    let app = app_with_little_memory(Duration::from_secs(20)).await;
+    let two = two_large(&app).await;
+    let waiting = app.callback_text(body_of(500 << 10));
     let give_back = async {
-        until("both are open", async || {
-            app.metric("http_connections").await >= 2.0
+        until("the third has begun", async || {
+            app.metric("body_memory_bytes").await > f64::from(2 << 20)
         })
         .await;
-        drop(first);
+        drop(two);
     };
     let (reply, ()) = tokio::join!(waiting, give_back);
     reply.ok();
 }
 
 #[tokio::test]
+async fn reads_cannot_take_the_memory_of_callbacks() {
+    let app = app_with_little_memory(SHORT).await;
+    let mut connection = app.connect().await;
+    let begun = format!(
+        "POST /memberships/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{}",
+        700 << 10,
+        &query_of(700 << 10)[..100 << 10]
+    );
+    connection.write_all(begun.as_bytes()).await.unwrap();
+    memory_is(&app, 700 << 10).await;
+    let reply = app.post("/memberships/query", query_of(400 << 10)).await;
+    assert_eq!((reply.status, &reply.body["code"]), (503, &json!("busy")));
+    let reply = app.post("/memberships/query", query_of(800 << 10)).await;
+    assert_eq!(reply.status, 413);
+    assert_eq!(reply.body["detail"], "expected at most 786432 bytes");
+    app.callback_text(body_of(1 << 20)).await.ok();
+}
+
+#[tokio::test]
 async fn chunked_bodies_count_as_they_are_read() {
-    let app = app_with_a_mib(SHORT).await;
+    let app = app_with_little_memory(SHORT).await;
     let _first = half_chunked(&app, 700 << 10).await;
-    memory_is(&app, f64::from(700 << 10)).await;
-    app.callback_text(body_of(300 << 10)).await.ok();
-    let reply = app.callback_text(body_of(400 << 10)).await;
+    let _second = half_chunked(&app, 1000 << 10).await;
+    memory_is(&app, 1700 << 10).await;
+    app.callback_text(body_of(500 << 10)).await.ok();
+    let reply = app.callback_text(body_of(900 << 10)).await;
     assert_eq!(reply.status, 503);
 }
 
-/// Sixteen times the memory is announced, and hardly anything comes.
+/// More than all the memory is announced, and hardly anything comes.
 #[tokio::test]
 async fn those_who_announce_much_and_send_little_hold_up_nobody() {
-    let app = app_with_a_mib(SHORT).await;
+    let app = app_with_little_memory(SHORT).await;
     let mut slow = Vec::new();
     for _ in 0..16 {
         slow.push(half(&app, 1 << 20, 1 << 10).await);
     }
-    memory_is(&app, f64::from(16 << 10)).await;
+    memory_is(&app, 16 << 10).await;
     app.callback_text(body_of(500 << 10)).await.ok();
 }
 
@@ -219,4 +259,55 @@ async fn an_answer_that_nobody_takes_ends_its_connection() {
     let mut said = Vec::new();
     let _ = stranger.read_to_end(&mut said).await;
     assert!(said.len() < 20_000_000, "the whole answer was taken");
+}
+
+#[tokio::test]
+async fn a_head_has_an_end() {
+    let app = TestApp::start().await;
+    let mut stranger = app.connect().await;
+    let endless = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(200 << 10));
+    // It may be cut off while it is still speaking.
+    let _ = stranger.write_all(endless.as_bytes()).await;
+    let mut said = Vec::new();
+    let end = stranger.read_to_end(&mut said);
+    let end = tokio::time::timeout(Duration::from_secs(10), end).await;
+    assert!(end.is_ok(), "it was listened to: {said:?}");
+}
+
+/// With keys, those who have shown none are told to close, so that they cannot hold all the places
+/// there are by being silent; the others keep their connections.
+#[tokio::test]
+async fn strangers_do_not_keep_connections() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.access.callback_passwords = vec!["p".to_owned().into()];
+        config.access.api_tokens = vec!["t".to_owned().into()];
+    })
+    .await;
+    for path in ["/livez", "/docs", "/groups/g", "/nowhere"] {
+        assert_eq!(
+            app.get(path).await.header("connection"),
+            Some("close"),
+            "{path}"
+        );
+    }
+    let reply = app
+        .send(reqwest::Method::GET, "/groups/g", |request| {
+            request.bearer_auth("t")
+        })
+        .await;
+    assert_eq!((reply.status, reply.header("connection")), (404, None));
+    let reply = app
+        .send(reqwest::Method::POST, &format!("/{COMMAND}"), |request| {
+            request.basic_auth("openim", Some("p")).body("no JSON")
+        })
+        .await;
+    assert_eq!((reply.status, reply.header("connection")), (415, None));
+    assert_eq!(
+        TestApp::start()
+            .await
+            .get("/livez")
+            .await
+            .header("connection"),
+        None
+    );
 }

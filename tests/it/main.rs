@@ -6,7 +6,6 @@
     clippy::expect_used,
     reason = "a test fails by panicking"
 )]
-#![allow(clippy::print_stderr, reason = "how a test says that it was skipped")]
 
 mod access;
 mod boundaries;

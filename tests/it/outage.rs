@@ -23,7 +23,10 @@ async fn start(dir: &Path) -> Server {
 async fn app_on_own_server() -> (TestApp, Server, PathBuf) {
     let dir = run().folder("own").join("postgres");
     let server = start(&dir).await;
-    let app = TestApp::start_on(TestDb::on(&server), |_| {}).await;
+    let app = TestApp::start_on(TestDb::on(&server), |config| {
+        config.database.timeout = Duration::from_secs(2);
+    })
+    .await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
     (app, server, dir)
 }
@@ -177,7 +180,7 @@ async fn connections_that_fall_silent_are_given_up_on_and_replaced() {
     let url = wire.url.clone();
     let app = TestApp::start_on(db, |config| {
         config.database.url = Some(url.into());
-        config.database.timeout = Duration::from_millis(500);
+        config.database.timeout = Duration::from_secs(1);
     })
     .await;
     for round in 0..2 {
@@ -204,7 +207,10 @@ async fn connections_that_fall_silent_are_given_up_on_and_replaced() {
 
 #[tokio::test]
 async fn a_statement_that_waits_too_long_gives_503_and_is_ended() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.database.timeout = Duration::from_secs(2);
+    })
+    .await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
     let holder = app.db.hold_members().await;
     let asked = Instant::now();

@@ -60,7 +60,7 @@ impl TestApp {
                 url: Some(db.url.clone().into()),
                 schema: "public".into(),
                 pool_size: 4,
-                timeout: Duration::from_secs(2),
+                timeout: Duration::from_secs(10),
             },
             data_dir: None,
             search: search(),
@@ -142,6 +142,16 @@ impl TestApp {
         assert_eq!(row["body_bytes"], json!(body.len()));
         assert_eq!(row["detail"], reply.body["errDlt"]);
         assert_eq!(row["path"], format!("/{COMMAND}"));
+        let code = match reply.body["errCode"].as_u64().unwrap() {
+            5101 => "body_malformed",
+            5102 => "field_missing",
+            5103 => "field_type",
+            5104 => "id_invalid",
+            5105 => "command_mismatch",
+            5115 => "not_json",
+            other => panic!("{other} is not kept"),
+        };
+        assert_eq!(row["code"], code);
     }
 
     /// Stops as a signal would, and gives the database back.

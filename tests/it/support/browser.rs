@@ -1,6 +1,6 @@
 //! A headless Chromium, spoken to over its DevTools protocol.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::run::run;
 
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(60);
 
 /// One page. Its Chromium, and all the processes that it started, end with it.
 pub struct Browser {
@@ -40,21 +40,24 @@ impl Browser {
         let Some(program) = program() else {
             let is_ci = std::env::var_os("CI").is_some();
             assert!(!is_ci, "no Chromium in PATH: CI has to install it");
-            eprintln!("SKIPPED: no Chromium in PATH, so the docs page is not tried in a browser");
+            // Not by eprintln!, which the test runner keeps to itself.
+            let said = "SKIPPED: no Chromium in PATH, so the docs page is not tried in a browser";
+            let mut stderr = std::io::stderr();
+            writeln!(stderr, "{said}").unwrap();
             return None;
         };
         let profile = run().folder("chromium");
         // The shell waits for the end of its input, which comes when we are gone in whatever way.
-        // In a process group of its own, for Chromium is many processes.
-        let script = "\"$@\" 3<&- & read -r _ <&3; kill -s KILL 0";
-        let mut watchdog = Command::new("setsid")
-            .args([
-                "-w",
-                "sh",
-                "-c",
-                &format!("exec 3<&0 </dev/null; {script}"),
-                "chromium",
-            ])
+        // Chromium has a process group of its own, for it is many processes; and what it wrote is
+        // deleted here, for whoever deletes the run's folder may be an account with fewer rights.
+        let script = "trap '' HUP INT TERM; exec 3<&0 </dev/null; profile=$1; shift
+            setsid \"$@\" 3<&- & pid=$!
+            exec 2>/dev/null; read -r _ <&3
+            kill -s KILL -- -$pid; wait $pid
+            for _ in 1 2 3 4 5 6 7 8 9; do rm -rf \"$profile\" && break; sleep 0.1; done";
+        let mut watchdog = Command::new("sh")
+            .args(["-c", script, "chromium"])
+            .arg(&profile)
             .arg(program)
             .args([
                 "--headless",
@@ -74,6 +77,11 @@ impl Browser {
             ])
             .arg(format!("--user-data-dir={}", profile.display()))
             .args(["--remote-debugging-port=0", "about:blank"])
+            // All that it writes goes with the run.
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("XDG_CACHE_HOME")
+            .env("HOME", &profile)
+            .env("TMPDIR", &profile)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -181,17 +189,26 @@ impl Browser {
         }
     }
 
-    /// Clicks on the first of what a selector finds, once it is there, as a person would: in its
-    /// middle.
+    /// Clicks on the first of what a selector finds, as a person would: in its middle, once it is
+    /// there, stands still and nothing lies over it.
     pub async fn click(&mut self, selector: &str) {
         let selector = json!(selector);
-        self.until(&format!("document.querySelector({selector})"))
-            .await;
         let middle = self
             .evaluate(&format!(
-                "(() => {{ const e = document.querySelector({selector}); \
-                 e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); \
-                 return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+                "(async () => {{
+                    const frame = () => new Promise(done => requestAnimationFrame(done));
+                    for (let before = ''; ; await frame()) {{
+                        const e = document.querySelector({selector});
+                        if (!e) continue;
+                        e.scrollIntoView({{block: 'center'}});
+                        const r = e.getBoundingClientRect();
+                        const [x, y] = [r.x + r.width / 2, r.y + r.height / 2];
+                        const now = JSON.stringify(r);
+                        if (now == before && e.contains(document.elementFromPoint(x, y)))
+                            return [x, y];
+                        before = now;
+                    }}
+                }})()"
             ))
             .await;
         for event in ["mousePressed", "mouseReleased"] {
