@@ -9,8 +9,12 @@
 //! One door (`http`), one queue (`ingest`), one wall (`store`). What a callback says is born as a
 //! `domain` type at the door and only moves right; nothing knows what stands to its left.
 //!
+//! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
+//! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
+//! server that is used where no other is named.
+//!
 //! Imports point at `domain`, which imports nobody. `http` reads from `store` and submits to
-//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment;
+//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment, only `telemetry` makes metrics;
 //! `tests/it/boundaries.rs` holds the code to that.
 
 pub mod app;

@@ -1,14 +1,12 @@
 //! Who is let in: HTTP Basic for callbacks, a Bearer token for reads, checked before a body is
 //! read; and, where there is no key, only who names this machine in the Host header.
 
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use headers::authorization::{Authorization, Basic, Bearer, Credentials};
 use headers::{Header, HeaderValue};
-use poem::http::header::{AUTHORIZATION, HOST, ORIGIN};
-use poem::http::uri::Authority;
+use poem::http::header::AUTHORIZATION;
 use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
@@ -16,6 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{Code, Error};
+use super::site::{is_from_another_site, names_this_machine};
 use crate::config::AccessSettings;
 
 /// The keys of both doors; handed to the extractors as request data.
@@ -114,35 +113,6 @@ impl std::fmt::Debug for Keys {
 
 fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(text).into()
-}
-
-/// Every name that the request gives us counts: HTTP/1 has it in `Host`, HTTP/2 in the URL.
-fn names_this_machine(request: &Request) -> bool {
-    let hosts = request.headers().get_all(HOST).iter();
-    let of_header = hosts.map(|host| Authority::try_from(host.as_bytes()).ok());
-    let of_url = request.uri().authority().cloned().map(Some);
-    let mut names = of_header.chain(of_url).peekable();
-    names.peek().is_some() && names.all(|name| is_local(name.as_ref()))
-}
-
-/// A browser says on whose behalf it sends, unless it is for reading only what it then may not
-/// show. The docs page sends on our own.
-fn is_from_another_site(request: &Request) -> bool {
-    let own = request.headers().get(HOST).map(HeaderValue::as_bytes);
-    let mut origins = request.headers().get_all(ORIGIN).iter();
-    origins.any(|origin| origin.as_bytes().strip_prefix(b"http://") != own)
-}
-
-fn is_local(host: Option<&Authority>) -> bool {
-    let Some(host) = host.map(Authority::host) else {
-        return false;
-    };
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let address: Option<IpAddr> = match bare {
-        Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::from),
-        None => host.parse().ok(),
-    };
-    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
 }
 
 /// What a scheme presents, if the header is there once and can be read.
@@ -281,50 +251,3 @@ macro_rules! security_scheme {
 
 security_scheme!(CallbackKey);
 security_scheme!(ReadKey);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_hosts(hosts: &[&str]) -> Request {
-        let request = Request::builder().uri_str("/groups/g");
-        hosts
-            .iter()
-            .fold(request, |request, host| request.header("host", *host))
-            .finish()
-    }
-
-    #[test]
-    fn only_names_of_this_machine_are_local() {
-        for host in [
-            "localhost",
-            "LocalHost:8080",
-            "127.0.0.1",
-            "127.0.0.1:80",
-            "127.9.9.9",
-            "[::1]",
-            "[::1]:8080",
-        ] {
-            assert!(names_this_machine(&with_hosts(&[host])), "{host}");
-        }
-        for host in [
-            "",
-            "evil.example",
-            "localhost.evil.example",
-            "127.0.0.1.evil.example:8080",
-            "evil.example:127",
-            "127.0.0.1@evil.example",
-            "10.0.0.1",
-            "[::2]",
-            "[localhost]",
-            "0.0.0.0",
-        ] {
-            assert!(!names_this_machine(&with_hosts(&[host])), "{host}");
-        }
-        assert!(!names_this_machine(&with_hosts(&[])));
-        assert!(!names_this_machine(&with_hosts(&[
-            "localhost",
-            "evil.example"
-        ])));
-    }
-}

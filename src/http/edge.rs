@@ -4,7 +4,6 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use futures_util::FutureExt;
 use poem::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -15,12 +14,13 @@ use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
 use super::auth::{Access, CallbackKey, LetIn, ReadKey, Scheme};
+use super::count::Count;
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::{answers, problem, reply};
 use crate::domain::{MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
-use crate::telemetry::{Answer, Metrics};
+use crate::telemetry::Metrics;
 
 /// OpenIM's request header, also an answer's. It is chosen by whoever called OpenIM, and several
 /// callbacks share one, so it tells nothing apart; it is for finding lines in logs.
@@ -218,57 +218,6 @@ impl Edge {
         } else {
             tracing::debug!(code, %detail, "callback refused");
         }
-    }
-}
-
-/// Counts an answer on drop, also where none was given: the connection was cut at the stop.
-struct Count<'a> {
-    metrics: &'a Metrics,
-    began: Instant,
-    is_callback: bool,
-    route: Option<&'a Route>,
-    code: Option<Code>,
-    status: Option<StatusCode>,
-}
-
-impl<'a> Count<'a> {
-    fn new(metrics: &'a Metrics, is_callback: bool) -> Self {
-        Self {
-            metrics,
-            began: Instant::now(),
-            is_callback,
-            route: None,
-            code: None,
-            status: None,
-        }
-    }
-}
-
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        let other = "other";
-        let answer = if self.is_callback {
-            Answer::Callback {
-                command: self
-                    .route
-                    .and_then(|route| route.command.as_deref())
-                    .unwrap_or(other),
-                outcome: match (self.status, self.code) {
-                    (None, _) => "unanswered",
-                    (Some(_), Some(code)) => code.name(),
-                    (Some(_), None) => "ok",
-                },
-            }
-        } else {
-            Answer::Read {
-                route: self.route.map_or(other, |route| route.path.as_str()),
-                status: self
-                    .status
-                    .as_ref()
-                    .map_or("unanswered", StatusCode::as_str),
-            }
-        };
-        self.metrics.answered(answer, self.began.elapsed());
     }
 }
 

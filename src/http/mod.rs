@@ -1,11 +1,13 @@
 //! The door that is pushed to and asked: routes, the edge around them, and the server. The only
 //! place that names poem.
 
+mod accept;
 mod answers;
 mod auth;
 mod body;
 mod callbacks;
 mod connection;
+mod count;
 mod document;
 mod edge;
 mod error;
@@ -15,6 +17,7 @@ mod groups;
 mod json;
 mod members;
 mod memberships;
+mod memory;
 mod ops;
 mod page;
 mod pages;
@@ -22,6 +25,7 @@ mod params;
 mod payload;
 mod problem;
 mod reply;
+mod site;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,15 +37,15 @@ use poem_openapi::{OpenApiService, Tags};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
+use accept::PatientAcceptor;
 use auth::Access;
-use body::BodyLimits;
 use callbacks::Callbacks;
-use connection::PatientAcceptor;
 use document::Document;
 use edge::Edge;
 use groups::Groups;
 use members::Members;
 use memberships::Memberships;
+use memory::BodyLimits;
 use ops::{Gauges, Ops};
 use pages::Pages;
 
@@ -208,7 +212,7 @@ pub async fn serve(
         store: parts.store.clone(),
         bodies: Arc::clone(&bodies),
     };
-    let places = connection::places(parts.store.max_connections() + connection::FEW);
+    let places = accept::places(parts.store.max_connections() + accept::FEW);
     let acceptor = PatientAcceptor::new(listener, places, patience, parts.metrics.clone())?;
     let metrics_server = match metrics_listener {
         Some(listener) => {
@@ -220,7 +224,7 @@ pub async fn serve(
             let access = Access::new(&no_keys, listener.local_addr()?.ip().is_loopback());
             let route = Route::new().at("/metrics", get(metrics_alone)).data(access);
             let metrics = parts.metrics.clone();
-            let acceptor = PatientAcceptor::new(listener, connection::FEW, patience, metrics)?;
+            let acceptor = PatientAcceptor::new(listener, accept::FEW, patience, metrics)?;
             let server = Server::new_with_acceptor(acceptor);
             Some(server.run(route.data(gauges.clone())))
         }

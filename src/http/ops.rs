@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::Tag;
 use super::auth::ReadKey;
-use super::body::BodyLimits;
 use super::error::{Code, Error};
+use super::memory::BodyLimits;
 use super::problem::ReadFailure;
 use crate::store::Store;
 use crate::telemetry::{Metrics, Snapshot};
