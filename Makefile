@@ -31,7 +31,7 @@ fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each
 .env: ## write settings with new random keys to .env
 	@umask 077; key() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
 	sed -e "s/^#\(CALLBACK_PASSWORD=\)$$/\1$$(key)/" -e "s/^#\(API_TOKEN=\)$$/\1$$(key)/" .env.example > .env.new; \
-	{ echo; echo "# Of the Postgres in docker-compose.yml, for the service there alone."; \
+	{ echo; echo "# Of the Postgres in docker-compose.yml, for the service there alone. Letters and digits.";  \
 	  echo "POSTGRES_PASSWORD=$$(key)"; } >> .env.new; \
 	mv .env.new .env; echo "new keys are in .env"
 

@@ -14,8 +14,8 @@
 //! server that is used where no other is named.
 //!
 //! Imports point at `domain`, which imports nobody. `http` reads from `store` and submits to
-//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment, only `telemetry` makes metrics;
-//! `tests/it/boundaries.rs` holds the code to that.
+//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment,
+//! only `telemetry` names the metrics library; `tests/it/boundaries.rs` holds the code to that.
 
 pub mod app;
 pub mod config;

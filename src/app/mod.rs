@@ -17,7 +17,7 @@ use crate::http::{self, Stopping};
 use crate::ingest::{self, Ingest};
 use crate::local_postgres::{self, Server};
 use crate::store::{self, OpenError};
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics};
 use database::Private;
 
 pub use commands::{healthcheck, migrate, openim_config};
@@ -69,7 +69,7 @@ pub enum Error {
     Serve(std::io::Error),
     /// The metrics cannot be made.
     #[error("the metrics cannot be made: {0}")]
-    Metrics(#[from] prometheus::Error),
+    Metrics(#[from] telemetry::Error),
     /// The database did not do what a subcommand asked of it.
     #[error("the database: {0}")]
     Store(#[from] store::Error),

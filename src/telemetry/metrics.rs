@@ -9,6 +9,9 @@ use prometheus::{
     TextEncoder,
 };
 
+/// A mistake in a metric's definition.
+pub use prometheus::Error;
+
 /// Seconds; a write is one commit, about a millisecond on a good disk, and OpenIM gives up at 5 s.
 const BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
@@ -70,7 +73,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When two have one name, which would be a mistake of ours.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new() -> Result<Self, Error> {
         let registry = Registry::new_custom(Some("openim_group_mirror".into()), None)?;
         let inner = Inner {
             callbacks: IntCounterVec::new(
@@ -212,7 +215,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When the text cannot be written, which would be a mistake of ours.
-    pub fn text(&self, snapshot: Snapshot) -> Result<String, prometheus::Error> {
+    pub fn text(&self, snapshot: Snapshot) -> Result<String, Error> {
         let Snapshot {
             pool_used,
             pool_idle,

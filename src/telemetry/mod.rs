@@ -4,4 +4,4 @@ mod logs;
 mod metrics;
 
 pub use logs::init;
-pub use metrics::{Answer, Metrics, Snapshot};
+pub use metrics::{Answer, Error, Metrics, Snapshot};

@@ -178,7 +178,14 @@ async fn case_74_wrong_credentials_store_nothing_and_log_no_body() {
     for _ in 0..2 {
         assert_eq!(post("SECRET-WRONG", secret()).await, 401);
     }
-    assert_eq!(post("hunter2", member_info("g", "u", json!({}))).await, 200);
+    assert_eq!(
+        post(
+            "hunter2",
+            member_info("g", "u", json!({"ex": "SECRET-KEPT"}))
+        )
+        .await,
+        200
+    );
     assert_eq!(post("SECRET-WRONG", secret()).await, 401);
     let rows = "select group_id from group_members";
     assert_eq!(db.rows(rows).await, [json!({"group_id": "g"})]);

@@ -74,8 +74,8 @@ fn only_store_names_sqlx() {
 }
 
 #[test]
-fn only_telemetry_and_the_program_name_the_metrics_library() {
-    assert_only_in("prometheus", &["telemetry/", "app/"]);
+fn only_telemetry_names_the_metrics_library() {
+    assert_only_in("prometheus", &["telemetry/"]);
 }
 
 #[test]

@@ -155,6 +155,25 @@ fn every_operation_says_what_it_is_and_every_answer_has_an_example() {
 }
 
 #[test]
+fn every_operation_says_which_key_it_needs() {
+    let document = document();
+    let schemes = &document["components"]["securitySchemes"];
+    assert_eq!(schemes.as_object().unwrap().len(), 2);
+    assert_eq!(schemes["callbackPassword"]["scheme"], "basic");
+    assert_eq!(schemes["apiToken"]["scheme"], "bearer");
+    for (path, method, operation) in operations(&document) {
+        let expected = match (operation["tags"][0].as_str().unwrap(), path.as_str()) {
+            ("Callbacks", _) => json!([{"callbackPassword": []}]),
+            ("Reads", _) | (_, "/metrics") => json!([{"apiToken": []}]),
+            _ => Value::Null,
+        };
+        assert_eq!(operation["security"], expected, "{method} {path}");
+        let has_401 = operation["responses"].get("401").is_some();
+        assert_eq!(has_401, expected != Value::Null, "{method} {path}");
+    }
+}
+
+#[test]
 fn the_optional_fields_of_the_callback_are_nullable_and_the_others_required() {
     let schema = &document()["components"]["schemas"]["SetGroupMemberInfo"];
     let required: Vec<&str> = schema["required"]
