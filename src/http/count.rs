@@ -4,9 +4,30 @@ use std::time::Instant;
 
 use poem::http::StatusCode;
 
-use super::document::Route;
-use super::error::Code;
+use super::document::{Route, Routes};
+use super::error::{Code, Door};
 use crate::telemetry::{Answer, Metrics};
+
+/// What stands for every path that is not documented.
+const OTHER: &str = "other";
+const OK: &str = "ok";
+const UNANSWERED: &str = "unanswered";
+
+/// Starts the counts of all callbacks at zero.
+pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
+    let commands = routes.values().filter_map(|route| route.command.as_deref());
+    for command in commands.chain([OTHER]) {
+        let codes = Code::told_at(Door::Callback).map(Code::name);
+        metrics.begin_callback(command, codes.chain([OK, UNANSWERED]));
+    }
+    let kept = Code::told_at(Door::Callback).filter(|code| is_kept(code.status()));
+    metrics.begin_rejected(kept.map(Code::name));
+}
+
+/// Whether a callback that was answered with this status is kept: its body was not understood.
+pub(super) fn is_kept(status: StatusCode) -> bool {
+    [StatusCode::BAD_REQUEST, StatusCode::UNSUPPORTED_MEDIA_TYPE].contains(&status)
+}
 
 /// Counts an answer on drop, also where none was given: the connection was cut at the stop.
 pub(super) struct Count<'a> {
@@ -33,26 +54,22 @@ impl<'a> Count<'a> {
 
 impl Drop for Count<'_> {
     fn drop(&mut self) {
-        let other = "other";
         let answer = if self.is_callback {
             Answer::Callback {
                 command: self
                     .route
                     .and_then(|route| route.command.as_deref())
-                    .unwrap_or(other),
+                    .unwrap_or(OTHER),
                 outcome: match (self.status, self.code) {
-                    (None, _) => "unanswered",
+                    (None, _) => UNANSWERED,
                     (Some(_), Some(code)) => code.name(),
-                    (Some(_), None) => "ok",
+                    (Some(_), None) => OK,
                 },
             }
         } else {
             Answer::Read {
-                route: self.route.map_or(other, |route| route.path.as_str()),
-                status: self
-                    .status
-                    .as_ref()
-                    .map_or("unanswered", StatusCode::as_str),
+                route: self.route.map_or(OTHER, |route| route.path.as_str()),
+                status: self.status.as_ref().map_or(UNANSWERED, StatusCode::as_str),
             }
         };
         self.metrics.answered(answer, self.began.elapsed());

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
 use super::auth::{Access, CallbackKey, LetIn, ReadKey, Scheme};
-use super::count::Count;
+use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::{answers, problem, reply};
@@ -155,10 +155,7 @@ impl Edge {
         let body = error.body.take();
         if let Some(body) = body
             && asked.is_callback
-            && matches!(
-                status,
-                StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE
-            )
+            && is_kept(status)
         {
             let length = body.bytes.len();
             let rejected = Rejected {

@@ -140,6 +140,7 @@ fn endpoint(
         stopping,
     } = parts;
     let document = Document::of::<Api>()?;
+    count::begin(&metrics, &document.routes);
     let access = Arc::new(Access::new(&settings.access, is_local));
     let edge = Arc::new(Edge {
         routes: document.routes.clone(),

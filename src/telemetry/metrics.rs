@@ -190,6 +190,24 @@ impl Metrics {
         seconds.observe(took.as_secs_f64());
     }
 
+    /// Starts the counts of a callback at zero: Prometheus sees an increase only where it has seen
+    /// what was before, and already the first callback that fails is one to hear of.
+    pub fn begin_callback<'a>(&self, command: &str, outcomes: impl Iterator<Item = &'a str>) {
+        for outcome in outcomes {
+            self.0.callbacks.with_label_values(&[command, outcome]);
+        }
+        self.0.callback_seconds.with_label_values(&[command]);
+    }
+
+    /// The same for callbacks that could not be understood.
+    pub fn begin_rejected<'a>(&self, codes: impl Iterator<Item = &'a str>) {
+        for code in codes {
+            for kept in ["yes", "no"] {
+                self.0.rejected.with_label_values(&[code, kept]);
+            }
+        }
+    }
+
     /// Counts a callback that could not be understood.
     pub fn rejected(&self, code: &str, kept: bool) {
         let kept = if kept { "yes" } else { "no" };

@@ -80,6 +80,26 @@ async fn callbacks_and_reads_are_counted_and_timed() {
     }
 }
 
+/// Prometheus sees an increase only from a value that it has seen, so the first failure would ring
+/// no alert.
+#[tokio::test]
+async fn what_alerts_ask_for_is_there_before_it_happens() {
+    let app = TestApp::start().await;
+    let text = app.text("/metrics").await;
+    for line in [
+        &format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"database_away\"}} 0\n"),
+        &format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"ok\"}} 0\n"),
+        "callbacks_total{command=\"other\",outcome=\"credentials_wrong\"} 0\n",
+        "rejected_callbacks_total{code=\"field_type\",kept=\"no\"} 0\n",
+        "http_accept_errors_total 0\n",
+    ] {
+        assert!(
+            text.contains(&format!("\nopenim_group_mirror_{line}")),
+            "{line}"
+        );
+    }
+}
+
 /// Whoever chooses paths, methods and commands could otherwise make a time series of each.
 #[tokio::test]
 async fn no_caller_chooses_the_value_of_a_label() {
