@@ -20,9 +20,15 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    config::load_dotenv()?;
+    let unknown = config::load_dotenv()?;
     let (command, config) = config::read(std::env::args_os())?;
     telemetry::init(&config);
+    if !unknown.is_empty() {
+        tracing::warn!(
+            names = unknown.join(", "),
+            "./.env: not settings of this program"
+        );
+    }
     let runtime = Runtime::new()?;
     let result = execute(command, &config, &runtime);
     // Does not wait for a start that was given up on: dropping the runtime would.

@@ -43,9 +43,11 @@ async fn start(config: &Config, private: Private) -> Result<Server, Error> {
         });
     };
     let dir = dir.join("postgres");
-    tracing::info!(dir = %dir.display(), "starting the private Postgres");
     let start = match private {
-        Private::Own => Server::start,
+        Private::Own => {
+            tracing::info!(dir = %dir.display(), "starting the private Postgres");
+            Server::start
+        }
         Private::Shared => Server::start_or_join,
     };
     let started = tokio::task::spawn_blocking(move || start(&dir, &search)).await;

@@ -169,7 +169,8 @@ pub async fn run(
         let asked = async {
             (&mut shutdown).await;
             parts.stopping.begin();
-            tracing::info!("stopping");
+            let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(delay_ms, "stopping; a second signal ends it at once");
             tokio::time::sleep(config.stop.delay).await;
         };
         tokio::select! {

@@ -36,7 +36,7 @@ pub enum Command {
     /// Print the lines for OpenIM's config/webhooks.yml, with the real password, and end
     OpenimConfig {
         /// How OpenIM reaches this service, such as http://mirror:8080; unset: LISTEN_ADDR
-        #[arg(long, value_name = "URL")]
+        #[arg(long, value_name = "URL", value_parser = base_url)]
         url: Option<String>,
     },
     /// Ask the running service on LISTEN_ADDR whether it is alive; fails if not
@@ -44,6 +44,20 @@ pub enum Command {
     /// Look at callbacks whose body could not be understood, send them in again, or delete them
     #[command(subcommand)]
     Rejected(RejectedCommand),
+}
+
+/// A URL that a password can be put into.
+fn base_url(text: &str) -> Result<String, &'static str> {
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    let is_plain = |c: char| c.is_ascii_graphic() && !"@?#".contains(c);
+    match rest {
+        Some(rest) if rest.chars().all(is_plain) && !rest.is_empty() && !rest.starts_with('/') => {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected http://HOST:PORT or https://HOST:PORT, without user and password"),
+    }
 }
 
 /// What to do with rejected callbacks.
@@ -202,6 +216,13 @@ pub(super) struct Settings {
         default_value = "info"
     )]
     pub(super) rust_log: String,
+}
+
+/// Whether a setting is read from this variable.
+pub(super) fn is_variable(name: &str) -> bool {
+    let command = Cli::command();
+    let mut variables = command.get_arguments().filter_map(|arg| arg.get_env());
+    variables.any(|variable| variable == name)
 }
 
 /// The command line's definition, with empty variables counted as unset and their values, which

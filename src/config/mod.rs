@@ -167,19 +167,33 @@ impl fmt::Display for Errors {
 impl std::error::Error for Errors {}
 
 /// Reads `./.env` into the environment, where a name is not set already. Call it while the
-/// process has one thread.
+/// process has one thread. Returns the names in it that are no settings, which may be misspelt.
 ///
 /// # Errors
 /// When the file is there and cannot be read; the text does not quote it.
-pub fn load_dotenv() -> Result<(), Errors> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => Ok(()),
-        Err(dotenvy::Error::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(dotenvy::Error::Io(e)) => Err(Errors(vec![format!("./.env: {e}")])),
-        Err(_quotes_the_line) => Err(Errors(vec![
+pub fn load_dotenv() -> Result<Vec<String>, Errors> {
+    let not_understood = |error| match error {
+        dotenvy::Error::Io(e) => Errors(vec![format!("./.env: {e}")]),
+        _quotes_the_line => Errors(vec![
             "./.env: expected lines of the form NAME=value, values with spaces in quotes".into(),
-        ])),
+        ]),
+    };
+    let lines = match dotenvy::from_path_iter(".env") {
+        Err(dotenvy::Error::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Vec::new());
+        }
+        lines => lines.map_err(not_understood)?,
+    };
+    let mut unknown = Vec::new();
+    for line in lines {
+        let (name, _) = line.map_err(not_understood)?;
+        // The others are for docker-compose.yml.
+        if !flags::is_variable(&name) && !name.starts_with("POSTGRES_") {
+            unknown.push(name);
+        }
     }
+    dotenvy::from_path(".env").map_err(not_understood)?;
+    Ok(unknown)
 }
 
 /// Reads the arguments and the environment. `--help`, `--version` and usage errors print what

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::flags::Settings;
 use super::{
@@ -161,8 +161,15 @@ impl Settings {
         let memory = e.number(
             "MAX_BODY_MEMORY",
             &self.max_body_memory,
-            2 * max_body.unwrap_or(1024)..=u32::MAX.into(),
+            1..=u32::MAX.into(),
         );
+        if let (Some(body), Some(memory)) = (max_body, memory)
+            && memory < 2 * body
+        {
+            let least = 2 * body;
+            let expected = format!("at least twice MAX_BODY_BYTES, so {least}");
+            e.add("MAX_BODY_MEMORY", &expected);
+        }
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
         let keep_days = e.number("REJECTED_KEEP_DAYS", &self.rejected_keep_days, 1..=3650);
         let max_rejected = e.number("REJECTED_MAX_BYTES", &self.rejected_max_bytes, 0..=1 << 40);
@@ -174,11 +181,13 @@ impl Settings {
         );
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         let log_format = e.choice("LOG_FORMAT", &self.log_format, &formats);
-        e.parse::<Targets>(
-            "RUST_LOG",
-            &self.rust_log,
-            "a level (error, warn, info, debug, trace), or target=level pairs joined by commas",
-        );
+        if !is_log_filter(&self.rust_log) {
+            e.add(
+                "RUST_LOG",
+                "a level (off, error, warn, info, debug, trace), or target=level pairs joined by \
+                 commas",
+            );
+        }
 
         let config = (|| {
             Some(Config {
@@ -229,6 +238,15 @@ impl Settings {
 /// An empty text counts as unset, whoever gave it.
 fn present(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
+}
+
+/// Not just what tracing takes: to it a level that is misspelt is the name of a target.
+fn is_log_filter(filter: &str) -> bool {
+    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    filter.parse::<Targets>().is_ok()
+        && filter
+            .split(',')
+            .all(|part| part.contains('=') || is_level(part))
 }
 
 /// A name that Postgres takes without quotes, on a search path too.
@@ -343,7 +361,7 @@ mod tests {
             "--callback-username=a:b",
             "--callback-password-previous=hunter3",
             "--api-token=hunter4,,hunter5",
-            "--max-body-memory=1",
+            "--max-body-memory=0",
             "--rejected-keep-days=0",
             "--rejected-max-bytes=1GB",
             "--shutdown-delay-ms=-1",
@@ -393,6 +411,25 @@ mod tests {
         assert!(parse(&["--listen-addr=[::1]:80"]).is_ok());
         // An empty key is none.
         assert!(parse(&[open, "--callback-password=", "--api-token="]).is_err());
+    }
+
+    #[test]
+    fn a_misspelt_level_is_no_log_filter() {
+        for good in ["info", "WARN", "off", "info,sqlx=debug", "hyper=trace"] {
+            assert!(is_log_filter(good), "{good}");
+        }
+        for bad in ["warning", "loud", "a=b=c", "info,verbose"] {
+            assert!(!is_log_filter(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_memory_holds_two_of_the_largest_bodies() {
+        let errors = parse(&["--max-body-bytes=50000000"])
+            .unwrap_err()
+            .to_string();
+        let expected = "MAX_BODY_MEMORY: expected at least twice MAX_BODY_BYTES, so 100000000";
+        assert!(errors.contains(expected), "{errors}");
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Who is let in: HTTP Basic for callbacks, a Bearer token for reads, checked before a body is
 //! read; and, where there is no key, only who names this machine in the Host header.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use headers::authorization::{Authorization, Basic, Bearer, Credentials};
 use headers::{Header, HeaderValue};
@@ -89,20 +88,34 @@ impl Keys {
         !self.0.is_empty()
     }
 
-    fn admit(&self, presented: Option<String>) -> bool {
+    fn admit(&self, presented: Option<String>) -> Admitted {
         if !self.is_set() {
-            return true;
+            return Admitted::ByNewest;
         }
         let Some(presented) = presented.map(digest) else {
-            return false;
+            return Admitted::No;
         };
         // All are compared, in the same time, whichever it is.
-        let none = Choice::from(0);
-        let found = self.0.iter().fold(none, |found, key| {
-            found | key.as_slice().ct_eq(presented.as_slice())
-        });
-        found.into()
+        let mut keys = self.0.iter();
+        let is = |key: &[u8; 32]| key.as_slice().ct_eq(presented.as_slice());
+        let newest = keys.next().map_or(Choice::from(0), is);
+        let older = keys.fold(Choice::from(0), |found, key| found | is(key));
+        match (bool::from(newest), bool::from(older)) {
+            (true, _) => Admitted::ByNewest,
+            (false, true) => Admitted::ByOlder,
+            (false, false) => Admitted::No,
+        }
     }
+}
+
+/// Whether somebody is let in, and by which key: an older one can be dropped when nobody uses it
+/// any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admitted {
+    No,
+    /// Or none is asked for.
+    ByNewest,
+    ByOlder,
 }
 
 impl std::fmt::Debug for Keys {
@@ -126,17 +139,13 @@ fn presented<C: Credentials>(request: &Request) -> Option<C> {
     Some(credentials)
 }
 
-/// Whether a request was let in at its door; handed along as request data.
+/// How a request was let in at its door, if it was; handed along as request data.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LetIn(Arc<AtomicBool>);
+pub(super) struct LetIn(Arc<OnceLock<Admitted>>);
 
 impl LetIn {
-    fn mark(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_marked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub(super) fn how(&self) -> Admitted {
+        self.0.get().copied().unwrap_or(Admitted::No)
     }
 }
 
@@ -164,7 +173,7 @@ pub(super) trait Scheme: Sized + Send {
     /// `WWW-Authenticate`.
     const CHALLENGE: &'static str;
 
-    fn is_admitted(access: &Access, request: &Request) -> bool;
+    fn admit(access: &Access, request: &Request) -> Admitted;
     fn proof() -> Self;
 }
 
@@ -177,7 +186,7 @@ impl Scheme for CallbackKey {
         "Authorization: expected HTTP Basic with CALLBACK_USERNAME and CALLBACK_PASSWORD";
     const CHALLENGE: &'static str = "Basic realm=\"openim-group-mirror\", charset=\"UTF-8\"";
 
-    fn is_admitted(access: &Access, request: &Request) -> bool {
+    fn admit(access: &Access, request: &Request) -> Admitted {
         let pair = presented::<Basic>(request);
         let pair = pair.map(|pair| format!("{}:{}", pair.username(), pair.password()));
         access.callbacks.admit(pair)
@@ -195,7 +204,7 @@ impl Scheme for ReadKey {
     const EXPECTED: &'static str = "Authorization: expected Bearer and one of API_TOKEN";
     const CHALLENGE: &'static str = "Bearer realm=\"openim-group-mirror\"";
 
-    fn is_admitted(access: &Access, request: &Request) -> bool {
+    fn admit(access: &Access, request: &Request) -> Admitted {
         let token = presented::<Bearer>(request);
         access.reads.admit(token.map(|t| t.token().to_owned()))
     }
@@ -237,13 +246,17 @@ macro_rules! security_scheme {
                 _body: &mut RequestBody,
                 _options: ExtractParamOptions<()>,
             ) -> poem::Result<Self> {
-                if <$proof>::is_admitted(access(request)?, request) {
-                    if let Some(let_in) = request.extensions().get::<LetIn>() {
-                        let_in.mark();
-                    }
-                    return Ok(<$proof>::proof());
+                let admitted = <$proof>::admit(access(request)?, request);
+                if let Some(let_in) = request.extensions().get::<LetIn>() {
+                    // Nobody else has set it: an operation asks for one key.
+                    let _ = let_in.0.set(admitted);
                 }
-                Err(Error::new(Code::CredentialsWrong, <$proof>::EXPECTED).into())
+                match admitted {
+                    Admitted::ByNewest | Admitted::ByOlder => Ok(<$proof>::proof()),
+                    Admitted::No => {
+                        Err(Error::new(Code::CredentialsWrong, <$proof>::EXPECTED).into())
+                    }
+                }
             }
         }
     };

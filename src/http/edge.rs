@@ -13,7 +13,7 @@ use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
-use super::auth::{Access, CallbackKey, LetIn, ReadKey, Scheme};
+use super::auth::{Access, Admitted, CallbackKey, LetIn, ReadKey, Scheme};
 use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
@@ -128,8 +128,11 @@ impl Edge {
         if let Some(value) = asked.operation_id {
             response.headers_mut().insert(OPERATION_ID, value);
         }
+        if let_in.how() == Admitted::ByOlder {
+            self.metrics.older_key(asked.is_callback);
+        }
         // Who has shown no key does not keep a connection: strangers could take them all.
-        if self.access.has_keys() && !let_in.is_marked() {
+        if self.access.has_keys() && let_in.how() == Admitted::No {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }

@@ -51,6 +51,13 @@ pub enum Error {
         /// The versions found, comma-separated.
         installed: String,
     },
+    /// There is nothing to join.
+    #[error(
+        "there is no private database in {}; DATA_DIR or DATABASE_URL has to be that of the \
+         service, and ./.env is read in the current folder",
+        .0.display()
+    )]
+    NoCluster(PathBuf),
     /// Another instance of the program runs on the same directory.
     #[error(
         "the database in {} is in use by another running instance (pid {pid}); stop that one, or give this one its own DATA_DIR or a DATABASE_URL",
@@ -153,24 +160,30 @@ impl Server {
         })
     }
 
-    /// As [`Server::start`]; but where another instance has started the server, that one is used.
-    /// It ends with its instance. For what is done beside a running service.
+    /// The server of a cluster that is there already: that of the instance that runs it, which it
+    /// ends with, or else as [`Server::start`]. For what is done beside a running service.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// [`Error::NoCluster`], and see [`Error`].
     pub fn start_or_join(dir: &Path, search: &Search) -> Result<Server, Error> {
-        match Server::start(dir, search) {
-            Err(Error::InUse { dir, .. }) => {
-                let account = Account::for_dir(&dir)?;
-                Cluster::new(&dir, account, search, Life::Durable).wait_ready(|| Ok(true))?;
-                Ok(Server {
-                    socket_dir: account::socket_dir(&dir, account)?,
-                    log: dir.join("postgres.log"),
-                    owned: None,
-                })
-            }
-            result => result,
+        if !dir.join("data").join("PG_VERSION").exists() {
+            return Err(Error::NoCluster(dir.to_path_buf()));
         }
+        let is_running = {
+            let in_use = open_lock(&dir.join("app.lock"))?;
+            !lock_within(&in_use, Duration::ZERO).map_err(at(dir))?
+        };
+        if !is_running {
+            return Server::start(dir, search);
+        }
+        let dir = &std::path::absolute(dir).map_err(at(dir))?;
+        let account = Account::for_dir(dir)?;
+        Cluster::new(dir, account, search, Life::Durable).wait_ready(|| Ok(true))?;
+        Ok(Server {
+            socket_dir: account::socket_dir(dir, account)?,
+            log: dir.join("postgres.log"),
+            owned: None,
+        })
     }
 
     /// Attaches to the throwaway cluster in `dir`, starting it if nobody has yet. It ends, and

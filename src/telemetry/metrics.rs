@@ -29,6 +29,7 @@ struct Inner {
     reads: IntCounterVec,
     read_seconds: HistogramVec,
     rejected: IntCounterVec,
+    older_keys: IntCounterVec,
     connections: IntGauge,
     accept_errors: IntCounter,
     pool: IntGaugeVec,
@@ -113,6 +114,13 @@ impl Metrics {
                 ),
                 &["code", "kept"],
             )?,
+            older_keys: IntCounterVec::new(
+                Opts::new(
+                    "older_keys_total",
+                    "Requests let in by CALLBACK_PASSWORD_PREVIOUS, or by a token that is not the first of API_TOKEN, by door: callbacks or reads.",
+                ),
+                &["door"],
+            )?,
             connections: IntGauge::new("http_connections", "Open HTTP connections.")?,
             accept_errors: IntCounter::new(
                 "http_accept_errors_total",
@@ -149,18 +157,20 @@ impl Metrics {
             reads,
             read_seconds,
             rejected,
+            older_keys,
             connections,
             accept_errors,
             pool,
             pool_max,
             body_memory,
         } = &inner;
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
             Box::new(read_seconds.clone()),
             Box::new(rejected.clone()),
+            Box::new(older_keys.clone()),
             Box::new(connections.clone()),
             Box::new(accept_errors.clone()),
             Box::new(pool.clone()),
@@ -212,6 +222,12 @@ impl Metrics {
     pub fn rejected(&self, code: &str, kept: bool) {
         let kept = if kept { "yes" } else { "no" };
         self.0.rejected.with_label_values(&[code, kept]).inc();
+    }
+
+    /// Counts a request that was let in by a key that is to be dropped.
+    pub fn older_key(&self, is_callback: bool) {
+        let door = if is_callback { "callbacks" } else { "reads" };
+        self.0.older_keys.with_label_values(&[door]).inc();
     }
 
     /// One more open HTTP connection.

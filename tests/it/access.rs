@@ -87,6 +87,20 @@ async fn callbacks_need_the_password_or_the_one_before() {
     ] {
         callback_with(&app, &[&right]).await.ok();
     }
+    // Whoever waits to drop the old password sees that it is still used.
+    let text = app
+        .send(Method::GET, "/metrics", |request| {
+            request.bearer_auth("old-token")
+        })
+        .await;
+    assert_eq!(text.status, 200);
+    let older = app.metrics_with("new-token").await;
+    for line in [
+        "older_keys_total{door=\"callbacks\"} 2\n",
+        "older_keys_total{door=\"reads\"} 1\n",
+    ] {
+        assert!(older.contains(line), "{older}");
+    }
 }
 
 #[tokio::test]
@@ -312,6 +326,21 @@ async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password
         service.log().contains("API_TOKEN is not set: every program on this machine is let in, and a reverse proxy would let in everybody")
     });
 
+    for wrong in [
+        "mirror:8080",
+        "http://u:p@mirror",
+        "ftp://mirror",
+        "http:///x",
+        "http://",
+    ] {
+        let out = Service::to_end(&["openim-config", "--url", wrong], &variables);
+        assert_eq!(out.code, Some(2), "{wrong}");
+        assert!(
+            out.stderr.contains("expected http://HOST:PORT"),
+            "{}",
+            out.stderr
+        );
+    }
     let printed = Service::to_end(&["openim-config", "--url", &service.base], &variables);
     assert_eq!(printed.code, Some(0), "{}", printed.stderr);
     let lines: Vec<&str> = printed.stdout.lines().collect();

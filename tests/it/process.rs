@@ -346,6 +346,17 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
 }
 
 #[test]
+fn a_misspelt_name_in_dotenv_is_told() {
+    let folder = run().folder("dotenv");
+    let file = "CALLBACK_PASSWORD=a\nCALLBACK_PASWORD_PREVIOUS=hunter2\nPOSTGRES_PASSWORD=b\n";
+    std::fs::write(folder.join(".env"), file).unwrap();
+    let out = Service::to_end_in(&folder, &["openim-config"], &[("RUST_LOG", "warn")]);
+    assert_eq!(out.code, Some(0));
+    let told = "./.env: not settings of this program names=\"CALLBACK_PASWORD_PREVIOUS\"\n";
+    assert!(out.stderr.ends_with(told), "{}", out.stderr);
+}
+
+#[test]
 fn help_is_the_reference_and_shows_no_value_of_the_environment() {
     let help = Service::to_end(
         &["--help"],

@@ -273,3 +273,14 @@ async fn they_can_be_listed_shown_taken_in_again_and_deleted_beside_a_running_se
         lock.try_lock().is_ok()
     });
 }
+
+/// In the wrong folder, or without the service's settings, "nothing was rejected" would be a lie.
+#[test]
+fn without_the_services_database_they_say_so_and_make_none() {
+    let data_dir = run().folder("data");
+    let out = ended(&["list"], &[("DATA_DIR", data_dir.to_str().unwrap())]);
+    assert_eq!(out.code, Some(1));
+    let expected = "there is no private database in ";
+    assert!(out.stderr.contains(expected), "{}", out.stderr);
+    assert!(!data_dir.join("postgres").exists());
+}

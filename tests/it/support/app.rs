@@ -122,6 +122,14 @@ impl TestApp {
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// The metrics, where they need a token.
+    pub async fn metrics_with(&self, token: &str) -> String {
+        let request = self.client.get(format!("{}/metrics", self.base));
+        let response = request.bearer_auth(token).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.text().await.unwrap()
+    }
+
     /// What is served at a path, as text.
     pub async fn text(&self, path: &str) -> String {
         let url = format!("{}{path}", self.base);
