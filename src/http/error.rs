@@ -91,8 +91,8 @@ codes! {
     BodyTimeout = 5110, "body_timeout", REQUEST_TIMEOUT, Any, "the body took too long";
     /// No credentials, or wrong ones.
     CredentialsWrong = 5111, "credentials_wrong", UNAUTHORIZED, Any, "the credentials are missing or wrong";
-    /// No key is set, and the Host header names another machine.
-    HostNotLocal = 5112, "host_not_local", FORBIDDEN, Any, "the Host header does not name this machine";
+    /// No key is set, and the Host or the Origin is not of this machine.
+    HostNotLocal = 5112, "host_not_local", FORBIDDEN, Any, "without a key only this machine is answered";
     /// The body is larger than MAX_BODY_BYTES.
     BodyTooLarge = 5113, "body_too_large", PAYLOAD_TOO_LARGE, Any, "the body is too large";
     /// The Content-Type is not JSON.
