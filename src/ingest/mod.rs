@@ -3,14 +3,18 @@
 mod rejected;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
 use crate::domain::{MemberPatch, Rejected};
 use crate::store::{self, Store};
-use rejected::Keeper;
+use rejected::{Keeper, Kept};
 
 pub use rejected::Retention;
+
+/// How long an answer waits for the deletion of what is too much.
+const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a change is not known to be durable.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +62,16 @@ impl Ingest {
     /// See [`Error`]; it may still have been kept.
     pub async fn keep_rejected(&self, rejected: Rejected) -> Result<bool, Error> {
         let keeper = Arc::clone(&self.keeper);
-        self.finish(async move { keeper.keep(&rejected).await })
-            .await
+        let kept = self
+            .finish(async move { keeper.keep(&rejected).await })
+            .await?;
+        if kept == Kept::TimeToPurge {
+            let keeper = Arc::clone(&self.keeper);
+            let purge = self.under_way.spawn(async move { keeper.purge().await });
+            // As a rule it is done at once; who waits for an answer does not wait for a long one.
+            let _ = tokio::time::timeout(PURGE_PATIENCE, purge).await;
+        }
+        Ok(kept != Kept::No)
     }
 
     /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a

@@ -20,6 +20,16 @@ pub struct Retention {
     pub max_bytes: u64,
 }
 
+/// What has become of a rejected callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// None are kept.
+    No,
+    Yes,
+    /// It is kept, and there may be too many now.
+    TimeToPurge,
+}
+
 /// Keeps rejected callbacks.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -38,18 +48,17 @@ impl Keeper {
         }
     }
 
-    /// False where none are kept.
-    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<bool, Error> {
+    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<Kept, Error> {
         if self.settings.max_bytes == 0 {
-            return Ok(false);
+            return Ok(Kept::No);
         }
         self.store.keep_rejected(rejected).await?;
         let bytes = rejected.body.len() as u64 + 256;
         let since = self.since_purge.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if since > self.slack() {
-            self.purge().await;
+            return Ok(Kept::TimeToPurge);
         }
-        Ok(true)
+        Ok(Kept::Yes)
     }
 
     /// Counting reads every row, so it is done only now and then; what comes meanwhile has its
@@ -59,7 +68,7 @@ impl Keeper {
     }
 
     /// How long until the next look.
-    async fn purge(&self) -> Duration {
+    pub(super) async fn purge(&self) -> Duration {
         let Retention {
             keep_days,
             max_bytes,
