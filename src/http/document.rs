@@ -47,11 +47,12 @@ pub(super) struct Route {
     pub(super) command: Option<String>,
 }
 
-/// Whether a POST to this path is a read: it takes too much for a URL.
+/// Whether a POST to this path is a read: one that takes too much for a URL.
 pub(super) fn is_posted_read(routes: &Routes, path: &str) -> bool {
+    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
     routes
         .get(path)
-        .is_some_and(|route| route.command.is_none())
+        .is_some_and(|route| route.command.is_none() && is_posted(route))
 }
 
 /// An API without its parts: enough to describe it.

@@ -33,8 +33,8 @@ pub(super) struct Edge {
     pub(super) access: Arc<Access>,
     pub(super) ingest: Ingest,
     pub(super) metrics: Metrics,
-    /// Whether the last callback that showed credentials showed wrong ones. Only the first of
-    /// these is worth a warning: a stranger can send any number.
+    /// Whether a callback was refused for its credentials since one was let in. Only the first is
+    /// worth a warning: a stranger can send any number.
     pub(super) locked_out: AtomicBool,
 }
 
@@ -88,10 +88,9 @@ impl Edge {
         let let_in = LetIn::default();
         request.set_data(let_in.clone());
         let mut count = Count::new(&self.metrics, asked.is_callback);
-        // Callbacks have no parameters, so the path is the pattern.
-        if let Some(route) = self.routes.get(&asked.path) {
-            count.route = Some(route);
-        }
+        // Of a path without parameters, such as a callback's, this is known before the router says
+        // so, which it does not where the request never gets there.
+        count.route = self.routes.get(&asked.path);
         let result = match self.access.check_host(&request, asked.is_callback) {
             Ok(()) => AssertUnwindSafe(endpoint.call(request))
                 .catch_unwind()
@@ -105,7 +104,9 @@ impl Edge {
             Ok(response) => response.data::<PathPattern>(),
             Err(error) => error.data::<PathPattern>(),
         };
-        count.route = pattern.and_then(|PathPattern(pattern)| self.routes.get(&**pattern));
+        if let Some(PathPattern(pattern)) = pattern {
+            count.route = self.routes.get(&**pattern);
+        }
         if let Some(Route { path, .. }) = count.route {
             tracing::Span::current().record("route", path);
         }
@@ -118,7 +119,7 @@ impl Edge {
                 self.refuse(error, &asked, count.route).await
             }
         };
-        if asked.is_callback && response.status().is_success() {
+        if asked.is_callback && let_in.how() != Admitted::No {
             self.locked_out.store(false, Ordering::Relaxed);
         }
         let status = response.status();

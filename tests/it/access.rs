@@ -253,6 +253,9 @@ async fn without_keys_the_host_has_to_be_this_machine() {
         assert_eq!(detail, expected);
     }
     assert!(app.db.rows("select 1 from group_members").await.is_empty());
+    // It never reached the router, and is counted where it belongs all the same.
+    let refused = format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"host_not_local\"}}");
+    assert_eq!(app.metric(&refused).await, 1.0);
     from_host(&app, &callback, "LOCALHOST:8080").await.ok();
     from_host(&app, "/groups/12345", "[::1]").await.ok();
 }

@@ -560,6 +560,15 @@ async fn every_error_to_a_post_is_the_package_and_to_others_a_problem() {
     assert_eq!(reply.status, 405);
     assert_eq!(reply.body["errCode"], 5122);
     assert_eq!(reply.header("allow"), Some("GET"));
+    // Also where a read without parameters has the path.
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let reply = app.post(path, "{}").await;
+        assert_eq!(
+            (reply.status, &reply.body["errCode"]),
+            (405, &json!(5122)),
+            "{path}"
+        );
+    }
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH] {
         let reply = app.send(method.clone(), PATH, |request| request).await;
         assert_eq!(reply.status, 405, "{method}");
