@@ -9,7 +9,7 @@ use poem_openapi::registry::{
 use poem_openapi::types::{ToJSON, Type};
 use serde_json::{Map, Value, json};
 
-use super::auth::{CallbackKey, ReadKey, Scheme};
+use super::auth::{ApiToken, CallbackPassword, Scheme};
 use super::error::{Code, Door};
 use super::problem::{PROBLEM_JSON, Problem};
 use super::reply::CallbackReply;
@@ -175,8 +175,8 @@ fn example_detail(code: Code, door: Door) -> &'static str {
         Code::BodyIncomplete => "the connection ended first",
         Code::BodyTimeout => "expected the whole body within 15 s",
         Code::CredentialsWrong => match door {
-            Door::Callback => CallbackKey::EXPECTED,
-            Door::Read | Door::Any => ReadKey::EXPECTED,
+            Door::Callback => CallbackPassword::EXPECTED,
+            Door::Read | Door::Any => ApiToken::EXPECTED,
         },
         Code::HostNotLocal => {
             "Host: expected localhost or a loopback address, as long as no key is set"

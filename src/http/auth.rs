@@ -1,6 +1,7 @@
 //! Who is let in: HTTP Basic for callbacks, a Bearer token for reads, checked before a body is
 //! read; and, where there is no key, only who names this machine in the Host header.
 
+use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
 use headers::authorization::{Authorization, Basic, Bearer, Credentials};
@@ -156,28 +157,34 @@ fn access(request: &Request) -> Result<&Access, Error> {
         .ok_or_else(|| Error::new(Code::Internal, "the log says more"))
 }
 
-/// Proof that the sender of a callback was let in. An argument of every callback, before the body.
-pub(super) struct CallbackKey;
+/// Proof that somebody was let in at a door. An argument of every operation there, before the body.
+///
+/// What poem-openapi's derive makes of a scheme, but for the door without a key, which it cannot
+/// tell from wrong credentials.
+pub(super) struct Key<S>(PhantomData<S>);
 
-/// Proof that the asker was let in. An argument of every read, before the body.
-pub(super) struct ReadKey;
+/// Of callbacks.
+pub(super) type CallbackKey = Key<CallbackPassword>;
+/// Of reads.
+pub(super) type ReadKey = Key<ApiToken>;
 
 /// A door's scheme, as the document has it and as it is checked.
-pub(super) trait Scheme: Sized + Send {
+pub(super) trait Scheme: Send {
     const NAME: &'static str;
     const SCHEME: &'static str;
     const DESCRIPTION: &'static str;
     /// What an answer says to whoever was not let in.
     const EXPECTED: &'static str;
-
     /// `WWW-Authenticate`.
     const CHALLENGE: &'static str;
 
     fn admit(access: &Access, request: &Request) -> Admitted;
-    fn proof() -> Self;
 }
 
-impl Scheme for CallbackKey {
+/// HTTP Basic, which OpenIM's client makes of its URL.
+pub(super) enum CallbackPassword {}
+
+impl Scheme for CallbackPassword {
     const NAME: &'static str = "callbackPassword";
     const SCHEME: &'static str = "basic";
     const DESCRIPTION: &'static str = "CALLBACK_USERNAME and CALLBACK_PASSWORD, where one is set. \
@@ -191,13 +198,12 @@ impl Scheme for CallbackKey {
         let pair = pair.map(|pair| format!("{}:{}", pair.username(), pair.password()));
         access.callbacks.admit(pair)
     }
-
-    fn proof() -> Self {
-        Self
-    }
 }
 
-impl Scheme for ReadKey {
+/// A Bearer token.
+pub(super) enum ApiToken {}
+
+impl Scheme for ApiToken {
     const NAME: &'static str = "apiToken";
     const SCHEME: &'static str = "bearer";
     const DESCRIPTION: &'static str = "One of API_TOKEN, where one is set.";
@@ -208,59 +214,44 @@ impl Scheme for ReadKey {
         let token = presented::<Bearer>(request);
         access.reads.admit(token.map(|t| t.token().to_owned()))
     }
+}
 
-    fn proof() -> Self {
-        Self
+impl<'a, S: Scheme> ApiExtractor<'a> for Key<S> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        let scheme = MetaSecurityScheme {
+            ty: "http",
+            description: Some(S::DESCRIPTION),
+            name: None,
+            key_in: None,
+            scheme: Some(S::SCHEME),
+            bearer_format: None,
+            flows: None,
+            openid_connect_url: None,
+        };
+        registry.create_security_scheme(S::NAME, scheme);
+    }
+
+    fn security_schemes() -> Vec<&'static str> {
+        vec![S::NAME]
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let admitted = S::admit(access(request)?, request);
+        if let Some(let_in) = request.extensions().get::<LetIn>() {
+            // Nobody else has set it: an operation asks for one key.
+            let _ = let_in.0.set(admitted);
+        }
+        match admitted {
+            Admitted::ByNewest | Admitted::ByOlder => Ok(Self(PhantomData)),
+            Admitted::No => Err(Error::new(Code::CredentialsWrong, S::EXPECTED).into()),
+        }
     }
 }
-
-macro_rules! security_scheme {
-    ($proof:ty) => {
-        /// What poem-openapi's derive does, but for the door without a key, which it cannot tell
-        /// from wrong credentials.
-        impl<'a> ApiExtractor<'a> for $proof {
-            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
-            type ParamType = ();
-            type ParamRawType = ();
-
-            fn register(registry: &mut Registry) {
-                let scheme = MetaSecurityScheme {
-                    ty: "http",
-                    description: Some(<$proof>::DESCRIPTION),
-                    name: None,
-                    key_in: None,
-                    scheme: Some(<$proof>::SCHEME),
-                    bearer_format: None,
-                    flows: None,
-                    openid_connect_url: None,
-                };
-                registry.create_security_scheme(<$proof>::NAME, scheme);
-            }
-
-            fn security_schemes() -> Vec<&'static str> {
-                vec![<$proof>::NAME]
-            }
-
-            async fn from_request(
-                request: &'a Request,
-                _body: &mut RequestBody,
-                _options: ExtractParamOptions<()>,
-            ) -> poem::Result<Self> {
-                let admitted = <$proof>::admit(access(request)?, request);
-                if let Some(let_in) = request.extensions().get::<LetIn>() {
-                    // Nobody else has set it: an operation asks for one key.
-                    let _ = let_in.0.set(admitted);
-                }
-                match admitted {
-                    Admitted::ByNewest | Admitted::ByOlder => Ok(<$proof>::proof()),
-                    Admitted::No => {
-                        Err(Error::new(Code::CredentialsWrong, <$proof>::EXPECTED).into())
-                    }
-                }
-            }
-        }
-    };
-}
-
-security_scheme!(CallbackKey);
-security_scheme!(ReadKey);

@@ -1,10 +1,10 @@
 //! How long a connection may keep us waiting. poem's server waits for ever for the head of a
 //! request.
 //!
-//! A kept connection that is silent between two requests is left
-//! alone: OpenIM's client keeps its connections, and loses the callback that it sends on one that
-//! we are just closing. Those who have shown no key, where one is set, are told to close instead
-//! (`edge`), so that strangers cannot take all the places by being silent.
+//! A kept connection that is silent between two requests is left alone: OpenIM's client keeps its
+//! connections, and loses the callback that it sends on one that we are just closing. Those who
+//! have shown no key, where one is set, are told to close instead (`edge`), so that strangers
+//! cannot take all the places by being silent.
 
 use std::io;
 use std::pin::Pin;

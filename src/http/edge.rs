@@ -13,7 +13,7 @@ use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, field};
 
-use super::auth::{Access, Admitted, CallbackKey, LetIn, ReadKey, Scheme};
+use super::auth::{Access, Admitted, ApiToken, CallbackPassword, LetIn, Scheme};
 use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
@@ -188,9 +188,9 @@ impl Edge {
         };
         let header = match status {
             StatusCode::UNAUTHORIZED if asked.is_callback => {
-                Some((WWW_AUTHENTICATE, CallbackKey::CHALLENGE))
+                Some((WWW_AUTHENTICATE, CallbackPassword::CHALLENGE))
             }
-            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ReadKey::CHALLENGE)),
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ApiToken::CHALLENGE)),
             StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, answers::RETRY_AFTER_SECS)),
             StatusCode::METHOD_NOT_ALLOWED => {
                 Some((ALLOW, route.map_or("GET", |route| route.methods.as_str())))

@@ -16,8 +16,8 @@ pub(super) fn names_this_machine(request: &Request) -> bool {
     names.peek().is_some() && names.all(|name| is_local(name.as_ref()))
 }
 
-/// A browser says on whose behalf it sends, unless it is for reading only what it then may not
-/// show. The docs page sends on our own.
+/// Whether a browser sends this for a page of another site. It says so in `Origin` with every POST;
+/// a GET without one is harmless, for the page never sees the answer. The docs page's are our own.
 pub(super) fn is_from_another_site(request: &Request) -> bool {
     let own = request.headers().get(HOST).map(HeaderValue::as_bytes);
     let mut origins = request.headers().get_all(ORIGIN).iter();
