@@ -1,7 +1,7 @@
 //! Callbacks that could not be understood are kept, within bounds, and can be looked at, taken in
 //! again and deleted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openim_group_mirror::ingest::Retention;
 use reqwest::Method;
@@ -144,6 +144,37 @@ async fn the_oldest_go_when_there_is_no_room() {
     assert_eq!(row["n"], json!(6), "{row}");
     let newest = "select max(id) as id from rejected_callbacks";
     assert_eq!(app.db.rows(newest).await, [json!({"id": 20})]);
+}
+
+/// OpenIM has two connections; one that waits for our housekeeping takes no callbacks.
+#[tokio::test]
+async fn nobody_waits_for_a_deletion_that_takes_long() {
+    let retention = Retention {
+        keep_days: 30,
+        max_bytes: 64 << 10,
+    };
+    let app = TestApp::start_on(TestDb::new().await, |config| config.rejected = retention).await;
+    for _ in 0..6 {
+        app.callback_text("x".repeat(10_000)).await;
+    }
+    // Whoever deletes these has to wait; whoever adds one has not.
+    let mut holder = app.db.pool.begin().await.unwrap();
+    let lock = "select 1 from rejected_callbacks for update";
+    sqlx::query(lock).fetch_all(&mut *holder).await.unwrap();
+    let asked = Instant::now();
+    assert_eq!(app.callback_text("x".repeat(10_000)).await.status, 400);
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+    let count = "select count(*) as n from rejected_callbacks";
+    assert_eq!(app.db.rows(count).await[0]["n"], json!(7));
+    holder.rollback().await.unwrap();
+    until("the oldest is gone", async || {
+        app.db.rows(count).await[0]["n"] == json!(6)
+    })
+    .await;
 }
 
 #[tokio::test]
