@@ -1,14 +1,19 @@
 //! The queue between the doors and the wall: takes a change, answers when it is durable.
 
+mod lane;
+mod lanes;
+mod queue;
 mod rejected;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::domain::{MemberPatch, Rejected};
 use crate::store::{self, Store};
+use lanes::Lanes;
 use rejected::{Keeper, Kept};
 
 pub use rejected::Retention;
@@ -30,17 +35,20 @@ pub enum Error {
 /// Takes changes and writes them.
 #[derive(Clone, Debug)]
 pub struct Ingest {
-    store: Store,
+    lanes: Lanes,
     keeper: Arc<Keeper>,
+    /// How long a change may take in all.
+    patience: Duration,
     under_way: TaskTracker,
 }
 
 impl Ingest {
-    /// Writes to `store`; keeps what could not be understood as `rejected` says.
+    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected` says.
     pub fn new(store: Store, rejected: Retention) -> Self {
         Self {
-            keeper: Arc::new(Keeper::new(store.clone(), rejected)),
-            store,
+            lanes: Lanes::start(&store),
+            patience: store.patience(),
+            keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
         }
     }
@@ -50,9 +58,23 @@ impl Ingest {
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn submit(&self, patch: MemberPatch) -> Result<(), Error> {
-        let store = self.store.clone();
-        self.finish(async move { store.patch_member(&patch).await })
-            .await
+        let deadline = Instant::now() + self.patience;
+        let answered = match self.lanes.place() {
+            Some(place) => self.lanes.push(place, patch, deadline),
+            None => {
+                let lanes = self.lanes.clone();
+                self.finish(async move {
+                    let place = lanes.wait_for_place(deadline).await?;
+                    Ok(lanes.push(place, patch, deadline))
+                })
+                .await?
+            }
+        };
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(written)) => Ok(written?),
+            Ok(Err(_panicked)) => Err(Error::Lost),
+            Err(_elapsed) => Err(store::Error::gave_up().into()),
+        }
     }
 
     /// Keeps a callback that could not be understood; resolves when it is committed. False where
@@ -95,5 +117,6 @@ impl Ingest {
     pub async fn close(&self) {
         self.under_way.close();
         self.under_way.wait().await;
+        self.lanes.close().await;
     }
 }

@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::Semaphore;
 
+use super::connections::{Connector, Pool};
 use super::{Store, migrate};
 
 statements! {
@@ -38,8 +39,16 @@ const PRIVATE_DATABASE: &str = "openim_group_mirror";
 /// Oldest major version of PostgreSQL that the mirror runs on.
 const OLDEST: i32 = 14;
 
-/// Connections that reads leave free, where the pool has that many.
-const RESERVED_FOR_WRITES: u32 = 2;
+/// Connections that lanes have, each one of its own, where there are twice as many in all.
+const MAX_LANES: u32 = 2;
+
+/// Of the others, those that reads leave free where there are more: a callback that could not be
+/// understood has to be kept.
+const RESERVED_FOR_WRITES: u32 = 1;
+
+/// How often a lane can try within the time of a change: its connection may have fallen silent, or
+/// somebody may have locked a row that one of many changes needs.
+const ATTEMPTS: u32 = 2;
 
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
@@ -166,26 +175,38 @@ impl Database {
         Ok(url_of(PRIVATE_DATABASE))
     }
 
-    /// Connects, checks the server, brings the schema up to date, and gives the pool.
+    /// Connects, checks the server, brings the schema up to date, and gives the store.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self) -> Result<Store, OpenError> {
         self.migrate().await?;
-        let timeout_ms = self.timeout.as_millis().to_string();
-        let options = self
-            .options
-            .clone()
-            .options([("statement_timeout", timeout_ms.as_str())]);
-        let pool = PgPoolOptions::new()
-            .max_connections(self.pool_size)
-            .acquire_timeout(self.timeout)
-            .connect_lazy_with(options);
-        let reads = self.pool_size.saturating_sub(RESERVED_FOR_WRITES).max(1);
+        let timeouts = |statement: Duration, lock: Duration| {
+            // In milliseconds; 0 would be none.
+            let text = |time: Duration| time.as_millis().max(1).to_string();
+            self.options.clone().options([
+                ("statement_timeout", text(statement).as_str()),
+                ("lock_timeout", text(lock).as_str()),
+                // Every statement is written for the plan that fits all values, so none is
+                // planned again and again.
+                ("plan_cache_mode", "force_generic_plan"),
+            ])
+        };
+        let options = timeouts(self.timeout, self.timeout);
+        let of_lanes = timeouts(self.timeout / ATTEMPTS, self.timeout / (2 * ATTEMPTS));
+        let patience = self.timeout + NETWORK_SLACK;
+        let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);
+        let shared = self.pool_size.saturating_sub(lanes).max(1);
+        let reads = shared.saturating_sub(RESERVED_FOR_WRITES).max(1);
+        let pool = Pool::new(Arc::new(Connector::new(options)), shared, patience);
         Ok(Store {
-            pool,
+            pool: Arc::new(pool),
+            size: self.pool_size as usize,
             reads: Arc::new(Semaphore::new(reads as usize)),
-            patience: self.timeout + NETWORK_SLACK,
+            of_lanes: Arc::new(Connector::new(of_lanes)),
+            lanes: lanes as usize,
+            patience_of_lanes: patience / ATTEMPTS,
+            patience,
         })
     }
 

@@ -21,8 +21,27 @@ pub enum Cause {
 }
 
 impl Error {
-    pub(super) fn gave_up() -> Self {
+    /// Nothing came back in time.
+    pub fn gave_up() -> Self {
         Error::Transient(Cause::GaveUp)
+    }
+
+    /// Whether the connection is gone or silent, or leads to a server that takes no writes (any
+    /// more), so that a new one may do better.
+    pub fn is_of_connection(&self) -> bool {
+        let (Error::Transient(cause) | Error::Permanent(cause)) = self;
+        let error = match cause {
+            Cause::GaveUp => return true,
+            Cause::Sqlx(error) => error,
+        };
+        match error {
+            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+                let is = |start: &&str| code.starts_with(start);
+                OF_CONNECTION.iter().any(is)
+            }),
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -30,6 +49,11 @@ impl Error {
 /// Everything else, a revoked right or a missing table included, can be put right on the
 /// database's side.
 const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
+
+/// SQLSTATEs, or what they start with, after which the connection is of no use: it broke; the
+/// server ends it (a shutdown, a restart after a crash, an idle session); it is read-only, as a
+/// server that was the primary once.
+const OF_CONNECTION: [&str; 3] = ["08", "57P", "25006"];
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {

@@ -13,6 +13,7 @@ macro_rules! statements {
 }
 
 mod connect;
+mod connections;
 mod error;
 mod migrate;
 mod read;
@@ -22,17 +23,17 @@ mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgPool, Postgres};
 use sqlx::{Connection, PgConnection};
-use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+
+use connections::{Connector, Pool};
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
 pub use read::{GroupSummary, MemberFilter, MemberRow, RoleCount};
 pub use rejected::RejectedSummary;
+pub use write::Writer;
 
 statements! {
     /// For the rest of a transaction.
@@ -45,9 +46,18 @@ const LONG: Duration = Duration::from_secs(65);
 /// The database, as the rest of the program sees it: one method per question or change.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
-    /// As many turns as reads may have connections.
+    /// Shared by all but the lanes.
+    pool: Arc<Pool>,
+    /// As many turns as reads may have connections of these.
     reads: Arc<Semaphore>,
+    /// Makes the connections of the lanes.
+    of_lanes: Arc<Connector>,
+    /// How many these are.
+    lanes: usize,
+    /// How long they wait for one write.
+    patience_of_lanes: Duration,
+    /// Most connections in all.
+    size: usize,
     /// How long one question or change may take in all, seen from here: its turn, a connection,
     /// the statement. Postgres itself gives up on a statement first (`statement_timeout`), unless
     /// it or the network hangs.
@@ -55,34 +65,34 @@ pub struct Store {
 }
 
 impl Store {
-    /// Runs a read. Reads leave a few connections to writes: a callback that finds none is lost.
+    /// Runs a read. Reads leave a connection to writes: a callback that finds none is lost.
     async fn read<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.patience;
         let turn = Arc::clone(&self.reads).acquire_owned();
         let turn = timeout_at(deadline, turn).await;
         let turn = turn.map_err(|_elapsed| Error::gave_up())?;
         // The semaphore is never closed.
-        self.run(turn.ok(), deadline, work).await
+        self.pool.run(turn.ok(), deadline, work).await
     }
 
-    /// Runs a write.
+    /// Runs a write that does not go through a lane.
     async fn write<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.patience;
-        self.run(None, deadline, work).await
+        self.pool.run(None, deadline, work).await
     }
 
     /// Runs a statement that nobody waits for and that may read a whole table.
     async fn housekeep<T>(
         &self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        self.run(None, Instant::now() + LONG, async |connection| {
+        let work = async |connection: &mut PgConnection| {
             let mut transaction = connection.begin().await?;
             sqlx::query(WITHOUT_HASTE)
                 .execute(&mut *transaction)
@@ -90,53 +100,35 @@ impl Store {
             let done = work(&mut transaction).await?;
             transaction.commit().await?;
             Ok(done)
-        })
-        .await
+        };
+        self.pool.run(None, Instant::now() + LONG, work).await
     }
 
-    /// Runs `work` on a pooled connection. The wait for one and the work have one deadline.
-    async fn run<T>(
-        &self,
-        turn: Option<OwnedSemaphorePermit>,
-        deadline: Instant,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, Error> {
-        let acquired = timeout_at(deadline, self.pool.acquire()).await;
-        let mut lease = Lease {
-            connection: Some(acquired.map_err(|_elapsed| Error::gave_up())??),
-            turn,
-            patience: self.patience,
-        };
-        let Some(connection) = lease.connection.as_deref_mut() else {
-            return Err(Error::gave_up()); // cannot be: it was just put there
-        };
-        let done = timeout_at(deadline, work(connection)).await;
-        match done {
-            Ok(result) => {
-                if let Some(connection) = lease.connection.take() {
-                    let (turn, patience) = (lease.turn.take(), self.patience);
-                    // The turn is over when the place is free again, not before.
-                    tokio::spawn(async move {
-                        give_back(connection, patience).await;
-                        drop(turn);
-                    });
-                }
-                Ok(result?)
-            }
-            Err(_elapsed) => Err(Error::gave_up()),
-        }
+    /// A connection for a lane, made when it is needed.
+    pub fn writer(&self) -> Writer {
+        Writer::new(Arc::clone(&self.of_lanes), self.patience_of_lanes)
     }
 
-    /// The pool's connections: how many are at work, and how many wait for it.
+    /// How many lanes there are connections for.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// How long one change may take in all.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The connections: how many are at work, and how many wait for it.
     pub fn connections(&self) -> (usize, usize) {
-        let idle = self.pool.num_idle();
-        let used = (self.pool.size() as usize).saturating_sub(idle);
-        (used, idle)
+        let (used, idle) = self.pool.connections();
+        let (used_of_lanes, idle_of_lanes) = self.of_lanes.count();
+        (used + used_of_lanes, idle + idle_of_lanes)
     }
 
-    /// Most connections of the pool.
+    /// Most connections.
     pub fn max_connections(&self) -> usize {
-        self.pool.options().get_max_connections() as usize
+        self.size
     }
 
     /// Answers when the database does.
@@ -147,7 +139,7 @@ impl Store {
         self.read(async |connection| connection.ping().await).await
     }
 
-    /// Closes every connection, waiting for those in use.
+    /// Closes every connection but those of the lanes, waiting for those in use.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -160,42 +152,5 @@ impl Store {
             .chain(write::STATEMENTS)
             .chain(connect::STATEMENTS)
             .chain(STATEMENTS)
-    }
-}
-
-/// Returns a connection to the pool. sqlx pings it on the way, without a limit and keeping its
-/// place, so one whose network went silent is given up on here; that frees the place.
-async fn give_back(mut connection: PoolConnection<Postgres>, patience: Duration) {
-    let _ = tokio::time::timeout(patience, connection.return_to_pool()).await;
-}
-
-/// A pooled connection at work.
-///
-/// Where its statement was given up on, by time or because the caller hung up, Postgres may still
-/// be at it. The connection then keeps its place in the pool, so that the pool stays the bound it
-/// is meant to be, until it answers; one that does not is closed. (sqlx's own way back to the pool
-/// would wait without end.)
-struct Lease {
-    connection: Option<PoolConnection<Postgres>>,
-    turn: Option<OwnedSemaphorePermit>,
-    patience: Duration,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let (connection, turn) = (self.connection.take(), self.turn.take());
-        let (Some(mut connection), Ok(runtime)) = (connection, Handle::try_current()) else {
-            return;
-        };
-        let patience = self.patience;
-        runtime.spawn(async move {
-            let answered = tokio::time::timeout(patience, connection.ping()).await;
-            if matches!(answered, Ok(Ok(()))) {
-                give_back(connection, patience).await;
-            } else {
-                drop(connection.detach());
-            }
-            drop(turn);
-        });
     }
 }

@@ -650,7 +650,7 @@ async fn callbacks_follow_each_other_on_one_kept_connection() {
 #[tokio::test]
 async fn a_callback_whose_sender_hangs_up_is_applied_all_the_same() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
-        config.database.pool_size = 1;
+        config.database.pool_size = 2;
         config.database.timeout = Duration::from_secs(30);
     })
     .await;

@@ -1,0 +1,1 @@
+"""Runs the contenders and makes the report; `bench/run` is the command."""

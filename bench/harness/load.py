@@ -1,0 +1,141 @@
+"""One measurement: so many connections ask for so long; what came of it and what it cost."""
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from .contenders import BENCH, WORK, Server, statements
+from .postgres import FIRST_GROUP, FIRST_USER, Postgres
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Figures:
+    """Of one measurement. Times in microseconds."""
+
+    rate: float
+    p50: float
+    p99: float
+    # CPU time per request: of the contender, and of Postgres.
+    cpu: float
+    cpu_postgres: float
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        # Of itself, and of children that ended.
+        total += sum(int(field) for field in fields[11:15])
+    return total / TICKS
+
+
+def peak_rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
+
+
+def wrk(server: Server, postgres: Postgres, kind: str, connections: int, seconds: float,
+        groups: int, members: int, seed: int) -> Figures:
+    """Asks a server. Any answer but a good one ends the run: it would be a figure of nothing."""
+    threads = 1 if connections < 16 else 2
+    command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s",
+               "-s", str(BENCH / "load.lua"), server.url, "--", kind, str(groups), str(members),
+               str(seed)]
+    processes = [server.process.pid]
+    before = cpu_seconds(processes), cpu_seconds(postgres.processes())
+    done = subprocess.run(command, capture_output=True, text=True)
+    after = cpu_seconds(processes), cpu_seconds(postgres.processes())
+    found = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
+    if done.returncode or not found:
+        raise SystemExit(f"wrk failed: {done.stdout}{done.stderr}")
+    result = json.loads(found.group(1))
+    refused = 0 if kind == "unknown" else result["refused"]
+    if refused or result["broken"]:
+        raise SystemExit(f"{server.name}, {kind}, {connections} connections: {refused} answers "
+                         f"were refusals, {result['broken']} connections broke")
+    count = result["requests"]
+    return Figures(
+        rate=count / (result["duration_us"] / 1e6),
+        p50=result["p50_us"],
+        p99=result["p99_us"],
+        cpu=(after[0] - before[0]) / count * 1e6,
+        cpu_postgres=(after[1] - before[1]) / count * 1e6,
+    )
+
+
+# In prepared mode each :name is a parameter of the statement.
+PARAMETERS = {
+    "callback": ["group", "user", "nickname", "face", "role", "ex"],
+    "member": ["group", "user"],
+    "page": ["group", "after", "limit"],
+}
+STATEMENT = {"callback": "UPSERT", "member": "MEMBER", "page": "PAGE"}
+
+
+def pgbench_scripts(kind: str, groups: int, members: int) -> list[Path]:
+    """The same statement with the same values. pgbench cannot choose between a text and null
+    while it runs, so there is a script for each pattern of nulls, all chosen equally often."""
+    optional = ["nickname", "face", "role", "ex"] if kind == "callback" else []
+    scripts = []
+    for pattern in range(2 ** len(optional)):
+        absent = {name for bit, name in enumerate(optional) if pattern >> bit & 1}
+        sql = statements()[STATEMENT[kind]]
+        for number, name in enumerate(PARAMETERS[kind], 1):
+            # pgbench has no empty texts either.
+            value = {"after": "''"}.get(name, "NULL" if name in absent else f":{name}")
+            sql = sql.replace(f"${number}", value)
+        text = (
+            f"\\set group {FIRST_GROUP} + random(1, {groups})\n"
+            f"\\set user {FIRST_USER} + random(1, {members})\n"
+            "\\set nickname random(100000000, 999999999)\n"
+            "\\set role case when random(1, 10) = 10 then 60 else 20 end\n"
+            f"{sql};\n"
+        )
+        path = WORK / f"{kind}-{pattern}.sql"
+        path.write_text(text)
+        scripts.append(path)
+    return scripts
+
+
+def pgbench(postgres: Postgres, kind: str, connections: int, seconds: float, groups: int,
+            members: int, seed: int) -> Figures:
+    """Asks Postgres itself."""
+    scripts = [part for path in pgbench_scripts(kind, groups, members) for part in ("-f", str(path))]
+    log = WORK / "pgbench"
+    for old in WORK.glob("pgbench.*"):
+        old.unlink()
+    texts = {
+        "face": "https://cdn.example.com/avatars/0123456789abcdef.png",
+        "ex": '{"department":"sales","level":3}',
+        "limit": "101",
+    }
+    defines = [part for name, text in texts.items() for part in ("-D", f"{name}={text}")]
+    command = [str(postgres.bin / "pgbench"), "-n", "-M", "prepared", "-c", str(connections),
+               "-j", str(min(connections, 2)), "-T", str(max(1, round(seconds))),
+               "--random-seed", str(seed), *defines, *scripts, "-l", "--log-prefix", str(log),
+               postgres.url()]
+    before = cpu_seconds(postgres.processes())
+    done = subprocess.run(command, capture_output=True, text=True)
+    # The connections are closed by now, and what they used is counted with the server's.
+    after = cpu_seconds(postgres.processes())
+    found = re.search(r"tps = ([\d.]+) \(without", done.stdout)
+    if done.returncode or not found:
+        raise SystemExit(f"pgbench failed: {done.stdout}{done.stderr}")
+    latencies = sorted(int(line.split()[2]) for path in WORK.glob("pgbench.*")
+                       for line in path.read_text().splitlines())
+    count = len(latencies)
+    return Figures(
+        rate=float(found.group(1)),
+        p50=latencies[count // 2],
+        p99=latencies[count * 99 // 100],
+        cpu=0.0,
+        cpu_postgres=(after - before) / count * 1e6,
+    )

@@ -1,0 +1,166 @@
+//! The lanes together: what waits for them, and who wakes them.
+
+use std::hash::{BuildHasher, RandomState};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use super::lane::{Lane, Waiting};
+use super::queue::{Load, Queue};
+use crate::domain::{MemberPatch, Text};
+use crate::store::{Error, Store};
+
+/// Changes that may wait or be written at a time; who brings more waits for a place.
+const PLACES: usize = 2048;
+
+/// What a lane writes at a time: so much that commits are few, so little that none takes long.
+const MOST: Load = Load {
+    changes: 512,
+    bytes: 4 << 20,
+};
+
+/// The lanes. Shared by its clones.
+#[derive(Clone, Debug)]
+pub(super) struct Lanes {
+    shared: Arc<Shared>,
+    places: Arc<Semaphore>,
+    running: TaskTracker,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    queue: Mutex<Queue<Waiting>>,
+    /// One for each lane.
+    wake: Vec<Notify>,
+    hasher: RandomState,
+    closing: AtomicBool,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue<Waiting>> {
+        // Nothing panics while it is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next batch of a lane, which is done with the one before; `None` at the end.
+    pub(super) async fn next(&self, lane: usize) -> Option<Vec<Waiting>> {
+        loop {
+            let (batch, other) = {
+                let mut queue = self.queue();
+                (queue.take(lane), queue.wanted())
+            };
+            self.wake(other);
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if self.closing.load(Ordering::Relaxed) {
+                return None;
+            }
+            self.wake[lane].notified().await;
+        }
+    }
+
+    fn wake(&self, lane: Option<usize>) {
+        if let Some(lane) = lane {
+            self.wake[lane].notify_one();
+        }
+    }
+}
+
+impl Lanes {
+    pub(super) fn start(store: &Store) -> Self {
+        let lanes = store.lanes();
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue::new(lanes, MOST)),
+            wake: (0..lanes).map(|_| Notify::new()).collect(),
+            hasher: RandomState::new(),
+            closing: AtomicBool::new(false),
+        });
+        let running = TaskTracker::new();
+        for number in 0..lanes {
+            let (shared, store) = (Arc::clone(&shared), store.clone());
+            running.spawn(async move {
+                loop {
+                    let mut lane = Lane::new(number, Arc::clone(&shared), store.writer());
+                    // What it was writing is answered as lost; the others must not wait for ever.
+                    match AssertUnwindSafe(lane.run()).catch_unwind().await {
+                        Ok(()) => break,
+                        Err(_panic) => tracing::error!(lane = number, "a lane panicked"),
+                    }
+                }
+            });
+        }
+        Self {
+            shared,
+            places: Arc::new(Semaphore::new(PLACES)),
+            running,
+        }
+    }
+
+    /// A place in the queue, at once.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// A place in the queue, when there is one.
+    pub(super) async fn wait_for_place(
+        &self,
+        deadline: Instant,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
+        place
+            .map_err(|_elapsed| Error::gave_up())?
+            .map_err(|_closed| Error::gave_up()) // it never is
+    }
+
+    /// Puts a change in its place. The answer comes when it is committed or cannot be.
+    pub(super) fn push(
+        &self,
+        place: OwnedSemaphorePermit,
+        patch: MemberPatch,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Result<(), Error>> {
+        let (answer, answered) = oneshot::channel();
+        let group = self.shared.hasher.hash_one(&patch.group_id);
+        let bytes = bytes_of(&patch);
+        let waiting = Waiting {
+            patch,
+            deadline,
+            answer,
+            place,
+        };
+        let lane = self.shared.queue().push(group, bytes, waiting);
+        self.shared.wake(lane);
+        answered
+    }
+
+    /// Writes what waits, then ends the lanes.
+    pub(super) async fn close(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        for lane in &self.shared.wake {
+            lane.notify_one();
+        }
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+/// The text of a patch.
+fn bytes_of(patch: &MemberPatch) -> usize {
+    let MemberPatch {
+        group_id,
+        user_id,
+        nickname,
+        face_url,
+        role_level: _,
+        ex,
+    } = patch;
+    let texts = [nickname, face_url, ex].into_iter().flatten();
+    let texts: usize = texts.map(|text: &Text| text.as_str().len()).sum();
+    group_id.as_str().len() + user_id.as_str().len() + texts
+}
