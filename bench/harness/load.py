@@ -46,7 +46,7 @@ def wrk(server: Server, postgres: Postgres, kind: str, connections: int, seconds
         groups: int, members: int, seed: int) -> Figures:
     """Asks a server. Any answer but a good one ends the run: it would be a figure of nothing."""
     threads = 1 if connections < 16 else 2
-    command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s",
+    command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
                "-s", str(BENCH / "load.lua"), server.url, "--", kind, str(groups), str(members),
                str(seed)]
     processes = [server.process.pid]

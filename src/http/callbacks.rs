@@ -1,6 +1,5 @@
 //! One operation per callback command.
 
-use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
@@ -9,6 +8,7 @@ use super::body::{self, JsonBody};
 use super::error::{Code, Error};
 use super::payload::SetGroupMemberInfo;
 use super::reply::{CallbackFailure, CallbackReply};
+use super::written::Written;
 use crate::domain::MemberPatch;
 use crate::ingest::Ingest;
 
@@ -22,7 +22,7 @@ pub(super) struct Callbacks {
 enum Done {
     /// The change is committed.
     #[oai(status = 200)]
-    Done(Json<CallbackReply>),
+    Done(Written<CallbackReply>),
 }
 
 #[OpenApi(tag = "Tag::Callbacks")]
@@ -44,7 +44,7 @@ impl Callbacks {
         body: JsonBody<SetGroupMemberInfo>,
     ) -> Result<Done, CallbackFailure> {
         self.ingest.submit(body.parsed).await?;
-        Ok(Done::Done(Json(CallbackReply::success(self.next_code))))
+        Ok(Done::Done(Written(CallbackReply::success(self.next_code))))
     }
 }
 

@@ -11,12 +11,13 @@ use poem::http::uri::PathAndQuery;
 use poem::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
-use tracing::{Instrument, field};
+use tracing::{Instrument, Level, Span};
 
 use super::auth::{Access, Admitted, ApiToken, CallbackPassword, LetIn, Scheme};
 use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
+use super::memory::BodyLimits;
 use super::{answers, problem, reply};
 use crate::domain::{MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
@@ -30,7 +31,9 @@ const MAX_OPERATION_ID_CHARS: usize = 128;
 /// What the edge works with.
 pub(super) struct Edge {
     pub(super) routes: Routes,
+    /// These two are handed to the extractors as request data.
     pub(super) access: Arc<Access>,
+    pub(super) bodies: Arc<BodyLimits>,
     pub(super) ingest: Ingest,
     pub(super) metrics: Metrics,
     /// Whether a callback was refused for its credentials since one was let in. Only the first is
@@ -40,6 +43,7 @@ pub(super) struct Edge {
 
 /// What is known of a request before it is handled.
 struct Asked {
+    method: Method,
     is_callback: bool,
     path: String,
     operation_id: Option<HeaderValue>,
@@ -62,23 +66,29 @@ pub(super) async fn around<E: Endpoint<Output = Response>>(
         .filter(|value| is_echoable(value))
         .cloned();
     let asked = Asked {
+        method: method.clone(),
         is_callback: method == Method::POST && !is_posted_read(&edge.routes, &path),
         path,
         operation_id,
         at: OffsetDateTime::now_utc(),
     };
-    // At the level of errors, so that no filter takes it from the lines that need it.
-    let span = tracing::error_span!(
-        "request",
-        %method,
-        route = field::Empty,
-        operation_id = asked.operation_id.as_ref().and_then(|value| value.to_str().ok()),
-    );
-    edge.answer(endpoint, request, asked).instrument(span).await
+    edge.answer(endpoint, request, asked).await
+}
+
+impl Asked {
+    /// Of the lines about a request. Made where there is one to write: it is not for nothing.
+    fn span(&self, route: Option<&Route>) -> Span {
+        // At the level of errors, so that no filter takes it from the lines that need it.
+        tracing::error_span!(
+            "request",
+            method = %self.method,
+            route = route.map(|route| route.path.as_str()),
+            operation_id = self.operation_id.as_ref().and_then(|value| value.to_str().ok()),
+        )
+    }
 }
 
 impl Edge {
-    /// In the request's span.
     async fn answer<E: Endpoint<Output = Response>>(
         &self,
         endpoint: Arc<E>,
@@ -87,6 +97,8 @@ impl Edge {
     ) -> Result<Response> {
         let let_in = LetIn::default();
         request.set_data(let_in.clone());
+        request.set_data(Arc::clone(&self.access));
+        request.set_data(Arc::clone(&self.bodies));
         let mut count = Count::new(&self.metrics, asked.is_callback);
         // Of a path without parameters, such as a callback's, this is known before the router says
         // so, which it does not where the request never gets there.
@@ -107,24 +119,27 @@ impl Edge {
         if let Some(PathPattern(pattern)) = pattern {
             count.route = self.routes.get(&**pattern);
         }
-        if let Some(Route { path, .. }) = count.route {
-            tracing::Span::current().record("route", path);
-        }
         let mut response = match result {
             Ok(response) => response,
             Err(error) if error.is_from_response() => error.into_response(),
             Err(error) => {
                 let error = Error::from(error);
                 count.code = Some(error.code);
-                self.refuse(error, &asked, count.route).await
+                let span = asked.span(count.route);
+                self.refuse(error, &asked, count.route)
+                    .instrument(span)
+                    .await
             }
         };
         if asked.is_callback && let_in.how() != Admitted::No {
             self.locked_out.store(false, Ordering::Relaxed);
         }
         let status = response.status();
-        let elapsed_us = count.began.elapsed().as_micros();
-        tracing::debug!(status = status.as_u16(), elapsed_us, "answered");
+        if tracing::enabled!(Level::DEBUG) {
+            let elapsed_us = count.began.elapsed().as_micros();
+            let _entered = asked.span(count.route).entered();
+            tracing::debug!(status = status.as_u16(), elapsed_us, "answered");
+        }
         count.status = Some(status);
         if let Some(value) = asked.operation_id {
             response.headers_mut().insert(OPERATION_ID, value);

@@ -1,14 +1,15 @@
 //! Reads about a group as a whole.
 
 use poem_openapi::param::Path;
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::problem::ReadFailure;
+use super::written::{Written, rfc3339};
 use super::{Tag, params};
 use crate::store::{GroupSummary, Store};
 
@@ -17,27 +18,31 @@ pub(super) struct Groups {
 }
 
 /// A group in numbers.
-#[derive(Object)]
+#[derive(Object, Serialize)]
 #[oai(example)]
 struct Group {
     /// The group.
     #[oai(rename = "groupID")]
+    #[serde(rename = "groupID")]
     group_id: String,
     /// How many current members it has.
     #[oai(rename = "memberCount")]
+    #[serde(rename = "memberCount")]
     member_count: i64,
     /// The same by role level, the unknown (null) last; no role without members.
     roles: Vec<RoleMembers>,
     /// When a value of one of its members last changed, or one left.
     #[oai(rename = "newestChange")]
+    #[serde(rename = "newestChange", serialize_with = "rfc3339")]
     newest_change: OffsetDateTime,
 }
 
 /// How many current members have a role level.
-#[derive(Object)]
+#[derive(Object, Serialize)]
 struct RoleMembers {
     /// 100 owner, 60 admin, 20 ordinary member; null where OpenIM has never told.
     #[oai(rename = "roleLevel", nullable)]
+    #[serde(rename = "roleLevel")]
     role_level: Option<i32>,
     /// How many.
     members: i64,
@@ -71,7 +76,7 @@ impl Groups {
         /// The group, percent-encoded.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
-    ) -> Result<Json<Group>, ReadFailure> {
+    ) -> Result<Written<Group>, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let Some(summary) = self.store.group(&group).await? else {
             let detail = "groupID: no callback has named it yet";
@@ -88,11 +93,22 @@ impl Groups {
                 members: count.members,
             })
             .collect();
-        Ok(Json(Group {
+        Ok(Written(Group {
             group_id: group.as_str().to_owned(),
             member_count: roles.iter().map(|role| role.members).sum(),
             roles,
             newest_change,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::written::assert_written_as_documented;
+    use super::Group;
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<Group>();
     }
 }

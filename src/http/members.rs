@@ -3,15 +3,16 @@
 use headers::{ETag, Header as _, IfNoneMatch};
 use poem::http::HeaderValue;
 use poem_openapi::param::{Header, Path, Query};
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Object, OpenApi};
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
+use super::written::{Written, rfc3339};
 use super::{Tag, params};
 use crate::domain::UserId;
 use crate::store::{MemberFilter, MemberRow, Store};
@@ -21,20 +22,24 @@ pub(super) struct Members {
 }
 
 /// A current member of a group. null means that OpenIM has never told; an empty text is a value.
-#[derive(Clone, Debug, Object)]
+#[derive(Clone, Debug, Object, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 pub(super) struct Member {
     /// The group.
     #[oai(rename = "groupID")]
+    #[serde(rename = "groupID")]
     group_id: String,
     /// The user.
     #[oai(rename = "userID")]
+    #[serde(rename = "userID")]
     user_id: String,
     /// Name in this group; empty: OpenIM shows the name of the user's profile.
     #[oai(nullable)]
     nick_name: Option<String>,
     /// Avatar in this group; empty: OpenIM shows the avatar of the user's profile.
     #[oai(rename = "faceURL", nullable)]
+    #[serde(rename = "faceURL")]
     face_url: Option<String>,
     /// 100 owner, 60 admin, 20 ordinary member; other numbers as OpenIM tells them.
     #[oai(nullable)]
@@ -43,8 +48,10 @@ pub(super) struct Member {
     #[oai(nullable)]
     ex: Option<String>,
     /// When the mirror first heard of the member.
+    #[serde(serialize_with = "rfc3339")]
     created_at: OffsetDateTime,
     /// When one of the values above last changed.
+    #[serde(serialize_with = "rfc3339")]
     updated_at: OffsetDateTime,
 }
 
@@ -94,7 +101,8 @@ impl Example for Member {
 }
 
 /// A page of members.
-#[derive(Object)]
+#[derive(Object, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 struct MemberPage {
     /// In bytewise order of userID.
@@ -118,7 +126,7 @@ enum MemberAnswer {
     /// The member.
     #[oai(status = 200)]
     Found(
-        Json<Member>,
+        Written<Member>,
         /// Changes whenever the member does.
         #[oai(header = "ETag")]
         String,
@@ -164,7 +172,7 @@ impl Members {
         limit: Query<u32>,
         /// nextCursor of the page before, with the same filters.
         cursor: Query<Option<String>>,
-    ) -> Result<Json<MemberPage>, ReadFailure> {
+    ) -> Result<Written<MemberPage>, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let mut user_ids = user_ids
             .0
@@ -192,7 +200,7 @@ impl Members {
             .members(&group, &filter, &after, i64::from(limit.0) + 1)
             .await?;
         let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.user_id);
-        Ok(Json(MemberPage {
+        Ok(Written(MemberPage {
             members: rows.into_iter().map(Member::from).collect(),
             next_cursor,
         }))
@@ -222,7 +230,7 @@ impl Members {
     ) -> Result<MemberAnswer, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let user = params::user_id(user_id.0)?;
-        let Some(row) = self.store.member(&group, &user).await? else {
+        let Some(row) = self.store.member(group, user).await? else {
             let detail = "no current member of this group has this userID";
             return Err(Error::new(Code::MemberUnknown, detail).into());
         };
@@ -233,7 +241,7 @@ impl Members {
         {
             return Ok(MemberAnswer::NotModified(etag));
         }
-        Ok(MemberAnswer::Found(Json(row.into()), etag))
+        Ok(MemberAnswer::Found(Written(row.into()), etag))
     }
 }
 
@@ -251,4 +259,16 @@ fn matches(if_none_match: &str, etag: &str) -> bool {
     };
     IfNoneMatch::decode(&mut std::iter::once(&header))
         .is_ok_and(|header| !header.precondition_passes(&etag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::written::assert_written_as_documented;
+    use super::{Member, MemberPage};
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<Member>();
+        assert_written_as_documented::<MemberPage>();
+    }
 }

@@ -1,9 +1,11 @@
 //! Reads about memberships across groups: a user's own, and any pairs.
 
+use std::sync::Arc;
+
 use poem_openapi::param::{Path, Query};
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
+use serde::Serialize;
 
 use super::auth::ReadKey;
 use super::body::{FromBody, JsonBody};
@@ -12,6 +14,7 @@ use super::json;
 use super::members::Member;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
+use super::written::Written;
 use super::{Tag, params};
 use crate::domain::{GroupId, UserId};
 use crate::store::Store;
@@ -21,7 +24,8 @@ pub(super) struct Memberships {
 }
 
 /// A page of the groups that a user is in.
-#[derive(Object)]
+#[derive(Object, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 struct MembershipPage {
     /// The user's memberships, in bytewise order of groupID.
@@ -103,14 +107,17 @@ impl Example for MembershipQuery {
 }
 
 /// The answer to one pair of a membership query.
-#[derive(Object)]
+#[derive(Object, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase")]
 struct Membership {
     /// As asked.
     #[oai(rename = "groupID")]
+    #[serde(rename = "groupID")]
     group_id: String,
     /// As asked.
     #[oai(rename = "userID")]
+    #[serde(rename = "userID")]
     user_id: String,
     /// Whether the user is a current member of the group.
     is_member: bool,
@@ -123,7 +130,7 @@ struct Membership {
 }
 
 /// The answers to a membership query.
-#[derive(Object)]
+#[derive(Object, Serialize)]
 #[oai(example)]
 struct MembershipAnswers {
     /// One for each pair, in the order of the pairs.
@@ -178,7 +185,7 @@ impl Memberships {
         limit: Query<u32>,
         /// nextCursor of the page before.
         cursor: Query<Option<String>>,
-    ) -> Result<Json<MembershipPage>, ReadFailure> {
+    ) -> Result<Written<MembershipPage>, ReadFailure> {
         let user = params::user_id(user_id.0)?;
         let scope = Scope::new("groups of user").and(user.as_str());
         let after = scope.key(cursor.0.as_deref())?;
@@ -187,7 +194,7 @@ impl Memberships {
             .groups_of(&user, &after, i64::from(limit.0) + 1)
             .await?;
         let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
-        Ok(Json(MembershipPage {
+        Ok(Written(MembershipPage {
             groups: rows.into_iter().map(Member::from).collect(),
             next_cursor,
         }))
@@ -206,9 +213,9 @@ impl Memberships {
         &self,
         _key: ReadKey,
         body: JsonBody<MembershipQuery>,
-    ) -> Result<Json<MembershipAnswers>, ReadFailure> {
-        let pairs = body.parsed;
-        let found = self.store.memberships(&pairs).await?;
+    ) -> Result<Written<MembershipAnswers>, ReadFailure> {
+        let pairs: Arc<[_]> = body.parsed.into();
+        let found = self.store.memberships(Arc::clone(&pairs)).await?;
         let memberships = pairs
             .iter()
             .zip(found)
@@ -220,6 +227,18 @@ impl Memberships {
                 member: row.map(Member::from),
             })
             .collect();
-        Ok(Json(MembershipAnswers { memberships }))
+        Ok(Written(MembershipAnswers { memberships }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::written::assert_written_as_documented;
+    use super::{MembershipAnswers, MembershipPage};
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<MembershipPage>();
+        assert_written_as_documented::<MembershipAnswers>();
     }
 }

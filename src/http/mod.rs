@@ -26,6 +26,7 @@ mod payload;
 mod problem;
 mod reply;
 mod site;
+mod written;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,7 +145,8 @@ fn endpoint(
     let access = Arc::new(Access::new(&settings.access, is_local));
     let edge = Arc::new(Edge {
         routes: document.routes.clone(),
-        access: Arc::clone(&access),
+        access,
+        bodies,
         ingest: ingest.clone(),
         metrics,
         locked_out: AtomicBool::new(false),
@@ -173,8 +175,6 @@ fn endpoint(
     // Title and version are of the document, which is made already.
     Ok(OpenApiService::new((api, Pages::from(document)), "", "")
         .into_endpoint()
-        .data(access)
-        .data(bodies)
         .around(move |endpoint, request| edge::around(endpoint, request, Arc::clone(&edge))))
 }
 
@@ -212,6 +212,7 @@ pub async fn serve(
         metrics: parts.metrics.clone(),
         store: parts.store.clone(),
         bodies: Arc::clone(&bodies),
+        ingest: parts.ingest.clone(),
     };
     let places = accept::places(parts.store.max_connections() + accept::FEW);
     let acceptor = PatientAcceptor::new(listener, places, patience, parts.metrics.clone())?;

@@ -14,6 +14,7 @@ use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::memory::BodyLimits;
 use super::problem::ReadFailure;
+use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::telemetry::{Metrics, Snapshot};
 
@@ -54,6 +55,7 @@ pub(super) struct Gauges {
     pub(super) metrics: Metrics,
     pub(super) store: Store,
     pub(super) bodies: Arc<BodyLimits>,
+    pub(super) ingest: Ingest,
 }
 
 impl Gauges {
@@ -64,6 +66,7 @@ impl Gauges {
             pool_idle,
             pool_max: self.store.max_connections(),
             body_memory: self.bodies.in_use(),
+            waiting: self.ingest.waiting(),
         });
         text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
     }

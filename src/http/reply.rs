@@ -1,16 +1,18 @@
 //! The five-field reply that OpenIM expects to a callback, good or bad.
 
 use poem::{IntoResponse, Response};
-use poem_openapi::payload::Json;
 use poem_openapi::registry::{MetaResponses, Registry};
 use poem_openapi::types::{Example, Type};
 use poem_openapi::{ApiResponse, Object, ResponseContent};
+use serde::Serialize;
 
 use super::answers;
 use super::error::{Code, Door, Error};
+use super::written::Written;
 
 /// The reply to a callback.
-#[derive(Clone, Debug, Object)]
+#[derive(Clone, Debug, Object, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 pub(super) struct CallbackReply {
     /// 0: the callback was executed; 1: it was not, errCode says why.
@@ -73,7 +75,7 @@ impl From<CallbackFailure> for poem::Error {
 
 impl ApiResponse for CallbackFailure {
     fn meta() -> MetaResponses {
-        answers::failures(Door::Callback, Json::<CallbackReply>::media_types)
+        answers::failures(Door::Callback, Written::<CallbackReply>::media_types)
     }
 
     fn register(registry: &mut Registry) {
@@ -83,7 +85,19 @@ impl ApiResponse for CallbackFailure {
 
 /// An error as the answer to a callback.
 pub(super) fn render(error: &Error) -> Response {
-    Json(CallbackReply::failure(error.code, error.detail.to_string()))
-        .with_status(error.code.status())
-        .into_response()
+    let reply = CallbackReply::failure(error.code, error.detail.to_string());
+    let mut response = Written(reply).into_response();
+    response.set_status(error.code.status());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::written::assert_written_as_documented;
+    use super::CallbackReply;
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<CallbackReply>();
+    }
 }

@@ -1,10 +1,11 @@
 //! A lane: takes what waits, writes it, answers all.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::lanes::Shared;
 use crate::domain::{MemberPatch, fold};
@@ -14,6 +15,10 @@ use crate::store::{Error, Writer};
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// What takes longer is not worth waiting for: a statement and its commit take a tenth of this on
+/// a good disk.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// A change that waits to be written, and who waits for it.
 #[derive(Debug)]
@@ -55,8 +60,13 @@ impl Lane {
 
     /// Writes what comes, until the end of [`Shared::next`].
     pub(super) async fn run(&mut self) {
-        while let Some(batch) = self.shared.next(self.number).await {
-            self.write(batch).await;
+        let (number, shared) = (self.number, Arc::clone(&self.shared));
+        while let Some(batch) = shared.next(number).await {
+            let mut writing = pin!(self.write(batch));
+            if timeout(SLOW, &mut writing).await.is_err() {
+                shared.is_slow(number);
+                writing.await;
+            }
         }
         self.writer.close().await;
     }
@@ -121,7 +131,11 @@ impl Lane {
             };
             if self.pause.is_none() {
                 let error = error.to_string();
-                tracing::warn!(lane = self.number, error, "lost the connection to the database");
+                tracing::warn!(
+                    lane = self.number,
+                    error,
+                    "lost the connection to the database"
+                );
             }
             if now + pause >= deadline {
                 return Err(error);

@@ -65,6 +65,16 @@ impl Shared {
         }
     }
 
+    /// What a lane writes takes long: others need not wait for it.
+    pub(super) fn is_slow(&self, lane: usize) {
+        let other = {
+            let mut queue = self.queue();
+            queue.is_slow(lane);
+            queue.wanted()
+        };
+        self.wake(other);
+    }
+
     fn wake(&self, lane: Option<usize>) {
         if let Some(lane) = lane {
             self.wake[lane].notify_one();
@@ -137,6 +147,11 @@ impl Lanes {
         let lane = self.shared.queue().push(group, bytes, waiting);
         self.shared.wake(lane);
         answered
+    }
+
+    /// How many changes wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.queue().len()
     }
 
     /// Writes what waits, then ends the lanes.

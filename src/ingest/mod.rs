@@ -113,6 +113,11 @@ impl Ingest {
         self.keeper.housekeep().await
     }
 
+    /// How many changes wait to be written.
+    pub fn waiting(&self) -> usize {
+        self.lanes.waiting()
+    }
+
     /// Waits for every change under way.
     pub async fn close(&self) {
         self.under_way.close();

@@ -23,6 +23,9 @@ pub(super) struct Queue<C> {
     most: Load,
 }
 
+/// Up to so many changes, the commit costs more than the rows.
+const FEW: usize = 4;
+
 /// An amount of work.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Load {
@@ -41,8 +44,10 @@ struct Entry<C> {
 struct Lane<C> {
     /// Of groups that it has, in order of arrival.
     kept: VecDeque<Entry<C>>,
-    /// Groups of what it writes now.
+    /// Groups of what it writes now, one for each change.
     writing: Vec<u64>,
+    /// Whether that takes long.
+    is_slow: bool,
 }
 
 impl<C> Queue<C> {
@@ -50,6 +55,7 @@ impl<C> Queue<C> {
         let lane = |_| Lane {
             kept: VecDeque::new(),
             writing: Vec::new(),
+            is_slow: false,
         };
         Self {
             unclaimed: VecDeque::new(),
@@ -72,13 +78,18 @@ impl<C> Queue<C> {
             return None;
         }
         self.unclaimed.push_back(entry);
-        self.idle.pop()
+        self.wanted()
     }
 
     /// What `lane` writes next, in order of arrival within each group; what it wrote before is
     /// done. Nothing: it is without work, until [`Queue::push`] names it.
     pub(super) fn take(&mut self, lane: usize) -> Vec<C> {
-        let Lane { kept, writing } = &mut self.lanes[lane];
+        let Lane {
+            kept,
+            writing,
+            is_slow,
+        } = &mut self.lanes[lane];
+        *is_slow = false;
         for group in writing.drain(..) {
             self.claims.remove(&group);
         }
@@ -121,9 +132,22 @@ impl<C> Queue<C> {
         batch
     }
 
+    /// Says that what `lane` writes takes long, so that nothing waits for it.
+    pub(super) fn is_slow(&mut self, lane: usize) {
+        self.lanes[lane].is_slow = true;
+    }
+
     /// A lane without work to wake, if there is work for it.
+    ///
+    /// Few changes are left to a lane that writes many now and takes them next: a row costs little,
+    /// a statement and its commit much. So two changes are written side by side by two lanes, and
+    /// hundreds by one, which is the faster way for either.
     pub(super) fn wanted(&mut self) -> Option<usize> {
-        if self.unclaimed.is_empty() {
+        let waiting = self.unclaimed.len();
+        let soon_done = self.lanes.iter().filter(|lane| !lane.is_slow);
+        let writing: usize = soon_done.map(|lane| lane.writing.len()).sum();
+        let is_worth_it = waiting >= self.most.changes || (writing <= FEW && waiting >= writing);
+        if waiting == 0 || !is_worth_it {
             return None;
         }
         self.idle.pop()
@@ -133,5 +157,131 @@ impl<C> Queue<C> {
     pub(super) fn len(&self) -> usize {
         let kept: usize = self.lanes.iter().map(|lane| lane.kept.len()).sum();
         self.unclaimed.len() + kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SMALL: Load = Load {
+        changes: 3,
+        bytes: 10,
+    };
+
+    #[test]
+    fn two_changes_find_two_lanes_and_a_group_stays_in_its_own() {
+        let mut queue = Queue::new(2, SMALL);
+        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
+        assert_eq!(queue.push(1, 1, "a"), Some(1));
+        assert_eq!(queue.take(1), ["a"]);
+        // The same group: kept for the lane that has it.
+        assert_eq!(queue.push(1, 1, "b"), None);
+        // Another: the other lane.
+        assert_eq!(queue.push(2, 1, "c"), Some(0));
+        assert_eq!(queue.take(0), ["c"]);
+        assert_eq!(queue.take(1), ["b"]);
+        assert_eq!(queue.take(1), Vec::<&str>::new());
+        // Nobody has it any more, so any lane may.
+        assert_eq!(queue.push(1, 1, "d"), Some(1));
+    }
+
+    #[test]
+    fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
+        let most = Load {
+            changes: 20,
+            bytes: 1000,
+        };
+        let mut queue = Queue::new(2, most);
+        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
+        for group in 0..10 {
+            queue.push(group, 1, group);
+        }
+        assert_eq!(queue.take(0).len(), 10);
+        assert_eq!(queue.take(1).len(), 0);
+        assert_eq!(queue.push(20, 1, 20), None);
+        assert_eq!(queue.wanted(), None);
+        queue.is_slow(0);
+        assert_eq!(queue.wanted(), Some(1));
+        assert_eq!(queue.take(1), [20]);
+    }
+
+    #[test]
+    fn as_many_as_fill_a_batch_are_left_to_nobody() {
+        let most = Load {
+            changes: 20,
+            bytes: 1000,
+        };
+        let mut queue = Queue::new(2, most);
+        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
+        for group in 0..20 {
+            queue.push(group, 1, group);
+        }
+        assert_eq!(queue.take(0).len(), 20);
+        assert_eq!(queue.take(1).len(), 0);
+        for group in 20..39 {
+            assert_eq!(queue.push(group, 1, group), None, "{group}");
+        }
+        assert_eq!(queue.push(39, 1, 39), Some(1));
+    }
+
+    /// What happens to a queue.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Push { group: u64, bytes: usize },
+        Take { lane: usize },
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Event::Push { group, bytes }),
+            2 => (0_usize..3).prop_map(|lane| Event::Take { lane }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn each_change_is_taken_once_in_order_and_its_group_by_one_lane_at_a_time(
+            events in proptest::collection::vec(event(), 0..200),
+        ) {
+            let mut queue = Queue::new(3, SMALL);
+            let mut pushed = Vec::new();
+            let mut taken = Vec::new();
+            let mut writing: [Vec<(u64, usize, usize)>; 3] = Default::default();
+            // In the end each lane takes until there is nothing left.
+            let end = (0..600).map(|n| Event::Take { lane: n % 3 });
+            for event in events.into_iter().chain(end) {
+                match event {
+                    Event::Push { group, bytes } => {
+                        let change = (group, bytes, pushed.len());
+                        pushed.push(change);
+                        queue.push(group, bytes, change);
+                    }
+                    Event::Take { lane } => {
+                        let batch = queue.take(lane);
+                        let bytes: usize = batch.iter().map(|change| change.1).sum();
+                        prop_assert!(batch.len() <= SMALL.changes);
+                        prop_assert!(bytes <= SMALL.bytes || batch.len() == 1);
+                        for (other, theirs) in writing.iter().enumerate() {
+                            for (group, ..) in theirs.iter().filter(|_| other != lane) {
+                                prop_assert!(batch.iter().all(|change| change.0 != *group));
+                            }
+                        }
+                        taken.extend(batch.clone());
+                        writing[lane] = batch;
+                    }
+                }
+                prop_assert_eq!(queue.len(), pushed.len() - taken.len());
+            }
+            for group in 0..6 {
+                let of = |changes: &[(u64, usize, usize)]| -> Vec<usize> {
+                    let same = changes.iter().filter(|change| change.0 == group);
+                    same.map(|change| change.2).collect()
+                };
+                prop_assert_eq!(of(&taken), of(&pushed));
+            }
+        }
     }
 }

@@ -203,6 +203,7 @@ impl Database {
             pool: Arc::new(pool),
             size: self.pool_size as usize,
             reads: Arc::new(Semaphore::new(reads as usize)),
+            lookups: Arc::default(),
             of_lanes: Arc::new(Connector::new(of_lanes)),
             lanes: lanes as usize,
             patience_of_lanes: patience / ATTEMPTS,

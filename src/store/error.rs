@@ -1,9 +1,10 @@
 //! What can go wrong at the wall, told apart by SQLSTATE and never by the message's text.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// An error of the store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Error {
     /// The database is away, slow, or will not let us work: the same call may succeed later.
     Transient(Cause),
@@ -12,10 +13,10 @@ pub enum Error {
 }
 
 /// What the database or the way to it said. Never shown to a caller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Cause {
-    /// sqlx's account of it.
-    Sqlx(sqlx::Error),
+    /// sqlx's account of it; several may have asked.
+    Sqlx(Arc<sqlx::Error>),
     /// Nothing came back in time.
     GaveUp,
 }
@@ -34,7 +35,7 @@ impl Error {
             Cause::GaveUp => return true,
             Cause::Sqlx(error) => error,
         };
-        match error {
+        match &**error {
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
                 let is = |start: &&str| code.starts_with(start);
                 OF_CONNECTION.iter().any(is)
@@ -75,9 +76,9 @@ impl From<sqlx::Error> for Error {
             _ => false,
         };
         if permanent {
-            Error::Permanent(Cause::Sqlx(error))
+            Error::Permanent(Cause::Sqlx(Arc::new(error)))
         } else {
-            Error::Transient(Cause::Sqlx(error))
+            Error::Transient(Cause::Sqlx(Arc::new(error)))
         }
     }
 }
@@ -88,13 +89,15 @@ impl fmt::Display for Error {
         let (Error::Transient(cause) | Error::Permanent(cause)) = self;
         match cause {
             Cause::GaveUp => f.write_str("no answer from the database in time"),
-            Cause::Sqlx(sqlx::Error::Database(error)) => write!(
-                f,
-                "SQLSTATE {}: {}",
-                error.code().as_deref().unwrap_or("none"),
-                error.message()
-            ),
-            Cause::Sqlx(error) => error.fmt(f),
+            Cause::Sqlx(error) => match &**error {
+                sqlx::Error::Database(error) => write!(
+                    f,
+                    "SQLSTATE {}: {}",
+                    error.code().as_deref().unwrap_or("none"),
+                    error.message()
+                ),
+                error => error.fmt(f),
+            },
         }
     }
 }

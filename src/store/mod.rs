@@ -15,6 +15,7 @@ macro_rules! statements {
 mod connect;
 mod connections;
 mod error;
+mod lookups;
 mod migrate;
 mod read;
 mod rejected;
@@ -28,6 +29,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use connections::{Connector, Pool};
+use lookups::Lookups;
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
@@ -50,6 +52,7 @@ pub struct Store {
     pool: Arc<Pool>,
     /// As many turns as reads may have connections of these.
     reads: Arc<Semaphore>,
+    lookups: Arc<Lookups>,
     /// Makes the connections of the lanes.
     of_lanes: Arc<Connector>,
     /// How many these are.

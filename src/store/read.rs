@@ -6,7 +6,10 @@
 //! says the same: with an equality the planner may take the order from the other index, which it
 //! believes to hold the group's members evenly spread, and read all the table to find them.
 
-use sqlx::FromRow;
+use std::sync::Arc;
+
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, Row};
 use time::OffsetDateTime;
 
 use super::{Error, Store};
@@ -86,7 +89,7 @@ SELECT asked.place, m.group_id, m.user_id, m.nickname, m.face_url, m.role_level,
 }
 
 /// A current member, as stored.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the columns; see migrations/0001")]
 pub struct MemberRow {
     pub group_id: String,
@@ -124,11 +127,39 @@ struct RoleRow {
     newest_change: OffsetDateTime,
 }
 
-#[derive(FromRow)]
+/// By the place of the columns, which all these statements have in one order, with what else there
+/// is before them: to find each by its name takes as long as to read it.
+fn member_at(row: &PgRow, first: usize) -> Result<MemberRow, sqlx::Error> {
+    Ok(MemberRow {
+        group_id: row.try_get(first)?,
+        user_id: row.try_get(first + 1)?,
+        nickname: row.try_get(first + 2)?,
+        face_url: row.try_get(first + 3)?,
+        role_level: row.try_get(first + 4)?,
+        ex: row.try_get(first + 5)?,
+        created_at: row.try_get(first + 6)?,
+        updated_at: row.try_get(first + 7)?,
+    })
+}
+
+impl FromRow<'_, PgRow> for MemberRow {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        member_at(row, 0)
+    }
+}
+
 struct PlacedRow {
     place: i64,
-    #[sqlx(flatten)]
     member: MemberRow,
+}
+
+impl FromRow<'_, PgRow> for PlacedRow {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            place: row.try_get(0)?,
+            member: member_at(row, 1)?,
+        })
+    }
 }
 
 /// Which members of a group are wanted.
@@ -181,15 +212,9 @@ impl Store {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn member(&self, group: &GroupId, user: &UserId) -> Result<Option<MemberRow>, Error> {
-        self.read(async |connection| {
-            sqlx::query_as(MEMBER)
-                .bind(group.as_str())
-                .bind(user.as_str())
-                .fetch_optional(connection)
-                .await
-        })
-        .await
+    pub async fn member(&self, group: GroupId, user: UserId) -> Result<Option<MemberRow>, Error> {
+        let found = self.look_up([(group, user)].into()).await?;
+        Ok(found.into_iter().next().flatten())
     }
 
     /// Up to `limit` current memberships of a user after the group id `after` ("" for the first),
@@ -248,28 +273,43 @@ impl Store {
     /// See [`Error`].
     pub async fn memberships(
         &self,
-        pairs: &[(GroupId, UserId)],
+        pairs: Arc<[(GroupId, UserId)]>,
     ) -> Result<Vec<Option<MemberRow>>, Error> {
-        let (groups, users): (Vec<&str>, Vec<&str>) = pairs
-            .iter()
-            .map(|(group, user)| (group.as_str(), user.as_str()))
-            .unzip();
-        let found: Vec<PlacedRow> = self
-            .read(async |connection| {
-                sqlx::query_as(MEMBERSHIPS)
-                    .bind(groups)
-                    .bind(users)
-                    .fetch_all(connection)
-                    .await
-            })
-            .await?;
-        let mut members = vec![None; pairs.len()];
-        for PlacedRow { place, member } in found {
-            let index = usize::try_from(place - 1).ok();
-            if let Some(slot) = index.and_then(|index| members.get_mut(index)) {
-                *slot = Some(member);
-            }
-        }
-        Ok(members)
+        self.look_up(pairs).await
     }
+}
+
+pub(super) async fn member(
+    connection: &mut PgConnection,
+    group: &GroupId,
+    user: &UserId,
+) -> Result<Option<MemberRow>, sqlx::Error> {
+    sqlx::query_as(MEMBER)
+        .bind(group.as_str())
+        .bind(user.as_str())
+        .fetch_optional(connection)
+        .await
+}
+
+pub(super) async fn memberships(
+    connection: &mut PgConnection,
+    pairs: &[&(GroupId, UserId)],
+) -> Result<Vec<Option<MemberRow>>, sqlx::Error> {
+    let (groups, users): (Vec<&str>, Vec<&str>) = pairs
+        .iter()
+        .map(|(group, user)| (group.as_str(), user.as_str()))
+        .unzip();
+    let found: Vec<PlacedRow> = sqlx::query_as(MEMBERSHIPS)
+        .bind(groups)
+        .bind(users)
+        .fetch_all(connection)
+        .await?;
+    let mut members = vec![None; pairs.len()];
+    for PlacedRow { place, member } in found {
+        let index = usize::try_from(place - 1).ok();
+        if let Some(slot) = index.and_then(|index| members.get_mut(index)) {
+            *slot = Some(member);
+        }
+    }
+    Ok(members)
 }

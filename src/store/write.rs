@@ -163,3 +163,16 @@ async fn patch_many(
         .bind(column(patches, |patch| patch.ex.map(Text::as_str)));
     query.execute(connection).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{UPSERT_MEMBER, UPSERT_MEMBERS};
+
+    /// A batch must do to a row what a lone change does.
+    #[test]
+    fn both_statements_change_a_row_in_the_same_way() {
+        let [one, many] = [UPSERT_MEMBER, UPSERT_MEMBERS].map(|sql| sql.split_once("ON CONFLICT"));
+        assert!(one.is_some());
+        assert_eq!(one.unwrap().1, many.unwrap().1);
+    }
+}

@@ -35,6 +35,7 @@ struct Inner {
     pool: IntGaugeVec,
     pool_max: IntGauge,
     body_memory: IntGauge,
+    waiting: IntGauge,
 }
 
 /// An answer to count.
@@ -67,6 +68,8 @@ pub struct Snapshot {
     pub pool_max: usize,
     /// What request bodies take, in bytes.
     pub body_memory: usize,
+    /// Changes that wait for a lane.
+    pub waiting: usize,
 }
 
 impl Metrics {
@@ -141,6 +144,10 @@ impl Metrics {
                 "body_memory_bytes",
                 "Memory that request bodies take (MAX_BODY_MEMORY at most).",
             )?,
+            waiting: IntGauge::new(
+                "changes_waiting",
+                "Changes that wait to be written; those that are being written are not counted.",
+            )?,
             registry,
         };
         let build_info = IntGaugeVec::new(
@@ -163,8 +170,9 @@ impl Metrics {
             pool,
             pool_max,
             body_memory,
+            waiting,
         } = &inner;
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 13] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -176,6 +184,7 @@ impl Metrics {
             Box::new(pool.clone()),
             Box::new(pool_max.clone()),
             Box::new(body_memory.clone()),
+            Box::new(waiting.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -255,6 +264,7 @@ impl Metrics {
             pool_idle,
             pool_max,
             body_memory,
+            waiting,
         } = snapshot;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let inner = &self.0;
@@ -268,6 +278,7 @@ impl Metrics {
             .set(number(pool_idle));
         inner.pool_max.set(number(pool_max));
         inner.body_memory.set(number(body_memory));
+        inner.waiting.set(number(waiting));
         let mut families = inner.registry.gather();
         families.extend(process());
         TextEncoder::new().encode_to_string(&families)

@@ -13,6 +13,8 @@ mod bounds;
 mod callbacks;
 mod docs_page;
 mod document;
+mod lanes;
+mod lookups;
 mod outage;
 mod private_postgres;
 mod process;
