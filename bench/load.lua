@@ -1,5 +1,5 @@
 -- What wrk sends: wrk -s load.lua URL -- KIND GROUPS MEMBERS SEED
--- KIND is callback, unknown, member or page. Requests are made before the clock starts, so that
+-- KIND is callback, unknown, member, page, or a path to GET. Requests are made before the clock starts, so that
 -- making them costs the load generator nothing while it runs.
 
 local thread_count = 0
@@ -45,7 +45,7 @@ KINDS.page = function(group)
 end
 
 function init(args)
-    local make = assert(KINDS[args[1]], "KIND: expected callback, unknown, member or page")
+    local make = KINDS[args[1]] or function() return wrk.format("GET", args[1]) end
     local groups, members, seed = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
     math.randomseed(seed * 1000 + number)
     for i = 1, REQUESTS do

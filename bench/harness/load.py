@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class Figures:
     # CPU time per request: of the contender, and of Postgres.
     cpu: float
     cpu_postgres: float
+    # Most memory that the contender held, in MiB.
+    rss: float = 0.0
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -48,8 +51,10 @@ def wrk(server: Server, postgres: Postgres, kind: str, connections: int, seconds
     threads = 1 if connections < 16 else 2
     command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
                "-s", str(BENCH / "load.lua"), server.url, "--", kind, str(groups), str(members),
-               str(seed)]
+               str(seed)]  # KIND may also be a path
     processes = [server.process.pid]
+    # From here on the most is counted anew.
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
     before = cpu_seconds(processes), cpu_seconds(postgres.processes())
     done = subprocess.run(command, capture_output=True, text=True)
     after = cpu_seconds(processes), cpu_seconds(postgres.processes())
@@ -68,6 +73,7 @@ def wrk(server: Server, postgres: Postgres, kind: str, connections: int, seconds
         p99=result["p99_us"],
         cpu=(after[0] - before[0]) / count * 1e6,
         cpu_postgres=(after[1] - before[1]) / count * 1e6,
+        rss=peak_rss_mib(server.process.pid),
     )
 
 
@@ -122,9 +128,13 @@ def pgbench(postgres: Postgres, kind: str, connections: int, seconds: float, gro
                "-j", str(min(connections, 2)), "-T", str(max(1, round(seconds))),
                "--random-seed", str(seed), *defines, *scripts, "-l", "--log-prefix", str(log),
                postgres.url()]
+    processes = len(postgres.processes())
     before = cpu_seconds(postgres.processes())
     done = subprocess.run(command, capture_output=True, text=True)
-    # The connections are closed by now, and what they used is counted with the server's.
+    # Once the connections are gone, what they used is counted with the server's.
+    deadline = time.monotonic() + 5
+    while len(postgres.processes()) > processes and time.monotonic() < deadline:
+        time.sleep(0.02)
     after = cpu_seconds(postgres.processes())
     found = re.search(r"tps = ([\d.]+) \(without", done.stdout)
     if done.returncode or not found:

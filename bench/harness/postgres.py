@@ -15,7 +15,7 @@ from pathlib import Path
 # (fsync, synchronous_commit, full_page_writes) is as Postgres has it: on.
 SETTINGS = {
     "shared_buffers": "1GB",
-    "max_connections": "100",
+    "max_connections": "400",
     # No checkpoint while something is measured: one makes the next minute slower for whoever
     # comes then.
     "max_wal_size": "32GB",

@@ -33,7 +33,9 @@ pub async fn rejected(
         RejectedCommand::Show { id } => show(&store, id, &mut out, &mut notes).await,
         RejectedCommand::Replay(which) => {
             let ingest = Ingest::new(store.clone(), config.rejected);
-            replay(&store, &ingest, &which, &mut out).await
+            let done = replay(&store, &ingest, &which, &mut out).await;
+            ingest.close().await;
+            done
         }
         RejectedCommand::Delete(which) => delete(&store, &which, &mut out).await,
     };

@@ -144,10 +144,11 @@ pub(super) struct Settings {
         default_value = "public"
     )]
     pub(super) database_schema: String,
-    /// Most connections to Postgres at a time, 1 to 1000
+    /// Most connections to Postgres at a time, 2 to 1000; from 4 on two are for callbacks alone
     #[arg(long, env, global = true, value_name = "N", default_value = "10")]
     pub(super) database_pool_size: String,
-    /// Longest a request waits for Postgres, and longest a statement may take, 100 to 60000
+    /// Longest a request waits for Postgres, 100 to 60000; a read's statement may take as long, a
+    /// callback's half of it, for it may have to be tried twice
     #[arg(long, env, global = true, value_name = "MS", default_value = "2000")]
     pub(super) database_timeout_ms: String,
     /// Where the private Postgres keeps its data [default: /var/lib/openim-group-mirror for root,

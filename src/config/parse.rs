@@ -151,7 +151,7 @@ impl Settings {
                 "1 to 63 lower-case letters, digits and _, not starting with a digit or pg_",
             );
         }
-        let pool_size = e.number("DATABASE_POOL_SIZE", &self.database_pool_size, 1..=1000);
+        let pool_size = e.number("DATABASE_POOL_SIZE", &self.database_pool_size, 2..=1000);
         let timeout = e.number(
             "DATABASE_TIMEOUT_MS",
             &self.database_timeout_ms,

@@ -39,7 +39,7 @@ impl<T: Serialize + Send> IntoResponse for Written<T> {
                 response.headers_mut().insert(CONTENT_TYPE, json);
                 response
             }
-            // Cannot be: no key of a map is anything but a text, and no value fails to be written.
+            // A time outside the years 0 to 9999, which neither we nor now() ever wrote.
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }

@@ -1,5 +1,6 @@
 //! A lane: takes what waits, writes it, answers all.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::lanes::Shared;
+use super::queue::FEW;
 use crate::domain::{MemberPatch, fold};
 use crate::store::{Error, Writer};
 
@@ -24,7 +26,7 @@ const SLOW: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) patch: MemberPatch,
-    /// When nobody waits any longer.
+    /// When it is too late to begin with it.
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Result<(), Error>>,
     /// In the queue.
@@ -44,16 +46,27 @@ pub(super) struct Lane {
     number: usize,
     shared: Arc<Shared>,
     writer: Writer,
+    /// How much longer than its time a change waits for others of its batch.
+    grace: Duration,
+    /// Postgres gives up on another's lock in less.
+    of_lock: Duration,
     /// Whether the database did not answer last time, and how long to wait before the next.
     pause: Option<Duration>,
 }
 
 impl Lane {
-    pub(super) fn new(number: usize, shared: Arc<Shared>, writer: Writer) -> Self {
+    pub(super) fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        writer: Writer,
+        patience: Duration,
+    ) -> Self {
         Self {
             number,
             shared,
             writer,
+            grace: patience / 2,
+            of_lock: patience / 4,
             pause: None,
         }
     }
@@ -62,6 +75,10 @@ impl Lane {
     pub(super) async fn run(&mut self) {
         let (number, shared) = (self.number, Arc::clone(&self.shared));
         while let Some(batch) = shared.next(number).await {
+            if batch.len() <= FEW {
+                self.write(batch).await;
+                continue;
+            }
             let mut writing = pin!(self.write(batch));
             if timeout(SLOW, &mut writing).await.is_err() {
                 shared.is_slow(number);
@@ -75,13 +92,15 @@ impl Lane {
         let now = Instant::now();
         let (batch, late): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|change| change.deadline > now);
-        // They were told so already.
         for change in late {
             change.answer(Err(Error::gave_up()));
         }
-        let Some(deadline) = batch.iter().map(|change| change.deadline).max() else {
+        let deadlines = batch.iter().map(|change| change.deadline);
+        let (Some(first), Some(last)) = (deadlines.clone().min(), deadlines.max()) else {
             return;
         };
+        // The last has its full time, unless the first would wait too long for that.
+        let deadline = last.min(first + self.grace);
         let patches = batch.iter().map(|change| &change.patch);
         match self.attempt(patches, deadline).await {
             Ok(()) => {
@@ -89,19 +108,34 @@ impl Lane {
                     change.answer(Ok(()));
                 }
             }
-            Err(error) if batch.len() == 1 && matches!(error, Error::Permanent(_)) => {
+            Err(error) if error.is_of_connection() => {
                 for change in batch {
-                    change.answer(Err(error));
-                    break;
+                    change.answer(Err(error.clone()));
                 }
             }
-            // One of them is the bad one, or had to wait for somebody who has its row.
-            Err(_) => {
-                for change in batch {
-                    let written = self.attempt([&change.patch], change.deadline).await;
-                    change.answer(written);
-                }
+            Err(_) => self.write_one_by_one(batch.into(), deadline).await,
+        }
+    }
+
+    /// One of them is the bad one, or has to wait for somebody who has locked its row.
+    async fn write_one_by_one(&mut self, mut changes: VecDeque<Waiting>, deadline: Instant) {
+        while let Some(change) = changes.pop_front() {
+            let written = self.attempt([&change.patch], deadline).await;
+            // An attempt that we would not see the end of could be written after all.
+            let has_time = Instant::now() + self.of_lock <= deadline;
+            if !(has_time && written.as_ref().is_err_and(Error::is_of_lock)) {
+                change.answer(written);
+                continue;
             }
+            // Behind the others; what comes after it for the same member stays after it.
+            let member = (change.patch.group_id.clone(), change.patch.user_id.clone());
+            let is_same = |other: &Waiting| {
+                (&other.patch.group_id, &other.patch.user_id) == (&member.0, &member.1)
+            };
+            let (same, others): (VecDeque<_>, VecDeque<_>) = changes.into_iter().partition(is_same);
+            changes = others;
+            changes.push_back(change);
+            changes.extend(same);
         }
     }
 
@@ -113,11 +147,14 @@ impl Lane {
     ) -> Result<(), Error> {
         let patches = fold(patches);
         loop {
+            if Instant::now() >= deadline {
+                return Err(Error::gave_up());
+            }
             let written = self.writer.patch_members(&patches, deadline).await;
             let error = match written {
                 Err(error) if error.is_of_connection() => error,
                 done => {
-                    if done.is_ok() && self.pause.take().is_some() {
+                    if self.pause.take().is_some() {
                         tracing::info!(lane = self.number, "the database is back");
                     }
                     return done;

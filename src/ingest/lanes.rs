@@ -96,7 +96,12 @@ impl Lanes {
             let (shared, store) = (Arc::clone(&shared), store.clone());
             running.spawn(async move {
                 loop {
-                    let mut lane = Lane::new(number, Arc::clone(&shared), store.writer());
+                    let mut lane = Lane::new(
+                        number,
+                        Arc::clone(&shared),
+                        store.writer(),
+                        store.patience(),
+                    );
                     // What it was writing is answered as lost; the others must not wait for ever.
                     match AssertUnwindSafe(lane.run()).catch_unwind().await {
                         Ok(()) => break,
@@ -128,7 +133,9 @@ impl Lanes {
             .map_err(|_closed| Error::gave_up()) // it never is
     }
 
-    /// Puts a change in its place. The answer comes when it is committed or cannot be.
+    /// Puts a change in its place. The answer comes when it is committed or cannot be: by half as
+    /// much again as a change may take, for a lane does nothing without a bound. A timer for each
+    /// change would cost more than the change.
     pub(super) fn push(
         &self,
         place: OwnedSemaphorePermit,

@@ -8,7 +8,7 @@ mod rejected;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::{MemberPatch, Rejected};
@@ -70,10 +70,9 @@ impl Ingest {
                 .await?
             }
         };
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(written)) => Ok(written?),
-            Ok(Err(_panicked)) => Err(Error::Lost),
-            Err(_elapsed) => Err(store::Error::gave_up().into()),
+        match answered.await {
+            Ok(written) => Ok(written?),
+            Err(_panicked) => Err(Error::Lost),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// Changes in the order of their arrival. `C` is a change; a group is known by a hash, so two
+/// Changes in the order of their arrival here. `C` is a change; a group is known by a hash, so two
 /// groups may be taken for one, which only keeps them in order too.
 #[derive(Debug)]
 pub(super) struct Queue<C> {
@@ -24,7 +24,7 @@ pub(super) struct Queue<C> {
 }
 
 /// Up to so many changes, the commit costs more than the rows.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// An amount of work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,7 +82,7 @@ impl<C> Queue<C> {
     }
 
     /// What `lane` writes next, in order of arrival within each group; what it wrote before is
-    /// done. Nothing: it is without work, until [`Queue::push`] names it.
+    /// done. Nothing: it is without work, until [`Queue::push`] or [`Queue::wanted`] names it.
     pub(super) fn take(&mut self, lane: usize) -> Vec<C> {
         let Lane {
             kept,
@@ -139,15 +139,14 @@ impl<C> Queue<C> {
 
     /// A lane without work to wake, if there is work for it.
     ///
-    /// Few changes are left to a lane that writes many now and takes them next: a row costs little,
-    /// a statement and its commit much. So two changes are written side by side by two lanes, and
-    /// hundreds by one, which is the faster way for either.
+    /// While a lane writes many changes, those that come are left to it, unless they fill a batch:
+    /// a row costs little, a statement and its commit much. So two changes are written side by side
+    /// by two lanes, and hundreds by one, which is the faster way for either.
     pub(super) fn wanted(&mut self) -> Option<usize> {
         let waiting = self.unclaimed.len();
         let soon_done = self.lanes.iter().filter(|lane| !lane.is_slow);
         let writing: usize = soon_done.map(|lane| lane.writing.len()).sum();
-        let is_worth_it = waiting >= self.most.changes || (writing <= FEW && waiting >= writing);
-        if waiting == 0 || !is_worth_it {
+        if waiting == 0 || (writing > FEW && waiting < self.most.changes) {
             return None;
         }
         self.idle.pop()

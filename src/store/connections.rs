@@ -4,22 +4,29 @@
 //! connection is well, and so makes three round trips of one. Here a connection is well until it
 //! fails; what failed on one that had waited is tried again on a new one.
 
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 use super::Error;
 
-/// A connection that waits longer for work is closed: Postgres has better uses for its memory.
+/// One that has waited longer for work is not used again: a firewall may have forgotten it.
 const MAX_IDLE: Duration = Duration::from_secs(600);
 /// One that is older is closed after use: it may lead to a server that others have left.
 const MAX_AGE: Duration = Duration::from_secs(1800);
+
+/// "Cannot connect now" and "too many connections".
+const NOT_YET: [&str; 2] = ["57P03", "53300"];
 
 /// How connections are made, and how many there are.
 #[derive(Debug)]
@@ -42,14 +49,40 @@ impl Connector {
 
     /// A new connection.
     pub(super) async fn connect(self: &Arc<Self>, deadline: Instant) -> Result<Counted, Error> {
-        let connected = timeout_at(deadline, self.options.connect()).await;
-        let connection = connected.map_err(|_elapsed| Error::gave_up())??;
+        let connection = timeout_at(deadline, self.connect_patiently())
+            .await
+            .map_err(|_elapsed| Error::gave_up())??;
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(Counted {
             connection: Some(connection),
+            alarm: Alarm::default(),
             connector: Arc::clone(self),
-            since: Instant::now(),
+            made: Instant::now(),
+            last_used: Instant::now(),
         })
+    }
+
+    /// Waits for a server that is just being started, or has no place for one more.
+    async fn connect_patiently(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let error = match self.options.connect().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            let may_come = match &error {
+                sqlx::Error::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+                sqlx::Error::Database(error) => error
+                    .code()
+                    .is_some_and(|code| NOT_YET.contains(&code.as_ref())),
+                _ => false,
+            };
+            if !may_come {
+                return Err(error);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
     }
 
     /// How many connections are at work, and how many wait for it.
@@ -65,8 +98,10 @@ impl Connector {
 pub(super) struct Counted {
     /// `None` once it is being closed.
     connection: Option<PgConnection>,
+    alarm: Alarm,
     connector: Arc<Connector>,
-    since: Instant,
+    made: Instant,
+    last_used: Instant,
 }
 
 impl Counted {
@@ -80,14 +115,19 @@ impl Counted {
         let Some(connection) = self.connection.as_mut() else {
             return Err(Error::gave_up()); // cannot be: who closes it consumes it
         };
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Error::gave_up());
+        }
+        self.last_used = now;
         let _working = Working::begin(&self.connector.used);
-        let done = timeout_at(deadline, work(connection)).await;
-        Ok(done.map_err(|_elapsed| Error::gave_up())??)
+        let done = self.alarm.timeout_at(deadline, work(connection)).await;
+        Ok(done.ok_or_else(Error::gave_up)??)
     }
 
-    /// Whether it has been there for so long that a new one is better.
+    /// Whether it has been there, or waited, for so long that a new one is better.
     pub(super) fn is_old(&self) -> bool {
-        self.since.elapsed() > MAX_AGE
+        self.made.elapsed() > MAX_AGE || self.last_used.elapsed() > MAX_IDLE
     }
 
     /// Says goodbye, so that Postgres need not find out.
@@ -101,6 +141,44 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.connector.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A bound on the time of one thing after the other.
+///
+/// A timer that is earlier than all others wakes a sleeping thread of the runtime, which then sleeps
+/// anew: for each of many short statements that is more work than the statement is to us. So the
+/// timer of the first statement stays, and is set anew only when it rings: once a while.
+#[derive(Debug, Default)]
+struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    /// `None` when the time is over before the work.
+    async fn timeout_at<T>(
+        &mut self,
+        deadline: Instant,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            let timer = self
+                .0
+                .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                if timer.deadline() >= deadline {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 
@@ -127,15 +205,9 @@ pub(super) struct Pool {
     places: Arc<Semaphore>,
     size: u32,
     /// Those without work, the last used last.
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<Counted>>,
     /// How long an answer is waited for that nobody wants any more.
     patience: Duration,
-}
-
-#[derive(Debug)]
-struct Idle {
-    connection: Counted,
-    since: Instant,
 }
 
 /// The right to one connection, and whatever else is held with it.
@@ -197,31 +269,30 @@ impl Pool {
         self.connector.count()
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Counted>> {
         // A list is a list, whoever panicked.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last used. The oldest are closed when nobody has needed them for a while.
+    /// The last used. Where it is old, so are the others.
     fn pop(&self) -> Option<Counted> {
         let mut idle = self.idle();
-        let last = idle.pop();
-        let tired = idle.first().filter(|one| one.since.elapsed() > MAX_IDLE);
-        let tired = tired.is_some().then(|| idle.remove(0));
-        drop(idle);
-        if let Some(tired) = tired {
-            tokio::spawn(tired.connection.close());
+        let last = idle.pop()?;
+        if !last.is_old() {
+            return Some(last);
         }
-        last.map(|one| one.connection)
+        for connection in idle.drain(..).chain([last]) {
+            tokio::spawn(connection.close());
+        }
+        None
     }
 
     fn push(&self, connection: Counted) {
         if connection.is_old() {
             tokio::spawn(connection.close());
-            return;
+        } else {
+            self.idle().push(connection);
         }
-        let since = Instant::now();
-        self.idle().push(Idle { connection, since });
     }
 
     /// Lets nobody in any more, waits for those at work, and closes all connections.
@@ -230,8 +301,8 @@ impl Pool {
         self.places.close();
         drop(all);
         let idle = std::mem::take(&mut *self.idle());
-        for one in idle {
-            one.connection.close().await;
+        for connection in idle {
+            connection.close().await;
         }
     }
 }

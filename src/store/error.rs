@@ -27,6 +27,17 @@ impl Error {
         Error::Transient(Cause::GaveUp)
     }
 
+    /// Whether it failed for what others do at the same moment.
+    pub fn is_of_lock(&self) -> bool {
+        match self {
+            Error::Transient(Cause::Sqlx(error)) => error
+                .as_database_error()
+                .and_then(|error| error.code())
+                .is_some_and(|code| OF_LOCK.contains(&code.as_ref())),
+            _ => false,
+        }
+    }
+
     /// Whether the connection is gone or silent, or leads to a server that takes no writes (any
     /// more), so that a new one may do better.
     pub fn is_of_connection(&self) -> bool {
@@ -51,10 +62,13 @@ impl Error {
 /// database's side.
 const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
-/// SQLSTATEs, or what they start with, after which the connection is of no use: it broke; the
-/// server ends it (a shutdown, a restart after a crash, an idle session); it is read-only, as a
-/// server that was the primary once.
-const OF_CONNECTION: [&str; 3] = ["08", "57P", "25006"];
+/// SQLSTATEs, or what they start with, after which there is no connection, or none of any use: it
+/// broke; the server ends it (a shutdown, a restart after a crash, an idle session) or has no place
+/// for it; we are not let in; it is read-only, as a server that was the primary once.
+const OF_CONNECTION: [&str; 7] = ["08", "57P", "25006", "25P03", "28", "3D000", "53300"];
+
+/// SQLSTATEs of a statement that another's locks were in the way of.
+const OF_LOCK: [&str; 3] = ["55P03", "40P01", "40001"];
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::read::{MemberRow, member, memberships};
 use super::{Error, Store};
@@ -18,6 +18,8 @@ const MOST: usize = 1000;
 const TASKS: usize = 2;
 /// Up to so many pairs a second statement is worth its cost.
 const FEW: usize = 4;
+/// From so many pairs on, a statement may take so long that nobody should have to wait for it.
+const MANY: usize = 300;
 
 type Pair = (GroupId, UserId);
 
@@ -25,6 +27,7 @@ type Pair = (GroupId, UserId);
 #[derive(Debug)]
 struct Asked {
     pairs: Arc<[Pair]>,
+    deadline: Instant,
     answer: oneshot::Sender<Result<Vec<Option<MemberRow>>, Error>>,
 }
 
@@ -51,8 +54,7 @@ impl Lookups {
 
 impl Waiting {
     fn wants_task(&self) -> bool {
-        let is_worth_it =
-            self.pairs >= MOST || (self.looked_up <= FEW && self.pairs >= self.looked_up);
+        let is_worth_it = self.looked_up <= FEW || self.looked_up >= MANY || self.pairs >= MOST;
         self.tasks == 0 || (self.tasks < TASKS && is_worth_it)
     }
 
@@ -125,7 +127,11 @@ impl Store {
         let starts = {
             let mut waiting = self.lookups.waiting();
             waiting.pairs += pairs.len();
-            waiting.asked.push(Asked { pairs, answer });
+            waiting.asked.push(Asked {
+                pairs,
+                deadline,
+                answer,
+            });
             let starts = waiting.wants_task();
             waiting.tasks += usize::from(starts);
             starts
@@ -134,11 +140,9 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move { store.look_up_what_waits().await });
         }
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(found)) => found,
-            // The task panicked, or the service is at its end.
-            Ok(Err(_)) | Err(_) => Err(Error::gave_up()),
-        }
+        // In time, for the task has a bound; a timer for each question would cost more than it does.
+        // Without an answer: the task panicked.
+        answered.await.unwrap_or_else(|_| Err(Error::gave_up()))
     }
 
     async fn look_up_what_waits(&self) {
@@ -148,14 +152,24 @@ impl Store {
             is_over: false,
         };
         while let Some(asked) = task.next() {
+            // Who waits longest has least time left, and with what is over there is none.
+            let now = Instant::now();
+            let (asked, late): (Vec<_>, Vec<_>) =
+                asked.into_iter().partition(|asked| asked.deadline > now);
+            for asked in late {
+                let _ = asked.answer.send(Err(Error::gave_up()));
+            }
+            let Some(deadline) = asked.iter().map(|asked| asked.deadline).min() else {
+                continue;
+            };
             let pairs: Vec<&Pair> = asked.iter().flat_map(|asked| &*asked.pairs).collect();
-            let found = self.read(async |connection| match pairs[..] {
+            let found = self.read_by(deadline, async |connection| match pairs[..] {
                 // Arrays cost a lone one more.
                 [(group, user)] => Ok(vec![member(connection, group, user).await?]),
                 _ => memberships(connection, &pairs).await,
             });
             let mut found = found.await.map(Vec::into_iter);
-            for Asked { pairs, answer } in asked {
+            for Asked { pairs, answer, .. } in asked {
                 let of_this = match &mut found {
                     Ok(members) => Ok(members.by_ref().take(pairs.len()).collect()),
                     Err(error) => Err(error.clone()),

@@ -73,7 +73,15 @@ impl Store {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.patience;
+        self.read_by(Instant::now() + self.patience, work).await
+    }
+
+    /// The same with a deadline of the caller's.
+    async fn read_by<T>(
+        &self,
+        deadline: Instant,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    ) -> Result<T, Error> {
         let turn = Arc::clone(&self.reads).acquire_owned();
         let turn = timeout_at(deadline, turn).await;
         let turn = turn.map_err(|_elapsed| Error::gave_up())?;
@@ -100,9 +108,13 @@ impl Store {
             sqlx::query(WITHOUT_HASTE)
                 .execute(&mut *transaction)
                 .await?;
-            let done = work(&mut transaction).await?;
-            transaction.commit().await?;
-            Ok(done)
+            match work(&mut transaction).await {
+                Ok(done) => transaction.commit().await.map(|()| done),
+                Err(error) => {
+                    transaction.rollback().await?;
+                    Err(error)
+                }
+            }
         };
         self.pool.run(None, Instant::now() + LONG, work).await
     }

@@ -93,8 +93,10 @@ impl Writer {
         deadline: Instant,
     ) -> Result<(), Error> {
         let deadline = deadline.min(Instant::now() + self.patience);
-        if self.connection.as_ref().is_some_and(Counted::is_old) {
-            self.close().await;
+        if self.connection.as_ref().is_some_and(Counted::is_old)
+            && let Some(old) = self.connection.take()
+        {
+            tokio::spawn(old.close());
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
