@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract fuzz postgres curl
+.PHONY: help run test check contract bench fuzz postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ check: ## what CI checks before it tests: format, lints, documentation
 contract: ## hold the running service against its OpenAPI document (Python, Node.js)
 	cargo build
 	tests/contract/run target/debug/openim-group-mirror
+
+bench: ## measure this service beside what one would use instead, about 15 minutes
+	bench/run
 
 FUZZ_SECS ?= 60
 fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!  OpenIM ──POST──▶ http ── domain ──▶ ingest ──▶ store (write) ──▶ Postgres
-//!                     ▲                             │
+//!                     ▲         lanes ▸ fold        │
 //!  backend ──GET──────┴──────── store (read) ◀──────┘
 //! ```
 //!
 //! One door (`http`), one queue (`ingest`), one wall (`store`). What a callback says is born as a
-//! `domain` type at the door and only moves right; nothing knows what stands to its left.
+//! `domain` type at the door and only moves right; nothing knows what stands to its left. A lane
+//! writes what waits as one statement, in which the patches of one member are folded into one.
 //!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
 //! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the

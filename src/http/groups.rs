@@ -68,7 +68,7 @@ impl Groups {
     /// One group in numbers
     ///
     /// Counts current members, in all and per role level. Cost: reads every member of the group,
-    /// about 0.1 s for a million held in memory; the lists cost the same for a group of any size.
+    /// about 0.2 s for a million held in memory; the lists cost the same for a group of any size.
     #[oai(path = "/groups/:groupID", method = "get", operation_id = "getGroup")]
     async fn group(
         &self,

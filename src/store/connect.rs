@@ -190,6 +190,10 @@ impl Database {
                 // Every statement is written for the plan that fits all values, so none is
                 // planned again and again.
                 ("plan_cache_mode", "force_generic_plan"),
+                // Such a plan knows no LIMIT, so in a large table it takes a page for a tenth of
+                // the rows: worth workers and a compiler, both of which take longer than a page.
+                ("max_parallel_workers_per_gather", "0"),
+                ("jit", "off"),
             ])
         };
         let options = timeouts(self.timeout, self.timeout);

@@ -71,7 +71,13 @@ impl Connector {
                 Err(error) => error,
             };
             let may_come = match &error {
-                sqlx::Error::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+                // Not found: the socket of a server on this machine.
+                sqlx::Error::Io(error) => {
+                    matches!(
+                        error.kind(),
+                        ErrorKind::ConnectionRefused | ErrorKind::NotFound
+                    )
+                }
                 sqlx::Error::Database(error) => error
                     .code()
                     .is_some_and(|code| NOT_YET.contains(&code.as_ref())),

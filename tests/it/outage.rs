@@ -3,13 +3,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 
-use crate::support::{TestApp, TestDb, Wire, kill, member_info, run, search};
+use crate::support::{TestApp, TestDb, Wire, kill, member_info, run, search, until};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -99,6 +100,49 @@ async fn a_database_that_is_gone_gives_503_and_is_found_again() {
     assert_away(&app).await;
     let _server = start(&dir).await;
     assert_back(&app).await;
+}
+
+#[tokio::test]
+async fn a_restart_of_postgres_costs_no_callback() {
+    let dir = run().folder("own").join("postgres");
+    let mut server = start(&dir).await;
+    let app = TestApp::start_on(TestDb::on(&server), |config| {
+        config.database.timeout = Duration::from_secs(10);
+    })
+    .await;
+    app.set("h", "u", json!({})).await;
+    let restarted = AtomicBool::new(false);
+    let send = async |connection: usize| {
+        let mut sent = 0;
+        // On past the restart, and not before something was sent.
+        while !restarted.load(Ordering::SeqCst) || sent < 20 {
+            sent += 1;
+            let user = format!("u{connection}");
+            app.set("g", &user, json!({"roleLevel": sent})).await;
+        }
+        assert_eq!(
+            app.member("g", &format!("u{connection}")).await.unwrap()[0],
+            json!(sent)
+        );
+        sent
+    };
+    let restart = async {
+        until("callbacks come", async || {
+            app.db.rows("select 1 as n from group_members").await.len() == 9
+        })
+        .await;
+        // Its connections would have to end before the server does.
+        app.db.pool.close().await;
+        tokio::task::spawn_blocking(move || server.stop(STOP_TIMEOUT))
+            .await
+            .unwrap()
+            .unwrap();
+        let server = start(&dir).await;
+        restarted.store(true, Ordering::SeqCst);
+        server
+    };
+    let (sent, _server) = tokio::join!(futures_util::future::join_all((0..8).map(send)), restart);
+    assert!(sent.iter().all(|sent| *sent >= 20), "{sent:?}");
 }
 
 /// Every process of a server, stopped in its tracks; they go on when this is dropped or when this
