@@ -82,6 +82,8 @@ class Postgres:
             self.process = subprocess.Popen(
                 [self.bin / "postgres", "-D", data, "-p", str(self.port), *options],
                 user=self.user,
+                # That user may not be let into ours.
+                cwd=self.dir,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -98,8 +100,13 @@ class Postgres:
 
     def __exit__(self, *_: object) -> None:
         if self.process:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
+            # At once: the data is thrown away.
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(30)
+            finally:
+                self.process.kill()
+                shutil.rmtree(self.dir, ignore_errors=True)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def run(self, program: str, *args: str) -> None:

@@ -109,6 +109,11 @@ impl Drop for Task<'_> {
             let mut waiting = self.lookups.waiting();
             waiting.looked_up -= self.looks_up;
             waiting.tasks -= 1;
+            if waiting.tasks == 0 {
+                // Nobody would answer these; they are told so.
+                waiting.asked.clear();
+                waiting.pairs = 0;
+            }
         }
     }
 }
@@ -140,7 +145,8 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move { store.look_up_what_waits().await });
         }
-        // In time, for the task has a bound; a timer for each question would cost more than it does.
+        // By half as much again as a question may take, for the task has a bound; a timer for each
+        // question would cost more than it does.
         // Without an answer: the task panicked.
         answered.await.unwrap_or_else(|_| Err(Error::gave_up()))
     }
@@ -152,16 +158,19 @@ impl Store {
             is_over: false,
         };
         while let Some(asked) = task.next() {
-            // Who waits longest has least time left, and with what is over there is none.
+            // For what is over there is no time.
             let now = Instant::now();
             let (asked, late): (Vec<_>, Vec<_>) =
                 asked.into_iter().partition(|asked| asked.deadline > now);
             for asked in late {
                 let _ = asked.answer.send(Err(Error::gave_up()));
             }
-            let Some(deadline) = asked.iter().map(|asked| asked.deadline).min() else {
+            let deadlines = asked.iter().map(|asked| asked.deadline);
+            let (Some(first), Some(last)) = (deadlines.clone().min(), deadlines.max()) else {
                 continue;
             };
+            // The last has its full time, unless the first would wait too long for that.
+            let deadline = last.min(first + self.patience / 2);
             let pairs: Vec<&Pair> = asked.iter().flat_map(|asked| &*asked.pairs).collect();
             let found = self.read_by(deadline, async |connection| match pairs[..] {
                 // Arrays cost a lone one more.

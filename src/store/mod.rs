@@ -68,7 +68,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Runs a read. Reads leave a connection to writes: a callback that finds none is lost.
+    /// Runs a read. Reads leave a connection to writes: a rejected callback that finds none is lost.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
