@@ -108,7 +108,10 @@ impl Lane {
                     change.answer(Ok(()));
                 }
             }
-            Err(error) if error.is_of_connection() => {
+            Err(error)
+                if error.is_of_connection()
+                    || batch.len() == 1 && matches!(error, Error::Permanent(_)) =>
+            {
                 for change in batch {
                     change.answer(Err(error.clone()));
                 }

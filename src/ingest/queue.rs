@@ -93,7 +93,7 @@ impl<C> Queue<C> {
         for group in writing.drain(..) {
             self.claims.remove(&group);
         }
-        let mut batch = Vec::with_capacity(kept.len() + self.unclaimed.len());
+        let mut batch = Vec::new();
         let mut taken = Load::default();
         // What is kept came later than the last batch, but earlier than what is unclaimed of the
         // same group.

@@ -49,7 +49,7 @@ impl Connector {
 
     /// A new connection.
     pub(super) async fn connect(self: &Arc<Self>, deadline: Instant) -> Result<Counted, Error> {
-        let connection = timeout_at(deadline, self.connect_patiently())
+        let connection = timeout_at(deadline, self.connect_patiently(deadline))
             .await
             .map_err(|_elapsed| Error::gave_up())??;
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -62,8 +62,9 @@ impl Connector {
         })
     }
 
-    /// Waits for a server that is just being started, or has no place for one more.
-    async fn connect_patiently(&self) -> Result<PgConnection, sqlx::Error> {
+    /// Waits for a server that is just being started, or has no place for one more; in the end the
+    /// error tells what it waited for.
+    async fn connect_patiently(&self, deadline: Instant) -> Result<PgConnection, sqlx::Error> {
         let mut pause = Duration::from_millis(20);
         loop {
             let error = match self.options.connect().await {
@@ -83,7 +84,7 @@ impl Connector {
                     .is_some_and(|code| NOT_YET.contains(&code.as_ref())),
                 _ => false,
             };
-            if !may_come {
+            if !may_come || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             sleep(pause).await;
@@ -280,17 +281,16 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last used. Where it is old, so are the others.
+    /// The last used that is not old.
     fn pop(&self) -> Option<Counted> {
         let mut idle = self.idle();
-        let last = idle.pop()?;
-        if !last.is_old() {
-            return Some(last);
+        loop {
+            let last = idle.pop()?;
+            if !last.is_old() {
+                return Some(last);
+            }
+            tokio::spawn(last.close());
         }
-        for connection in idle.drain(..).chain([last]) {
-            tokio::spawn(connection.close());
-        }
-        None
     }
 
     fn push(&self, connection: Counted) {
