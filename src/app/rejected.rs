@@ -147,7 +147,7 @@ async fn replay(
         let change = if rejected.is_cut() {
             Err("the body was cut when it was kept".to_owned())
         } else {
-            http::understand(&rejected.path, &rejected.body)
+            http::understand(&rejected.path, &rejected.body, OffsetDateTime::now_utc())
         };
         match change {
             Ok(change) => {

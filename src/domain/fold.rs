@@ -1,6 +1,22 @@
-//! Patches of one member that come together are one patch.
+//! What of the changes that come together can be written as one: patches of one member are one
+//! patch, as long as nothing else happens to their group.
 
-use super::{GroupId, MemberPatch, Text, UserId};
+use std::collections::HashSet;
+
+use super::{Change, GroupId, MemberPatch, Text, UserId};
+
+/// Changes sorted by how they can be written. No group is in both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folded<'a> {
+    /// One a member, in bytewise order of group and user. Writing these is the same as writing the
+    /// patches that they were made of one after the other, in the order these had.
+    ///
+    /// The order of the keys is for whoever writes: two who lock the same rows in the same order
+    /// never wait for each other in a circle.
+    pub patches: Vec<FoldedPatch<'a>>,
+    /// All changes of groups of which not all are patches, in their order.
+    pub others: Vec<&'a Change>,
+}
 
 /// What several patches of one member change, in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,10 +30,9 @@ pub struct FoldedPatch<'a> {
     pub ex: Option<&'a Text>,
 }
 
-impl<'a> From<&'a MemberPatch> for FoldedPatch<'a> {
-    fn from(patch: &'a MemberPatch) -> Self {
+impl<'a> FoldedPatch<'a> {
+    fn new(group_id: &'a GroupId, patch: &'a MemberPatch) -> Self {
         let MemberPatch {
-            group_id,
             user_id,
             nickname,
             face_url,
@@ -33,10 +48,9 @@ impl<'a> From<&'a MemberPatch> for FoldedPatch<'a> {
             ex: ex.as_ref(),
         }
     }
-}
 
-impl<'a> FoldedPatch<'a> {
-    fn key(&self) -> (&'a GroupId, &'a UserId) {
+    /// The member.
+    pub fn key(&self) -> (&'a GroupId, &'a UserId) {
         (self.group_id, self.user_id)
     }
 
@@ -49,55 +63,102 @@ impl<'a> FoldedPatch<'a> {
     }
 }
 
-/// One patch a member, in bytewise order of group and user. Writing these is the same as writing
-/// `patches` one after the other, in the order they have.
-///
-/// The order of the keys is for whoever writes: two who lock the same rows in the same order
-/// never wait for each other in a circle.
-pub fn fold<'a>(patches: impl IntoIterator<Item = &'a MemberPatch>) -> Vec<FoldedPatch<'a>> {
-    let mut folded: Vec<FoldedPatch> = patches.into_iter().map(FoldedPatch::from).collect();
+/// Folds what can be.
+pub fn fold<'a>(changes: impl IntoIterator<Item = &'a Change> + Clone) -> Folded<'a> {
+    let not_patches = changes
+        .clone()
+        .into_iter()
+        .filter(|c| c.as_patch().is_none());
+    let with_others: HashSet<&GroupId> = not_patches.map(|change| &change.group_id).collect();
+    let mut patches = Vec::new();
+    let mut others = Vec::new();
+    for change in changes {
+        let is_alone = with_others.is_empty() || !with_others.contains(&change.group_id);
+        match change.as_patch().filter(|_| is_alone) {
+            Some(patch) => patches.push(FoldedPatch::new(&change.group_id, patch)),
+            None => others.push(change),
+        }
+    }
     // Stable: patches of one member keep their order.
-    folded.sort_by_key(FoldedPatch::key);
-    folded.dedup_by(|later, earlier| {
+    patches.sort_by_key(FoldedPatch::key);
+    patches.dedup_by(|later, earlier| {
         let same = later.key() == earlier.key();
         if same {
             earlier.then(later.clone());
         }
         same
     });
-    folded
+    Folded { patches, others }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
+    use time::OffsetDateTime;
 
+    use super::super::{CheckReason, Event, GroupRows, Member, Users, apply};
     use super::*;
 
-    type Values = (Option<Text>, Option<Text>, Option<i32>, Option<Text>);
+    /// What is stored after one change after the other, of groups of members who are all there.
+    #[derive(Debug, Default, PartialEq)]
+    struct Mirror(std::collections::BTreeMap<GroupId, GroupRows>);
 
-    /// What is stored after writing one patch after the other.
-    fn one_by_one(patches: &[MemberPatch]) -> BTreeMap<(GroupId, UserId), Values> {
-        let mut stored = BTreeMap::<_, Values>::new();
-        for patch in patches {
-            let key = (patch.group_id.clone(), patch.user_id.clone());
-            let (nickname, face_url, role_level, ex) = stored.entry(key).or_default();
-            if patch.nickname.is_some() {
-                nickname.clone_from(&patch.nickname);
+    impl Mirror {
+        fn apply(&mut self, change: &Change) {
+            // Which of two reasons is the last is nobody's concern.
+            let reason = CheckReason::CallbackLost;
+            let rows = self.0.entry(change.group_id.clone()).or_insert_with(|| {
+                let member = |id: &&str| (user(id), Member::fresh(None));
+                GroupRows {
+                    group: Some(Default::default()),
+                    members: IDS.iter().map(member).collect(),
+                    ..GroupRows::default()
+                }
+            });
+            apply(rows, change);
+            rows.check = rows.check.and(Some(reason));
+        }
+
+        fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
+            let mut mirror = Self::default();
+            for change in changes {
+                mirror.apply(change);
             }
-            if patch.face_url.is_some() {
-                face_url.clone_from(&patch.face_url);
+            mirror
+        }
+
+        /// As the store writes it: each folded patch, then the others.
+        fn write(&mut self, changes: &[Change]) {
+            let Folded { patches, others } = fold(changes);
+            for patch in &patches {
+                self.apply(&owned(patch));
             }
-            if patch.role_level.is_some() {
-                *role_level = patch.role_level;
-            }
-            if patch.ex.is_some() {
-                ex.clone_from(&patch.ex);
+            for change in others {
+                self.apply(change);
             }
         }
-        stored
+    }
+
+    /// Few, so that they meet, and such as sort otherwise than people would.
+    const IDS: [&str; 5] = ["a", "B", "a ", "é", "Z😀"];
+
+    fn user(id: &str) -> UserId {
+        UserId::parse(id.into()).unwrap()
+    }
+
+    fn at() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH
+    }
+
+    fn owned(folded: &FoldedPatch<'_>) -> Change {
+        let patch = MemberPatch {
+            user_id: folded.user_id.clone(),
+            nickname: folded.nickname.cloned(),
+            face_url: folded.face_url.cloned(),
+            role_level: folded.role_level,
+            ex: folded.ex.cloned(),
+        };
+        Change::new(folded.group_id.clone(), at(), Event::SetMember(patch))
     }
 
     fn text() -> impl Strategy<Value = Option<Text>> {
@@ -105,56 +166,64 @@ mod tests {
         proptest::option::of(text.prop_map(Text::parse))
     }
 
-    /// Few keys, so that they meet, and such as sort otherwise than people would.
     fn id() -> impl Strategy<Value = String> {
-        prop_oneof![Just("a"), Just("B"), Just("a "), Just("é"), Just("Z😀")].prop_map_into()
+        proptest::sample::select(&IDS[..]).prop_map_into()
     }
 
-    fn patch() -> impl Strategy<Value = MemberPatch> {
-        let role_level = proptest::option::of(prop_oneof![Just(20), Just(60), any::<i32>()]);
-        (id(), id(), text(), text(), role_level, text()).prop_map(
-            |(group_id, user_id, nickname, face_url, role_level, ex)| MemberPatch {
-                group_id: GroupId::parse(group_id).unwrap(),
-                user_id: UserId::parse(user_id).unwrap(),
-                nickname,
-                face_url,
-                role_level,
-                ex,
+    fn event() -> impl Strategy<Value = Event> {
+        let role_level = proptest::option::of(prop_oneof![Just(20), Just(60), Just(100)]);
+        let patch = (id(), text(), text(), role_level, text()).prop_map(
+            |(user_id, nickname, face_url, role_level, ex)| {
+                Event::SetMember(MemberPatch {
+                    user_id: UserId::parse(user_id).unwrap(),
+                    nickname,
+                    face_url,
+                    role_level,
+                    ex,
+                })
             },
-        )
+        );
+        let kick = id().prop_map(|id| {
+            Event::Kick(Users {
+                user_ids: vec![user(&id)],
+                is_incomplete: false,
+            })
+        });
+        prop_oneof![20 => patch, 1 => kick, 1 => Just(Event::Dismiss)]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        (id(), event())
+            .prop_map(|(group, event)| Change::new(GroupId::parse(group).unwrap(), at(), event))
     }
 
     proptest! {
         #[test]
-        fn writing_folded_patches_is_writing_them_one_by_one(
-            patches in proptest::collection::vec(patch(), 0..40),
+        fn writing_folded_changes_is_writing_them_one_by_one(
+            changes in proptest::collection::vec(change(), 0..40),
             cut in 0_usize..40,
         ) {
-            let folded = fold(&patches);
-            let each: Vec<MemberPatch> = folded.iter().map(owned).collect();
-            prop_assert_eq!(one_by_one(&each), one_by_one(&patches));
+            let expected = Mirror::of(&changes);
+            let mut folded = Mirror::default();
+            folded.write(&changes);
+            prop_assert_eq!(&folded, &expected);
             // One for each member, in bytewise order.
-            let keys = |patch: &MemberPatch| {
+            let Folded { patches, others } = fold(&changes);
+            let keys = |patch: &FoldedPatch<'_>| {
                 let (group, user) = (patch.group_id.as_str(), patch.user_id.as_str());
                 (group.as_bytes().to_vec(), user.as_bytes().to_vec())
             };
-            prop_assert!(each.is_sorted_by(|one, next| keys(one) < keys(next)));
+            prop_assert!(patches.is_sorted_by(|one, next| keys(one) < keys(next)));
+            // A group is written in one way or in the other.
+            for other in others {
+                prop_assert!(patches.iter().all(|patch| *patch.group_id != other.group_id));
+            }
             // However they are cut into batches.
-            let (first, second) = patches.split_at(cut.min(patches.len()));
-            let batches: Vec<MemberPatch> =
-                fold(first).iter().chain(&fold(second)).map(owned).collect();
-            prop_assert_eq!(one_by_one(&batches), one_by_one(&patches));
-        }
-    }
-
-    fn owned(folded: &FoldedPatch<'_>) -> MemberPatch {
-        MemberPatch {
-            group_id: folded.group_id.clone(),
-            user_id: folded.user_id.clone(),
-            nickname: folded.nickname.cloned(),
-            face_url: folded.face_url.cloned(),
-            role_level: folded.role_level,
-            ex: folded.ex.cloned(),
+            let (first, second) = changes.split_at(cut.min(changes.len()));
+            let mut batches = Mirror::default();
+            batches.write(first);
+            batches.write(second);
+            prop_assert_eq!(&batches, &expected);
         }
     }
 }

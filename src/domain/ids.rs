@@ -65,7 +65,7 @@ id!(
 );
 
 /// A value as Postgres can hold it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text(String);
 
 impl Text {

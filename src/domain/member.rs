@@ -1,17 +1,19 @@
-//! A member of a group, and what a callback can change of one.
+//! A member of a group: what is known of one, and what a callback can change.
 
-use super::{GroupId, Text, UserId};
+use time::OffsetDateTime;
+
+use super::{Text, UserId};
 
 /// Role level of an ordinary member; 60 is an admin and 100 the owner. OpenIM's before-hooks can
 /// put any number in its place, so a role level is an `i32` and nothing is refused.
 pub const ORDINARY: i32 = 20;
+/// Role level of the owner. OpenIM gives it by creating or transferring a group only.
+pub const OWNER: i32 = 100;
 
 /// What set-member-info says of one member. `None` leaves a field as it is; an empty text is a
 /// value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberPatch {
-    /// The group.
-    pub group_id: GroupId,
     /// The member.
     pub user_id: UserId,
     /// Name in this group; empty means that OpenIM shows the name of the user's profile.
@@ -22,4 +24,44 @@ pub struct MemberPatch {
     pub role_level: Option<i32>,
     /// Extra data, opaque to OpenIM and to us.
     pub ex: Option<Text>,
+}
+
+/// What is known of a member, current or gone; `None` is what OpenIM has never told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "those of MemberPatch")]
+pub struct Member {
+    pub nickname: Option<Text>,
+    pub face_url: Option<Text>,
+    pub role_level: Option<i32>,
+    pub ex: Option<Text>,
+    /// When the member came, if that was heard of.
+    pub joined_at: Option<OffsetDateTime>,
+    /// When the member left: the row is a tombstone.
+    pub left_at: Option<OffsetDateTime>,
+}
+
+impl Member {
+    /// One who has just come: OpenIM makes a new record with an ordinary role and empty texts,
+    /// whatever there was before.
+    pub fn fresh(joined_at: Option<OffsetDateTime>) -> Self {
+        Self {
+            role_level: Some(ORDINARY),
+            joined_at,
+            ..Self::default()
+        }
+        .without_unknown_texts()
+    }
+
+    /// The same, with the texts that nobody has told empty, as they are in a new record.
+    pub(super) fn without_unknown_texts(mut self) -> Self {
+        for text in [&mut self.nickname, &mut self.face_url, &mut self.ex] {
+            text.get_or_insert_default();
+        }
+        self
+    }
+
+    /// Whether the member has left.
+    pub fn is_gone(&self) -> bool {
+        self.left_at.is_some()
+    }
 }

@@ -1,11 +1,17 @@
 //! Rules only: no I/O, no async, nothing of HTTP or SQL. Everybody imports it; it imports nobody.
 
+mod apply;
+mod change;
 mod fold;
+mod group;
 mod ids;
 mod member;
 mod rejected;
 
-pub use fold::{FoldedPatch, fold};
+pub use apply::{GroupRows, LATE, apply};
+pub use change::{Change, Creation, Event, Users, first_members, to_micros};
+pub use fold::{Folded, FoldedPatch, fold};
+pub use group::{CheckReason, DISMISSED, Group, Profile};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
-pub use member::{MemberPatch, ORDINARY};
+pub use member::{Member, MemberPatch, ORDINARY, OWNER};
 pub use rejected::{MAX_KEPT_BYTES, Rejected};

@@ -117,6 +117,18 @@ fn example(code: Code, door: Door) -> (String, Value) {
     (code.name().to_owned(), json!({ "value": value }))
 }
 
+/// Operations that look at no table before they answer.
+const WITHOUT_DATABASE: [&str; 8] = [
+    "livez",
+    "readyz",
+    "metrics",
+    "callbackBeforeMembersJoinGroup",
+    "callbackBeforeMemberJoinGroup",
+    "callbackBeforeSetGroupInfo",
+    "callbackBeforeSetGroupInfoEx",
+    "callbackOther",
+];
+
 /// The codes with which an operation can answer with a status.
 fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
     let id = operation["operationId"].as_str().unwrap_or_default();
@@ -137,7 +149,10 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         | Code::Busy
         | Code::NotJson
         | Code::TooMany => has_body,
-        Code::IdInvalid => has_body || !parameters.is_empty(),
+        Code::IdInvalid => {
+            let is_id = |name: &&str| ["groupID", "userID"].contains(name);
+            has_body || parameters.iter().any(is_id)
+        }
         Code::ParameterInvalid => !parameters.is_empty(),
         Code::CursorInvalid => parameters.contains(&"cursor"),
         Code::GroupUnknown => id == "getGroup",
@@ -148,9 +163,10 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         Code::MethodNotAllowed => false,
         Code::CredentialsWrong => operation.get("security").is_some(),
         Code::NotReady => id == "readyz",
-        // These look at no table.
-        Code::DatabaseAway => !["livez", "readyz", "metrics"].contains(&id),
-        Code::CommandMismatch | Code::HostNotLocal | Code::Internal => true,
+        // These look at no table before they answer.
+        Code::DatabaseAway => !WITHOUT_DATABASE.contains(&id),
+        Code::CommandMismatch => has_body,
+        Code::HostNotLocal | Code::Internal => true,
     };
     Code::told_at(door)
         .filter(|code| code.status().as_u16() == status && can(*code))

@@ -15,6 +15,7 @@ use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Door, Error};
@@ -105,6 +106,8 @@ pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
 #[derive(Debug)]
 pub(super) struct JsonBody<T: FromBody> {
     pub(super) parsed: T::Parsed,
+    /// When it was whole: the moment that orders it among others.
+    pub(super) received_at: OffsetDateTime,
     _shares: Shares,
 }
 
@@ -149,9 +152,41 @@ where
         match parsed {
             Ok(parsed) => Ok(Self {
                 parsed,
+                received_at: OffsetDateTime::now_utc(),
                 _shares: received.shares,
             }),
             Err(error) => Err(error.with_body(received).into()),
         }
+    }
+}
+
+/// A body that is not looked at: read to its end, so that the connection can be used again, and
+/// not kept. One that does not come to an end is no reason for an error.
+#[derive(Debug)]
+pub(super) struct Unread;
+
+impl<'a> ApiExtractor<'a> for Unread {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let limits = request.extensions().get::<Arc<BodyLimits>>();
+        let (Some(limits), Ok(body)) = (limits, body.take()) else {
+            return Ok(Self);
+        };
+        let deadline = Instant::now() + limits.patience.body;
+        let mut left = limits.at(Door::Callback).max_bytes;
+        let mut chunks = std::pin::pin!(body.into_bytes_stream());
+        while let Ok(Some(Ok(chunk))) = timeout_at(deadline, chunks.next()).await
+            && chunk.len() <= left
+        {
+            left -= chunk.len();
+        }
+        Ok(Self)
     }
 }

@@ -1,19 +1,21 @@
-//! One operation per callback command.
+//! One operation per callback command, and one for all others.
 
+use poem_openapi::param::Path;
 use poem_openapi::{ApiResponse, OpenApi};
 
-use super::Tag;
 use super::auth::CallbackKey;
-use super::body::{self, JsonBody};
-use super::error::{Code, Error};
-use super::payload::SetGroupMemberInfo;
+use super::body::{FromBody, JsonBody, Unread};
+use super::payload::{self, ProfileEcho, Told};
 use super::reply::{CallbackFailure, CallbackReply};
 use super::written::Written;
-use crate::domain::MemberPatch;
+use super::{Tag, commands};
+use crate::domain::{Change, CheckReason};
 use crate::ingest::Ingest;
+use crate::telemetry::Metrics;
 
 pub(super) struct Callbacks {
     pub(super) ingest: Ingest,
+    pub(super) metrics: Metrics,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub(super) next_code: i32,
 }
@@ -25,6 +27,46 @@ enum Done {
     Done(Written<CallbackReply>),
 }
 
+impl Done {
+    fn with(next_code: i32) -> Self {
+        Self::Done(Written(CallbackReply::success(next_code)))
+    }
+}
+
+#[derive(ApiResponse)]
+enum Heard {
+    /// Always.
+    #[oai(status = 200)]
+    Heard(Written<CallbackReply>),
+}
+
+#[derive(ApiResponse)]
+enum Echoed {
+    /// What was sent.
+    #[oai(status = 200)]
+    Echoed(Written<ProfileEcho>),
+}
+
+impl Callbacks {
+    async fn submit<T>(&self, body: JsonBody<T>) -> Result<Done, CallbackFailure>
+    where
+        T: FromBody<Parsed = Told>,
+    {
+        let Told { group_id, event } = body.parsed;
+        let change = Change::new(group_id, body.received_at, event);
+        self.ingest.submit(change).await?;
+        Ok(Done::with(0))
+    }
+
+    /// What is about to happen may not happen, and the user waits: so the answer does not wait for
+    /// the mark.
+    fn hear(&self, told: Told) -> Heard {
+        self.ingest
+            .want_check(told.group_id, CheckReason::JoinAnnounced);
+        Heard::Heard(Written(CallbackReply::success(0)))
+    }
+}
+
 #[OpenApi(tag = "Tag::Callbacks")]
 impl Callbacks {
     /// After set group member info
@@ -32,7 +74,8 @@ impl Callbacks {
     /// OpenIM calls this after nickname, avatar, role or extra data of a group member were set.
     /// Only the fields that are present and not null change; an empty text is a value. A member
     /// never heard of gets a row with what is known. The answer is sent when the change is
-    /// committed. Any query string is ignored, as are unknown fields.
+    /// committed, as is that to every callback of a change. Any query string is ignored, as are
+    /// unknown fields.
     #[oai(
         path = "/callbackAfterSetGroupMemberInfoCommand",
         method = "post",
@@ -41,17 +84,226 @@ impl Callbacks {
     async fn after_set_group_member_info(
         &self,
         _key: CallbackKey,
-        body: JsonBody<SetGroupMemberInfo>,
+        body: JsonBody<payload::SetGroupMemberInfo>,
     ) -> Result<Done, CallbackFailure> {
-        self.ingest.submit(body.parsed).await?;
-        Ok(Done::Done(Written(CallbackReply::success(self.next_code))))
+        self.submit(body).await?;
+        Ok(Done::with(self.next_code))
     }
-}
 
-/// What the body of a callback to this path means: for those that are taken in again.
-pub(super) fn parse(path: &str, body: &[u8]) -> Result<MemberPatch, Error> {
-    match path.trim_start_matches('/') {
-        SetGroupMemberInfo::COMMAND => body::parse::<SetGroupMemberInfo>(body),
-        _ => Err(Error::new(Code::PathUnknown, "see /docs for what is")),
+    /// After create group
+    ///
+    /// OpenIM calls this after a group was created. The profile and the first members are stored. Of a
+    /// group that is known, only what is unknown is filled in.
+    #[oai(
+        path = "/callbackAfterCreateGroupCommand",
+        method = "post",
+        operation_id = "callbackAfterCreateGroup"
+    )]
+    async fn after_create_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::CreateGroup>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After join group
+    ///
+    /// OpenIM calls this after a user joined a group by itself; of invitations and approvals it tells
+    /// nothing. The joiner, an ordinary member from now on, is in `inviterUserID`.
+    #[oai(
+        path = "/callbackAfterJoinGroupCommand",
+        method = "post",
+        operation_id = "callbackAfterJoinGroup"
+    )]
+    async fn after_join_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::JoinGroup>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After quit group
+    ///
+    /// OpenIM calls this after a member left a group by itself.
+    #[oai(
+        path = "/callbackAfterQuitGroupCommand",
+        method = "post",
+        operation_id = "callbackAfterQuitGroup"
+    )]
+    async fn after_quit_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::QuitGroup>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After kick group
+    ///
+    /// OpenIM calls this after members were removed from a group. All of them leave at once.
+    #[oai(
+        path = "/callbackAfterKickGroupCommand",
+        method = "post",
+        operation_id = "callbackAfterKickGroup"
+    )]
+    async fn after_kick_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::KickGroup>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After dismiss group
+    ///
+    /// OpenIM calls this after a group was dismissed. It has no current members from then on.
+    #[oai(
+        path = "/callbackAfterDisMissGroupCommand",
+        method = "post",
+        operation_id = "callbackAfterDismissGroup"
+    )]
+    async fn after_dismiss_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::DismissGroup>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After transfer group owner
+    ///
+    /// OpenIM calls this after a group got another owner. The old owner gets the role that the new one
+    /// had.
+    #[oai(
+        path = "/callbackAfterTransferGroupOwnerCommand",
+        method = "post",
+        operation_id = "callbackAfterTransferGroupOwner"
+    )]
+    async fn after_transfer_group_owner(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::TransferGroupOwner>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After set group info
+    ///
+    /// OpenIM calls this after a group's profile was set by the older of its two ways. Only the fields
+    /// that are present and not null change; an empty name, notice, introduction or avatar is none.
+    #[oai(
+        path = "/callbackAfterSetGroupInfoCommand",
+        method = "post",
+        operation_id = "callbackAfterSetGroupInfo"
+    )]
+    async fn after_set_group_info(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::SetGroupInfo>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// After set group info ex
+    ///
+    /// OpenIM calls this after a group's profile was set by the newer of its two ways. Only the fields
+    /// that are present and not null change; an empty text is a value.
+    #[oai(
+        path = "/callbackAfterSetGroupInfoExCommand",
+        method = "post",
+        operation_id = "callbackAfterSetGroupInfoEx"
+    )]
+    async fn after_set_group_info_ex(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::SetGroupInfoEx>,
+    ) -> Result<Done, CallbackFailure> {
+        self.submit(body).await
+    }
+
+    /// Before members join group
+    ///
+    /// OpenIM calls this before users become members in whatever way, and waits for the answer. The
+    /// group is marked to be checked; nothing else changes, for they may not come in after all.
+    #[oai(
+        path = "/callbackBeforeMembersJoinGroupCommand",
+        method = "post",
+        operation_id = "callbackBeforeMembersJoinGroup"
+    )]
+    async fn before_members_join_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::MembersJoin>,
+    ) -> Result<Heard, CallbackFailure> {
+        Ok(self.hear(body.parsed))
+    }
+
+    /// Before member join group
+    ///
+    /// The same of one user, as OpenIM 3.7 calls it.
+    #[oai(
+        path = "/callbackBeforeMemberJoinGroupCommand",
+        method = "post",
+        operation_id = "callbackBeforeMemberJoinGroup"
+    )]
+    async fn before_member_join_group(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::MemberJoin>,
+    ) -> Result<Heard, CallbackFailure> {
+        Ok(self.hear(body.parsed))
+    }
+
+    /// Before set group info
+    ///
+    /// OpenIM calls this before a group's profile is set, waits for the answer, and stores what
+    /// stands there instead, nothing for what is missing. So it gets back what it sent.
+    #[oai(
+        path = "/callbackBeforeSetGroupInfoCommand",
+        method = "post",
+        operation_id = "callbackBeforeSetGroupInfo"
+    )]
+    async fn before_set_group_info(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::BeforeSetGroupInfo>,
+    ) -> Result<Echoed, CallbackFailure> {
+        Ok(Echoed::Echoed(Written(body.parsed)))
+    }
+
+    /// Before set group info ex
+    ///
+    /// The same of the newer way to set a group's profile.
+    #[oai(
+        path = "/callbackBeforeSetGroupInfoExCommand",
+        method = "post",
+        operation_id = "callbackBeforeSetGroupInfoEx"
+    )]
+    async fn before_set_group_info_ex(
+        &self,
+        _key: CallbackKey,
+        body: JsonBody<payload::BeforeSetGroupInfoEx>,
+    ) -> Result<Echoed, CallbackFailure> {
+        Ok(Echoed::Echoed(Written(body.parsed)))
+    }
+
+    /// Any other callback
+    ///
+    /// OpenIM has one URL for all its callbacks, so those of messages, friends and users come here
+    /// too, and those of groups that tell nothing. They are answered at once and counted; their
+    /// body is not looked at.
+    #[oai(path = "/:command", method = "post", operation_id = "callbackOther")]
+    async fn other(
+        &self,
+        _key: CallbackKey,
+        /// The command.
+        #[oai(example = "commands::example")]
+        command: Path<String>,
+        _body: Unread,
+    ) -> Result<Heard, CallbackFailure> {
+        self.metrics.passed_over(commands::label(&command.0));
+        Ok(Heard::Heard(Written(CallbackReply::success(0))))
     }
 }

@@ -47,6 +47,16 @@ pub(super) struct Route {
     pub(super) command: Option<String>,
 }
 
+/// The command of a path that takes all commands without one.
+const ANY_COMMAND: &str = "other";
+
+impl Route {
+    /// Whether this stands for every path that nothing else does.
+    pub(super) fn is_any(&self) -> bool {
+        self.command.as_deref() == Some(ANY_COMMAND)
+    }
+}
+
 /// Whether a POST to this path is a read: one that takes too much for a URL.
 pub(super) fn is_posted_read(routes: &Routes, path: &str) -> bool {
     let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
@@ -137,10 +147,9 @@ fn complete_schema(schema: &mut Value) {
     if let (Some(property), Some(command)) = (properties.get_mut("callbackCommand"), command) {
         property["enum"] = Value::Array(vec![command]);
     }
-    for id in ["groupID", "userID"] {
-        if let Some(property) = properties.get_mut(id)
-            && property.get("maxLength").is_some()
-        {
+    // Ids have a bound, and nothing else has.
+    for (_, property) in properties {
+        if property.get("maxLength").is_some() {
             property["pattern"] = WITHOUT_NUL.into();
         }
     }
@@ -202,10 +211,14 @@ fn routes(document: &Value) -> Routes {
             });
             let pattern = segments.collect::<Vec<_>>().join("/");
             let is_callback = operations.values().any(is_callback);
+            let command = match path.trim_start_matches('/') {
+                parameter if parameter.starts_with('{') => ANY_COMMAND,
+                command => command,
+            };
             let route = Route {
                 path: path.clone(),
                 methods: methods.join(", "),
-                command: is_callback.then(|| path.trim_start_matches('/').to_owned()),
+                command: is_callback.then(|| command.to_owned()),
             };
             (pattern, route)
         })

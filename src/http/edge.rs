@@ -18,8 +18,8 @@ use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::memory::BodyLimits;
-use super::{answers, problem, reply};
-use crate::domain::{MAX_KEPT_BYTES, Rejected};
+use super::{answers, payload, problem, reply};
+use crate::domain::{CheckReason, MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
 
@@ -123,7 +123,12 @@ impl Edge {
             Ok(response) => response,
             Err(error) if error.is_from_response() => error.into_response(),
             Err(error) => {
-                let error = Error::from(error);
+                let mut error = Error::from(error);
+                // The path of all other callbacks is any, and for other methods none.
+                if error.code == Code::MethodNotAllowed && count.route.is_some_and(Route::is_any) {
+                    error = Error::new(Code::PathUnknown, "see /docs for what is");
+                    count.route = None;
+                }
                 count.code = Some(error.code);
                 let span = asked.span(count.route);
                 self.refuse(error, &asked, count.route)
@@ -176,6 +181,12 @@ impl Edge {
             && asked.is_callback
             && is_kept(status)
         {
+            // A body of another command was sent here; what it names is not what it seems.
+            if error.code != Code::CommandMismatch
+                && let Some(group) = payload::group_of(&body.bytes)
+            {
+                self.ingest.want_check(group, CheckReason::CallbackRejected);
+            }
             let length = body.bytes.len();
             let rejected = Rejected {
                 received_at: asked.at,

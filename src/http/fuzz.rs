@@ -8,20 +8,51 @@ use super::body;
 use super::error::Error;
 use super::memberships::MembershipQuery;
 use super::page::Scope;
-use super::payload::SetGroupMemberInfo;
-use crate::domain::{GroupId, MemberPatch, Text, UserId};
+use super::payload::{
+    BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, SetGroupMemberInfo, Told, group_of,
+    understand,
+};
+use crate::domain::{Event, GroupId, MemberPatch, Text, UserId};
+
+/// Commands whose bodies are understood.
+const COMMANDS: [&str; 11] = [
+    "callbackAfterSetGroupMemberInfoCommand",
+    "callbackAfterCreateGroupCommand",
+    "callbackAfterJoinGroupCommand",
+    "callbackAfterQuitGroupCommand",
+    "callbackAfterKickGroupCommand",
+    "callbackAfterDisMissGroupCommand",
+    "callbackAfterTransferGroupOwnerCommand",
+    "callbackAfterSetGroupInfoCommand",
+    "callbackAfterSetGroupInfoExCommand",
+    "callbackBeforeMembersJoinGroupCommand",
+    "callbackBeforeMemberJoinGroupCommand",
+];
 
 /// Any bytes as a body.
 pub fn body(bytes: &[u8]) {
-    let patch = body::parse::<SetGroupMemberInfo>(bytes);
+    let told = COMMANDS.map(|command| understand(command, bytes));
     let pairs = body::parse::<MembershipQuery>(bytes);
-    for error in patch.as_ref().err().into_iter().chain(pairs.as_ref().err()) {
+    let echoes = [
+        body::parse::<BeforeSetGroupInfo>(bytes),
+        body::parse::<BeforeSetGroupInfoEx>(bytes),
+    ];
+    let errors = told.iter().filter_map(|told| told.as_ref().err());
+    let errors = errors.chain(echoes.iter().filter_map(|echo| echo.as_ref().err()));
+    for error in errors.chain(pairs.as_ref().err()) {
         check(error);
     }
+    // A body has one command, and what is understood names the group that it is kept for.
+    let mut understood = told.iter().flatten();
+    if let Some(told) = understood.next() {
+        assert_eq!(group_of(bytes).as_ref(), Some(&told.group_id));
+    }
+    assert!(understood.next().is_none());
     // A second, slower parser has to see the same. (Not the other way round: it refuses nonsense
     // in fields that nobody asks for.)
+    let [set_member, ..] = told;
     if let Ok(value) = serde_json::from_slice::<Value>(bytes) {
-        assert_eq!(patch.ok(), model(&value));
+        assert_eq!(set_member.ok(), model(&value));
     }
     if let Ok(pairs) = pairs {
         assert!(pairs.len() <= 1000);
@@ -35,7 +66,7 @@ fn check(error: &Error) {
     assert!(error.detail.is_ascii(), "{}", error.detail);
 }
 
-fn model(body: &Value) -> Option<MemberPatch> {
+fn model(body: &Value) -> Option<Told> {
     let text = |name: &str| match &body[name] {
         Value::Null => Some(None),
         Value::String(text) => Some(Some(Text::parse(text.clone()))),
@@ -45,8 +76,7 @@ fn model(body: &Value) -> Option<MemberPatch> {
     if !body.is_object() || body["callbackCommand"] != SetGroupMemberInfo::COMMAND {
         return None;
     }
-    Some(MemberPatch {
-        group_id: GroupId::parse(id("groupID")?).ok()?,
+    let patch = MemberPatch {
         user_id: UserId::parse(id("userID")?).ok()?,
         nickname: text("nickName")?,
         face_url: text("faceURL")?,
@@ -55,6 +85,10 @@ fn model(body: &Value) -> Option<MemberPatch> {
             level => Some(i32::try_from(level.as_i64()?).ok()?),
         },
         ex: text("ex")?,
+    };
+    Some(Told {
+        group_id: GroupId::parse(id("groupID")?).ok()?,
+        event: Event::SetMember(patch),
     })
 }
 

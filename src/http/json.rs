@@ -87,8 +87,62 @@ impl<'a> Present<'a> {
             .map_err(|_| self.wrong_type("a whole number from -2147483648 to 2147483647"))
     }
 
+    pub(super) fn int64(self) -> Result<i64, Error> {
+        serde_json::from_str(self.raw).map_err(|_| self.wrong_type("a whole number of 64 bits"))
+    }
+
+    /// The value itself, or what stands in `{"value": ...}`: OpenIM's documentation shows the one
+    /// and its server sends the other.
+    pub(super) fn unwrapped(self) -> Result<Field<'a>, Error> {
+        let Self { name, raw } = self;
+        if !raw.starts_with('{') {
+            return Ok(Field {
+                name,
+                raw: Some(raw),
+            });
+        }
+        let [Field { raw, .. }] = object(raw, ["value"])?;
+        Ok(Field { name, raw })
+    }
+
+    /// What `read` makes of each item, at most `most` of them; its error tells which.
+    pub(super) fn each<T>(
+        self,
+        most: usize,
+        read: impl Fn(Present<'a>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let Self { name, .. } = self;
+        let read = |(index, raw)| {
+            read(Present { name: "", raw }).map_err(|error: Error| {
+                // An item has no name of its own.
+                let detail = error.detail.trim_start_matches(": ");
+                Error {
+                    detail: format!("{name}[{index}]: {detail}").into(),
+                    ..error
+                }
+            })
+        };
+        self.array(most)?
+            .into_iter()
+            .enumerate()
+            .map(read)
+            .collect()
+    }
+
+    /// The named fields of the object that this is.
+    pub(super) fn object<const N: usize>(
+        self,
+        names: [&'static str; N],
+    ) -> Result<[Field<'a>; N], Error> {
+        object(self.raw, names)
+    }
+
+    pub(super) fn is_null(self) -> bool {
+        self.raw == "null"
+    }
+
     /// The items, as JSON text, at most `most`.
-    pub(super) fn array(self, most: usize) -> Result<Vec<&'a str>, Error> {
+    fn array(self, most: usize) -> Result<Vec<&'a str>, Error> {
         let mut parser = serde_json::Deserializer::from_str(self.raw);
         let items = serde::Deserializer::deserialize_seq(&mut parser, Items { most })
             .map_err(|_| self.wrong_type("an array"))?;

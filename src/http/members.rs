@@ -4,7 +4,7 @@ use headers::{ETag, Header as _, IfNoneMatch};
 use poem::http::HeaderValue;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::types::Example;
-use poem_openapi::{ApiResponse, Object, OpenApi};
+use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -12,16 +12,16 @@ use super::auth::ReadKey;
 use super::error::{Code, Error};
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
-use super::written::{Written, rfc3339};
+use super::written::{Written, optional_rfc3339, rfc3339};
 use super::{Tag, params};
 use crate::domain::UserId;
-use crate::store::{MemberFilter, MemberRow, Store};
+use crate::store::{MemberFilter, MemberRow, MemberState, Store};
 
 pub(super) struct Members {
     pub(super) store: Store,
 }
 
-/// A current member of a group. null means that OpenIM has never told; an empty text is a value.
+/// A member of a group. null means that OpenIM has never told; an empty text is a value.
 #[derive(Clone, Debug, Object, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
@@ -47,10 +47,18 @@ pub(super) struct Member {
     /// Extra data.
     #[oai(nullable)]
     ex: Option<String>,
+    /// When the member joined; null where that was not heard of.
+    #[oai(nullable)]
+    #[serde(serialize_with = "optional_rfc3339")]
+    joined_at: Option<OffsetDateTime>,
+    /// When the member left, or the group was dismissed; null for a current member.
+    #[oai(nullable)]
+    #[serde(serialize_with = "optional_rfc3339")]
+    left_at: Option<OffsetDateTime>,
     /// When the mirror first heard of the member.
     #[serde(serialize_with = "rfc3339")]
     created_at: OffsetDateTime,
-    /// When one of the values above last changed.
+    /// When one of the values above last changed. (A dismissal changes the group.)
     #[serde(serialize_with = "rfc3339")]
     updated_at: OffsetDateTime,
 }
@@ -64,6 +72,8 @@ impl From<MemberRow> for Member {
             face_url,
             role_level,
             ex,
+            joined_at,
+            left_at,
             created_at,
             updated_at,
         } = row;
@@ -74,8 +84,34 @@ impl From<MemberRow> for Member {
             face_url,
             role_level,
             ex,
+            joined_at,
+            left_at,
             created_at,
             updated_at,
+        }
+    }
+}
+
+/// Which members are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+enum State {
+    /// Those who are members.
+    #[default]
+    Current,
+    /// Those who were: they left, or the group is dismissed.
+    Left,
+    /// Both.
+    All,
+}
+
+impl State {
+    /// Of the filter, and of the scope of a cursor.
+    fn parts(self) -> (MemberState, &'static str) {
+        match self {
+            Self::Current => (MemberState::Current, "current"),
+            Self::Left => (MemberState::Left, "left"),
+            Self::All => (MemberState::All, "all"),
         }
     }
 }
@@ -94,6 +130,8 @@ impl Example for Member {
             face_url: Some("http://example.com/path/to/face/image.png".into()),
             role_level: Some(20),
             ex: Some("Extra data".into()),
+            joined_at: Some(example_time()),
+            left_at: None,
             created_at: example_time(),
             updated_at: example_time(),
         }
@@ -144,9 +182,10 @@ enum MemberAnswer {
 impl Members {
     /// Members of a group
     ///
-    /// Current members in bytewise order of userID, a page at a time. Any page costs the same,
-    /// however large the group, but that with
-    /// roleLevel=20 members with another role, or none told, are passed over one by one. A group that the mirror does not know has no members.
+    /// Current members, or those who left, in bytewise order of userID, a page at a time. Any page
+    /// costs the same, however large the group, but that some are passed over one by one: those who
+    /// left, among current members; and members of another role with roleLevel=20, or with another
+    /// state than "current". A group that the mirror does not know has no members.
     #[oai(
         path = "/groups/:groupID/members",
         method = "get",
@@ -158,6 +197,9 @@ impl Members {
         /// The group, percent-encoded.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
+        /// Which members.
+        #[oai(default)]
+        state: Query<State>,
         /// Only members with this role level.
         #[oai(name = "roleLevel")]
         role_level: Query<Option<i32>>,
@@ -186,12 +228,15 @@ impl Members {
         let role = role_level
             .0
             .map_or(String::new(), |level| level.to_string());
-        let scope = Scope::new("members").and(group.as_str()).and(&role);
+        let (state, name) = state.0.parts();
+        let scope = Scope::new("members").and(group.as_str());
+        let scope = scope.and(name).and(&role);
         let scope = user_ids
             .iter()
             .fold(scope, |scope, id| scope.and(id.as_str()));
         let after = scope.key(cursor.0.as_deref())?;
         let filter = MemberFilter {
+            state,
             role_level: role_level.0,
             user_ids,
         };

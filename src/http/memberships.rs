@@ -73,24 +73,13 @@ impl FromBody for MembershipQuery {
 
     fn parse(body: &str) -> Result<Self::Parsed, Error> {
         let [pairs] = json::object(body, ["pairs"])?;
-        let read = |pair: &str| {
-            let [group_id, user_id] = json::object(pair, ["groupID", "userID"])?;
+        pairs.required()?.each(MAX_PAIRS, |pair| {
+            let [group_id, user_id] = pair.object(["groupID", "userID"])?;
             Ok((
                 group_id.required()?.group_id()?,
                 user_id.required()?.user_id()?,
             ))
-        };
-        let pairs = pairs.required()?.array(MAX_PAIRS)?;
-        pairs
-            .into_iter()
-            .enumerate()
-            .map(|(index, pair)| {
-                read(pair).map_err(|error: Error| Error {
-                    detail: format!("pairs[{index}]: {}", error.detail).into(),
-                    ..error
-                })
-            })
-            .collect()
+        })
     }
 }
 

@@ -6,6 +6,7 @@ mod answers;
 mod auth;
 mod body;
 mod callbacks;
+mod commands;
 mod connection;
 mod count;
 mod document;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use poem::web::Data;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
 use poem_openapi::{OpenApiService, Tags};
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
@@ -51,7 +53,7 @@ use ops::{Gauges, Ops};
 use pages::Pages;
 
 use crate::config::{AccessSettings, BodySettings, Patience};
-use crate::domain::MemberPatch;
+use crate::domain::Change;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -118,12 +120,13 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
     Ok(Document::of::<Api>()?.json)
 }
 
-/// What a rejected callback means, if it is understood now; else why not.
+/// What a callback means that was sent to `path` and came at `received_at`.
 ///
 /// # Errors
 /// The code and the detail that the answer would have.
-pub fn understand(path: &str, body: &[u8]) -> Result<MemberPatch, String> {
-    callbacks::parse(path, body).map_err(|error| error.to_string())
+pub fn understand(path: &str, body: &[u8], received_at: OffsetDateTime) -> Result<Change, String> {
+    let told = payload::understand(path, body).map_err(|error| error.to_string())?;
+    Ok(Change::new(told.group_id, received_at, told.event))
 }
 
 /// Everything that is served, without a socket.
@@ -148,12 +151,13 @@ fn endpoint(
         access,
         bodies,
         ingest: ingest.clone(),
-        metrics,
+        metrics: metrics.clone(),
         locked_out: AtomicBool::new(false),
     });
     let api = (
         Callbacks {
             ingest,
+            metrics,
             next_code: settings.callback_next_code,
         },
         Groups {

@@ -67,6 +67,7 @@ impl Gauges {
             pool_max: self.store.max_connections(),
             body_memory: self.bodies.in_use(),
             waiting: self.ingest.waiting(),
+            marks_waiting: self.ingest.marks_waiting(),
         });
         text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
     }

@@ -22,9 +22,11 @@ pub(super) fn example_user() -> String {
 pub(super) fn invalid(name: &str) -> Error {
     let expected = match name {
         "limit" => "a whole number from 1 to 1000",
-        "roleLevel" => "a whole number from -2147483648 to 2147483647",
+        "roleLevel" | "status" => "a whole number from -2147483648 to 2147483647",
         "userID" => "1 to 1024 bytes of UTF-8, at most 100 of them where it can be repeated",
         "groupID" => "1 to 1024 bytes of UTF-8",
+        "state" => "current, left or all",
+        "checkWanted" => "true or false",
         "cursor" => "the nextCursor of an earlier answer",
         _ => "what /docs says",
     };

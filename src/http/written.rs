@@ -98,6 +98,17 @@ pub(super) fn rfc3339<S: Serializer>(
     serializer.serialize_str(text)
 }
 
+/// The same, or null.
+pub(super) fn optional_rfc3339<S: Serializer>(
+    time: &Option<OffsetDateTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => rfc3339(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// The last digits of a number.
 fn put(digits: &mut [u8], mut number: u32) {
     for digit in digits.iter_mut().rev() {

@@ -9,8 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::lanes::Shared;
+use super::marks::Marks;
 use super::queue::FEW;
-use crate::domain::{MemberPatch, fold};
+use crate::domain::Change;
 use crate::store::{Error, Writer};
 
 /// First pause between two attempts to reach a database that is away; the next are longer.
@@ -22,23 +23,56 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// a good disk.
 const SLOW: Duration = Duration::from_millis(5);
 
-/// A change that waits to be written, and who waits for it.
+/// A change that waits to be written, and who waits for it. Where it is not written, its group is
+/// marked, whatever the reason.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) patch: MemberPatch,
+    change: Change,
     /// When it is too late to begin with it.
-    pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<(), Error>>,
+    deadline: Instant,
+    /// `None` once answered.
+    answer: Option<oneshot::Sender<Result<(), Error>>>,
     /// In the queue.
-    pub(super) place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
+    marks: Marks,
 }
 
 impl Waiting {
-    fn answer(self, written: Result<(), Error>) {
-        let Self { answer, place, .. } = self;
-        drop(place);
-        // Whoever hung up does not hear of it.
-        let _ = answer.send(written);
+    pub(super) fn new(
+        change: Change,
+        deadline: Instant,
+        place: OwnedSemaphorePermit,
+        marks: Marks,
+    ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
+        let (answer, answered) = oneshot::channel();
+        let waiting = Self {
+            change,
+            deadline,
+            answer: Some(answer),
+            place: Some(place),
+            marks,
+        };
+        (waiting, answered)
+    }
+
+    fn answer(mut self, written: Result<(), Error>) {
+        if written.is_err() {
+            self.marks.lost(&self.change);
+        }
+        self.place = None;
+        if let Some(answer) = self.answer.take() {
+            // Whoever hung up does not hear of it.
+            let _ = answer.send(written);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The lane that had it panicked, or the runtime ended.
+        if self.answer.is_some() {
+            self.marks.lost(&self.change);
+        }
     }
 }
 
@@ -101,8 +135,8 @@ impl Lane {
         };
         // The last has its full time, unless the first would wait too long for that.
         let deadline = last.min(first + self.grace);
-        let patches = batch.iter().map(|change| &change.patch);
-        match self.attempt(patches, deadline).await {
+        let changes: Vec<&Change> = batch.iter().map(|waiting| &waiting.change).collect();
+        match self.attempt(&changes, deadline).await {
             Ok(()) => {
                 for change in batch {
                     change.answer(Ok(()));
@@ -123,17 +157,29 @@ impl Lane {
     /// One of them is the bad one, or has to wait for somebody who has locked its row.
     async fn write_one_by_one(&mut self, mut changes: VecDeque<Waiting>, deadline: Instant) {
         while let Some(change) = changes.pop_front() {
-            let written = self.attempt([&change.patch], deadline).await;
+            let written = self.attempt(&[&change.change], deadline).await;
             // An attempt that we would not see the end of could be written after all.
             let has_time = Instant::now() + self.of_lock <= deadline;
             if !(has_time && written.as_ref().is_err_and(Error::is_of_lock)) {
                 change.answer(written);
                 continue;
             }
-            // Behind the others; what comes after it for the same member stays after it.
-            let member = (change.patch.group_id.clone(), change.patch.user_id.clone());
+            // Behind the others; what must not overtake it stays after it.
+            let group = change.change.group_id.clone();
+            let mut user = change.change.as_patch().map(|patch| patch.user_id.clone());
             let is_same = |other: &Waiting| {
-                (&other.patch.group_id, &other.patch.user_id) == (&member.0, &member.1)
+                if other.change.group_id != group {
+                    return false;
+                }
+                // Patches of two members are in nobody's way, until something else happened.
+                let patch = other.change.as_patch();
+                match (&user, patch) {
+                    (Some(user), Some(patch)) => *user == patch.user_id,
+                    _ => {
+                        user = None;
+                        true
+                    }
+                }
             };
             let (same, others): (VecDeque<_>, VecDeque<_>) = changes.into_iter().partition(is_same);
             changes = others;
@@ -142,18 +188,13 @@ impl Lane {
         }
     }
 
-    /// Writes patches as one, again and again while the database cannot be reached.
-    async fn attempt<'a>(
-        &mut self,
-        patches: impl IntoIterator<Item = &'a MemberPatch>,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let patches = fold(patches);
+    /// Writes changes as one, again and again while the database cannot be reached.
+    async fn attempt(&mut self, changes: &[&Change], deadline: Instant) -> Result<(), Error> {
         loop {
             if Instant::now() >= deadline {
                 return Err(Error::gave_up());
             }
-            let written = self.writer.patch_members(&patches, deadline).await;
+            let written = self.writer.write(changes, deadline).await;
             let error = match written {
                 Err(error) if error.is_of_connection() => error,
                 done => {

@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::lane::{Lane, Waiting};
+use super::marks::Marks;
 use super::queue::{Load, Queue};
-use crate::domain::{MemberPatch, Text};
+use crate::domain::{Change, Creation, Event, Profile, Text};
 use crate::store::{Error, Store};
 
 /// Changes that may wait or be written at a time; who brings more waits for a place.
@@ -24,11 +25,16 @@ const MOST: Load = Load {
     bytes: 4 << 20,
 };
 
+/// What a row costs beside its texts, as if these were bytes of them.
+const BYTES_OF_ROW: usize = 64;
+
 /// The lanes. Shared by its clones.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
+    /// Of what is not written.
+    marks: Marks,
     running: TaskTracker,
 }
 
@@ -83,7 +89,7 @@ impl Shared {
 }
 
 impl Lanes {
-    pub(super) fn start(store: &Store) -> Self {
+    pub(super) fn start(store: &Store, marks: Marks) -> Self {
         let lanes = store.lanes();
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MOST)),
@@ -113,6 +119,7 @@ impl Lanes {
         Self {
             shared,
             places: Arc::new(Semaphore::new(PLACES)),
+            marks,
             running,
         }
     }
@@ -139,18 +146,13 @@ impl Lanes {
     pub(super) fn push(
         &self,
         place: OwnedSemaphorePermit,
-        patch: MemberPatch,
+        change: Change,
         deadline: Instant,
     ) -> oneshot::Receiver<Result<(), Error>> {
-        let (answer, answered) = oneshot::channel();
-        let group = self.shared.hasher.hash_one(&patch.group_id);
-        let bytes = bytes_of(&patch);
-        let waiting = Waiting {
-            patch,
-            deadline,
-            answer,
-            place,
-        };
+        let group = self.shared.hasher.hash_one(&change.group_id);
+        let bytes = bytes_of(&change);
+        let marks = self.marks.clone();
+        let (waiting, answered) = Waiting::new(change, deadline, place, marks);
         let lane = self.shared.queue().push(group, bytes, waiting);
         self.shared.wake(lane);
         answered
@@ -172,17 +174,32 @@ impl Lanes {
     }
 }
 
-/// The text of a patch.
-fn bytes_of(patch: &MemberPatch) -> usize {
-    let MemberPatch {
-        group_id,
-        user_id,
-        nickname,
-        face_url,
-        role_level: _,
-        ex,
-    } = patch;
-    let texts = [nickname, face_url, ex].into_iter().flatten();
-    let texts: usize = texts.map(|text: &Text| text.as_str().len()).sum();
-    group_id.as_str().len() + user_id.as_str().len() + texts
+/// About what a change holds.
+fn bytes_of(change: &Change) -> usize {
+    fn sum(texts: &[&Option<Text>]) -> usize {
+        let texts = texts.iter().filter_map(|text| text.as_ref());
+        texts.map(|text| text.as_str().len()).sum()
+    }
+    fn of_profile(profile: &Profile) -> usize {
+        let Profile {
+            name,
+            notification,
+            introduction,
+            face_url,
+            ex,
+            need_verification: _,
+            look_member_info: _,
+            apply_member_friend: _,
+        } = profile;
+        sum(&[name, notification, introduction, face_url, ex])
+    }
+    let users = change
+        .user_ids()
+        .map(|user| user.as_str().len() + BYTES_OF_ROW);
+    let values = match &change.event {
+        Event::SetMember(patch) => sum(&[&patch.nickname, &patch.face_url, &patch.ex]),
+        Event::SetProfile(profile) | Event::Create(Creation { profile, .. }) => of_profile(profile),
+        _ => 0,
+    };
+    change.group_id.as_str().len() + users.sum::<usize>() + values
 }

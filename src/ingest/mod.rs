@@ -2,6 +2,7 @@
 
 mod lane;
 mod lanes;
+mod marks;
 mod queue;
 mod rejected;
 
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::{MemberPatch, Rejected};
+use crate::domain::{Change, CheckReason, GroupId, Rejected};
 use crate::store::{self, Store};
 use lanes::Lanes;
+use marks::Marks;
 use rejected::{Keeper, Kept};
 
 pub use rejected::Retention;
@@ -36,6 +39,10 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     lanes: Lanes,
+    marks: Marks,
+    /// Writes the marks until it is told to end.
+    marking: TaskTracker,
+    closing: CancellationToken,
     keeper: Arc<Keeper>,
     /// How long a change may take in all.
     patience: Duration,
@@ -45,27 +52,41 @@ pub struct Ingest {
 impl Ingest {
     /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected` says.
     pub fn new(store: Store, rejected: Retention) -> Self {
+        let marks = Marks::default();
+        let lanes = Lanes::start(&store, marks.clone());
+        let patience = store.patience();
+        let closing = CancellationToken::new();
+        let marking = TaskTracker::new();
+        marking.spawn({
+            let (marks, lanes, closing) = (marks.clone(), lanes.clone(), closing.clone());
+            async move { marks.write(lanes, patience, closing).await }
+        });
         Self {
-            lanes: Lanes::start(&store),
-            patience: store.patience(),
+            lanes,
+            marks,
+            marking,
+            closing,
+            patience,
             keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
         }
     }
 
-    /// Resolves when the change is committed.
+    /// Resolves when the change is committed. Where it may not be, its group is marked to be
+    /// checked as soon as the database can, also when nobody waits for the answer any more.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
-    pub async fn submit(&self, patch: MemberPatch) -> Result<(), Error> {
+    pub async fn submit(&self, change: Change) -> Result<(), Error> {
         let deadline = Instant::now() + self.patience;
         let answered = match self.lanes.place() {
-            Some(place) => self.lanes.push(place, patch, deadline),
+            Some(place) => self.lanes.push(place, change, deadline),
             None => {
-                let lanes = self.lanes.clone();
+                let (lanes, marks) = (self.lanes.clone(), self.marks.clone());
                 self.finish(async move {
-                    let place = lanes.wait_for_place(deadline).await?;
-                    Ok(lanes.push(place, patch, deadline))
+                    let place = lanes.wait_for_place(deadline).await;
+                    let place = place.inspect_err(|_| marks.lost(&change))?;
+                    Ok(lanes.push(place, change, deadline))
                 })
                 .await?
             }
@@ -74,6 +95,12 @@ impl Ingest {
             Ok(written) => Ok(written?),
             Err(_panicked) => Err(Error::Lost),
         }
+    }
+
+    /// Has a group marked to be checked, without waiting for it. A mark that is not written when
+    /// the process ends is lost.
+    pub fn want_check(&self, group: GroupId, reason: CheckReason) {
+        self.marks.add(group, reason);
     }
 
     /// Keeps a callback that could not be understood; resolves when it is committed. False where
@@ -117,10 +144,25 @@ impl Ingest {
         self.lanes.waiting()
     }
 
+    /// How many groups wait to be marked.
+    pub fn marks_waiting(&self) -> usize {
+        self.marks.count()
+    }
+
     /// Waits for every change under way.
     pub async fn close(&self) {
         self.under_way.close();
         self.under_way.wait().await;
+        self.closing.cancel();
+        self.marking.close();
+        self.marking.wait().await;
         self.lanes.close().await;
+        let groups = self.marks.count();
+        if groups > 0 {
+            tracing::warn!(
+                groups,
+                "changes of these groups were missed, which is noted nowhere"
+            );
+        }
     }
 }

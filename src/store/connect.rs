@@ -197,7 +197,13 @@ impl Database {
             ])
         };
         let options = timeouts(self.timeout, self.timeout);
-        let of_lanes = timeouts(self.timeout / ATTEMPTS, self.timeout / (2 * ATTEMPTS));
+        // Lanes look for rows by their keys, one after the other, and lock them in that order; a
+        // plan made while the table was small must not read it whole later on.
+        let of_lanes = timeouts(self.timeout / ATTEMPTS, self.timeout / (2 * ATTEMPTS)).options([
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+        ]);
         let patience = self.timeout + NETWORK_SLACK;
         let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);
         let shared = self.pool_size.saturating_sub(lanes).max(1);

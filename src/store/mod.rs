@@ -33,7 +33,9 @@ use lookups::Lookups;
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
-pub use read::{GroupSummary, MemberFilter, MemberRow, RoleCount};
+pub use read::{
+    GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
+};
 pub use rejected::RejectedSummary;
 pub use write::Writer;
 
@@ -161,10 +163,9 @@ impl Store {
 
     /// Every SQL statement the store can send, with its name; for the test that prepares them.
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-        read::STATEMENTS
-            .iter()
+        read::statements()
             .chain(rejected::STATEMENTS)
-            .chain(write::STATEMENTS)
+            .chain(write::statements())
             .chain(connect::STATEMENTS)
             .chain(STATEMENTS)
     }

@@ -29,6 +29,7 @@ struct Inner {
     reads: IntCounterVec,
     read_seconds: HistogramVec,
     rejected: IntCounterVec,
+    passed_over: IntCounterVec,
     older_keys: IntCounterVec,
     connections: IntGauge,
     accept_errors: IntCounter,
@@ -36,6 +37,7 @@ struct Inner {
     pool_max: IntGauge,
     body_memory: IntGauge,
     waiting: IntGauge,
+    marks_waiting: IntGauge,
 }
 
 /// An answer to count.
@@ -70,6 +72,8 @@ pub struct Snapshot {
     pub body_memory: usize,
     /// Changes that wait for a lane.
     pub waiting: usize,
+    /// Groups that wait to be marked.
+    pub marks_waiting: usize,
 }
 
 impl Metrics {
@@ -117,6 +121,13 @@ impl Metrics {
                 ),
                 &["code", "kept"],
             )?,
+            passed_over: IntCounterVec::new(
+                Opts::new(
+                    "passed_over_callbacks_total",
+                    "Callbacks that say nothing of the mirror, answered and not looked at, by command: one of OpenIM's, or other.",
+                ),
+                &["command"],
+            )?,
             older_keys: IntCounterVec::new(
                 Opts::new(
                     "older_keys_total",
@@ -148,6 +159,10 @@ impl Metrics {
                 "changes_waiting",
                 "Changes that wait to be written; those that are being written are not counted.",
             )?,
+            marks_waiting: IntGauge::new(
+                "marks_waiting",
+                "Groups to be marked because something about them was missed: more than a few only while the database is away.",
+            )?,
             registry,
         };
         let build_info = IntGaugeVec::new(
@@ -164,6 +179,7 @@ impl Metrics {
             reads,
             read_seconds,
             rejected,
+            passed_over,
             older_keys,
             connections,
             accept_errors,
@@ -171,13 +187,15 @@ impl Metrics {
             pool_max,
             body_memory,
             waiting,
+            marks_waiting,
         } = &inner;
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
             Box::new(read_seconds.clone()),
             Box::new(rejected.clone()),
+            Box::new(passed_over.clone()),
             Box::new(older_keys.clone()),
             Box::new(connections.clone()),
             Box::new(accept_errors.clone()),
@@ -185,6 +203,7 @@ impl Metrics {
             Box::new(pool_max.clone()),
             Box::new(body_memory.clone()),
             Box::new(waiting.clone()),
+            Box::new(marks_waiting.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -233,6 +252,11 @@ impl Metrics {
         self.0.rejected.with_label_values(&[code, kept]).inc();
     }
 
+    /// Counts a callback that says nothing of the mirror.
+    pub fn passed_over(&self, command: &str) {
+        self.0.passed_over.with_label_values(&[command]).inc();
+    }
+
     /// Counts a request that was let in by a key that is to be dropped.
     pub fn older_key(&self, is_callback: bool) {
         let door = if is_callback { "callbacks" } else { "reads" };
@@ -265,6 +289,7 @@ impl Metrics {
             pool_max,
             body_memory,
             waiting,
+            marks_waiting,
         } = snapshot;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let inner = &self.0;
@@ -279,6 +304,7 @@ impl Metrics {
         inner.pool_max.set(number(pool_max));
         inner.body_memory.set(number(body_memory));
         inner.waiting.set(number(waiting));
+        inner.marks_waiting.set(number(marks_waiting));
         let mut families = inner.registry.gather();
         families.extend(process());
         TextEncoder::new().encode_to_string(&families)

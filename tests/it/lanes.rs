@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use openim_group_mirror::domain::{GroupId, MemberPatch, Text, UserId, fold};
+use openim_group_mirror::domain::{
+    Change, Event, Group, GroupId, GroupRows, LATE, Member, MemberPatch, Text, UserId, apply,
+    to_micros,
+};
 use openim_group_mirror::ingest::{Ingest, Retention};
 use openim_group_mirror::store::Store;
 use proptest::collection::vec;
@@ -13,6 +16,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::{Value, json};
 use sqlx::Executor;
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{TestApp, TestDb, member_info, until};
@@ -21,49 +25,71 @@ use crate::support::{TestApp, TestDb, member_info, until};
 const LOCKED: &str = "select pid from pg_stat_activity
     where datname = current_database() and wait_event_type = 'Lock'";
 
-fn patch(group: &str, user: &str, nickname: Option<&str>, role_level: Option<i32>) -> MemberPatch {
-    MemberPatch {
-        group_id: GroupId::parse(group.into()).unwrap(),
-        user_id: UserId::parse(user.into()).unwrap(),
-        nickname: nickname.map(|text| Text::parse(text.into())),
-        face_url: None,
-        role_level,
-        ex: None,
-    }
+fn change(group: &str, patch: MemberPatch) -> Change {
+    let group = GroupId::parse(group.into()).unwrap();
+    Change::new(group, OffsetDateTime::now_utc(), Event::SetMember(patch))
 }
 
-fn any_patch() -> impl Strategy<Value = MemberPatch> {
-    let id = || prop_oneof![Just("a"), Just("B"), Just("a "), Just("é")];
-    let text = || option::of(prop_oneof![Just(String::new()), "\\PC{1,4}"].prop_map(Text::parse));
-    let role_level = option::of(prop_oneof![Just(20), Just(60), any::<i32>()]);
-    (id(), id(), text(), text(), role_level, text()).prop_map(
-        |(group, user, nickname, face_url, role_level, ex)| MemberPatch {
+fn set_nickname(group: &str, user: &str, nickname: &str) -> Change {
+    let patch = MemberPatch {
+        user_id: UserId::parse(user.into()).unwrap(),
+        nickname: Some(Text::parse(nickname.into())),
+        face_url: None,
+        role_level: None,
+        ex: None,
+    };
+    change(group, patch)
+}
+
+fn text() -> impl Strategy<Value = Option<Text>> {
+    option::of(prop_oneof![Just(String::new()), "\\PC{1,4}"].prop_map(Text::parse))
+}
+
+fn role_level() -> impl Strategy<Value = Option<i32>> {
+    option::of(prop_oneof![Just(20), Just(60), Just(100), any::<i32>()])
+}
+
+fn patch_of(user: impl Strategy<Value = &'static str>) -> impl Strategy<Value = MemberPatch> {
+    (user, text(), text(), role_level(), text()).prop_map(
+        |(user, nickname, face_url, role_level, ex)| MemberPatch {
+            user_id: UserId::parse(user.into()).unwrap(),
             nickname,
             face_url,
+            role_level,
             ex,
-            ..patch(group, user, None, role_level)
         },
     )
 }
 
-/// Writes patches in batches of `size`, and gives what is stored then.
-async fn written(store: &Store, db: &TestDb, patches: &[MemberPatch], size: usize) -> Vec<Value> {
-    db.execute("truncate group_members").await;
-    let mut writer = store.writer();
-    for batch in patches.chunks(size) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let folded = fold(batch);
-        writer.patch_members(&folded, deadline).await.unwrap();
-    }
-    writer.close().await;
-    let members = "select group_id, user_id, nickname, face_url, role_level, ex,
-                          updated_at > created_at as has_changed
-                     from group_members order by 1, 2";
-    db.rows(members).await
+fn any_patch() -> impl Strategy<Value = Change> {
+    let id = || prop_oneof![Just("a"), Just("B"), Just("a "), Just("é")];
+    (id(), patch_of(id())).prop_map(|(group, patch)| change(group, patch))
 }
 
-#[test]
-fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
+/// Writes changes in batches of `size`, and gives what is stored then.
+async fn written(store: &Store, db: &TestDb, changes: &[Change], size: usize) -> Vec<Value> {
+    db.execute("truncate group_members, groups").await;
+    let mut writer = store.writer();
+    for batch in changes.chunks(size) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let batch: Vec<&Change> = batch.iter().collect();
+        writer.write(&batch, deadline).await.unwrap();
+    }
+    writer.close().await;
+    let members = "select group_id, user_id, nickname, face_url, m.role_level, m.ex,
+                          owner_user_id, check_wanted_since is not null as is_marked,
+                          m.updated_at > m.created_at as has_changed
+                     from group_members m join groups using (group_id) order by 1, 2"
+        .replace("nickname, face_url", "nickname, m.face_url");
+    db.rows(&members).await
+}
+
+/// Runs `check` on values of `strategy`, each with an empty mirror to write to.
+fn on_postgres<S: Strategy>(
+    strategy: S,
+    cases: u32,
+    check: impl AsyncFn(&Store, &TestDb, &S::Value),
+) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (db, store) = runtime.block_on(async {
         let db = TestDb::new().await;
@@ -71,40 +97,16 @@ fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
         (db, store)
     });
     let mut runner = TestRunner::new(Config {
-        cases: 40,
+        cases,
         failure_persistence: None,
         ..Config::default()
     });
-    let outcome = runner.run(
-        &(vec(any_patch(), 1..30), 2_usize..30),
-        |(patches, size)| {
-            let (one_by_one, in_batches) = runtime.block_on(async {
-                (
-                    written(&store, &db, &patches, 1).await,
-                    written(&store, &db, &patches, size).await,
-                )
-            });
-            let values = |rows: &[Value]| -> Vec<Value> {
-                let without = |row: &Value| {
-                    let mut row = row.clone();
-                    row.as_object_mut().unwrap().remove("has_changed");
-                    row
-                };
-                rows.iter().map(without).collect()
-            };
-            assert_eq!(values(&one_by_one), values(&in_batches));
-            // What no patch of a batch changed has not changed.
-            for (one, many) in one_by_one.iter().zip(&in_batches) {
-                assert!(
-                    one["has_changed"] == true || many["has_changed"] == false,
-                    "{one} {many}"
-                );
-            }
-            Ok(())
-        },
-    );
-    if let Err(TestError::Fail(why, (patches, size))) = outcome {
-        panic!("{why}\nbatches of {size}: {patches:#?}");
+    let outcome = runner.run(&strategy, |value| {
+        runtime.block_on(check(&store, &db, &value));
+        Ok(())
+    });
+    if let Err(TestError::Fail(why, value)) = outcome {
+        panic!("{why}\n{value:#?}");
     }
     outcome.unwrap();
     runtime.block_on(async {
@@ -112,6 +114,121 @@ fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
         // Ends its connections in the runtime that they are of.
         drop(db);
     });
+}
+
+#[test]
+fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
+    let strategy = (vec(any_patch(), 1..30), 2_usize..30);
+    on_postgres(strategy, 40, async |store, db, (changes, size)| {
+        let one_by_one = written(store, db, changes, 1).await;
+        let in_batches = written(store, db, changes, *size).await;
+        let values = |rows: &[Value]| -> Vec<Value> {
+            let without = |row: &Value| {
+                let mut row = row.clone();
+                row.as_object_mut().unwrap().remove("has_changed");
+                row
+            };
+            rows.iter().map(without).collect()
+        };
+        assert_eq!(values(&one_by_one), values(&in_batches));
+        // What no patch of a batch changed has not changed.
+        for (one, many) in one_by_one.iter().zip(&in_batches) {
+            assert!(
+                one["has_changed"] == true || many["has_changed"] == false,
+                "{one} {many}"
+            );
+        }
+    });
+}
+
+/// The statement for patches says in SQL what the rules say, or leaves a patch to them.
+#[test]
+fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
+    let now = to_micros(OffsetDateTime::now_utc());
+    let left = option::of(prop_oneof![Just(LATE), Just(LATE * 2), Just(LATE / 3)]);
+    let member = (text(), text(), role_level(), text(), left).prop_map(
+        move |(nickname, face_url, role_level, ex, left)| Member {
+            nickname,
+            face_url,
+            role_level,
+            ex,
+            joined_at: None,
+            left_at: left.map(|ago| now - ago),
+        },
+    );
+    let is_owner = any::<bool>();
+    // One is a statement of its own, as against several.
+    let strategy = (
+        option::of(member),
+        is_owner,
+        patch_of(Just("u")),
+        any::<bool>(),
+    );
+    on_postgres(
+        strategy,
+        300,
+        async |store, db, (member, is_owner, patch, alone)| {
+            db.execute("truncate group_members, groups").await;
+            let mut rows = GroupRows {
+                group: Some(Group {
+                    owner: is_owner.then(|| UserId::parse("u".into()).unwrap()),
+                    ..Group::default()
+                }),
+                ..GroupRows::default()
+            };
+            let user = UserId::parse("u".into()).unwrap();
+            let now_at = OffsetDateTime::now_utc();
+            let group = rows.group.clone().unwrap();
+            let owner = group.owner.as_ref().map(UserId::as_str);
+            sqlx::query("insert into groups (group_id, owner_user_id, created_at, updated_at) values ('g', $1, $2, $2)")
+            .bind(owner).bind(now_at).execute(&db.pool).await.unwrap();
+            if let Some(member) = member {
+                rows.members.insert(user.clone(), member.clone());
+                sqlx::query("insert into group_members (group_id, user_id, nickname, face_url, role_level, ex, left_at, created_at, updated_at)
+                         values ('g', 'u', $1, $2, $3, $4, $5, $6, $6)")
+                .bind(member.nickname.as_ref().map(Text::as_str))
+                .bind(member.face_url.as_ref().map(Text::as_str))
+                .bind(member.role_level)
+                .bind(member.ex.as_ref().map(Text::as_str))
+                .bind(member.left_at)
+                .bind(now_at)
+                .execute(&db.pool).await.unwrap();
+            }
+            let group = GroupId::parse("g".into()).unwrap();
+            let change = Change::new(group, now, Event::SetMember(patch.clone()));
+            apply(&mut rows, &change);
+            let other = set_nickname("h", "v", "x");
+            let batch = if *alone {
+                vec![&change]
+            } else {
+                vec![&other, &change]
+            };
+            let mut writer = store.writer();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            writer.write(&batch, deadline).await.unwrap();
+            writer.close().await;
+            let stored = db
+                .rows(
+                    "select nickname, m.face_url, role_level, m.ex, left_at is not null as is_gone,
+                    owner_user_id, check_reason
+               from group_members m join groups using (group_id) where group_id = 'g'",
+                )
+                .await;
+            let member = &rows.members[&user];
+            let text = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+            let owner = rows.group.as_ref().unwrap().owner.as_ref();
+            let expected = json!({
+                "nickname": text(&member.nickname),
+                "face_url": text(&member.face_url),
+                "role_level": member.role_level,
+                "ex": text(&member.ex),
+                "is_gone": member.is_gone(),
+                "owner_user_id": owner.map(UserId::as_str),
+                "check_reason": rows.check.map(|reason| reason.code()),
+            });
+            assert_eq!(stored, [expected]);
+        },
+    );
 }
 
 /// Lets `callbacks` come while each lane is at a change of its own and can do no other, until so
@@ -324,8 +441,8 @@ async fn more_than_the_queue_holds_waits_and_is_told_in_time() {
         .unwrap();
     let submit = |n: u32| {
         let ingest = Arc::clone(&ingest);
-        let patch = patch(&format!("g{}", n % 50), &format!("u{n}"), Some("n"), None);
-        tokio::spawn(async move { ingest.submit(patch).await })
+        let change = set_nickname(&format!("g{}", n % 50), &format!("u{n}"), "n");
+        tokio::spawn(async move { ingest.submit(change).await })
     };
     let began = Instant::now();
     let submitted: Vec<_> = (0..3000).map(submit).collect();

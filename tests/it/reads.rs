@@ -25,7 +25,20 @@ async fn insert(app: &TestApp, rows: &str) {
     app.db
         .execute(&format!(
             "insert into group_members (group_id, user_id, role_level, created_at, updated_at)
-             select g, u, r, now(), now() from (values {rows}) v (g, u, r)"
+             select g, u, r, now(), now() from (values {rows}) v (g, u, r);
+             insert into groups (group_id, created_at, updated_at)
+             select distinct group_id, now(), now() from group_members
+             on conflict do nothing"
+        ))
+        .await;
+}
+
+/// Makes groups dismissed, as of a time.
+async fn dismiss(app: &TestApp, groups: &str) {
+    app.db
+        .execute(&format!(
+            "update groups set status = 2, dismissed_at = '2026-02-03T04:05:06Z'
+              where group_id in ({groups})"
         ))
         .await;
 }
@@ -75,7 +88,8 @@ async fn a_member_is_served_with_null_for_what_was_never_told() {
         body,
         json!({
             "groupID": "g", "userID": "u", "nickName": null, "faceURL": null,
-            "roleLevel": 60, "ex": "", "createdAt": null, "updatedAt": null
+            "roleLevel": 60, "ex": "", "joinedAt": null, "leftAt": null,
+            "createdAt": null, "updatedAt": null
         })
     );
     for time in times {
@@ -105,7 +119,7 @@ async fn an_unknown_member_is_404_and_unknown_lists_are_empty() {
 }
 
 #[tokio::test]
-async fn who_has_left_is_in_no_answer() {
+async fn who_has_left_is_in_no_answer_unless_asked_for() {
     let app = TestApp::start().await;
     insert(
         &app,
@@ -147,6 +161,141 @@ async fn who_has_left_is_in_no_answer() {
     let pairs = json!({"pairs": [{"groupID": "g", "userID": "gone"}]});
     let answer = app.post("/memberships/query", pairs.to_string()).await.ok();
     assert_eq!(answer["memberships"][0]["isMember"], false);
+    for (path, expected) in [
+        ("/groups/g/members?state=current", &["here"][..]),
+        ("/groups/g/members?state=left", &["gone"]),
+        ("/groups/g/members?state=all", &["gone", "here"]),
+        ("/groups/g/members?state=left&roleLevel=20", &["gone"]),
+        ("/groups/g/members?state=left&roleLevel=60", &[]),
+        (
+            "/groups/g/members?state=all&roleLevel=20",
+            &["gone", "here"],
+        ),
+        (
+            "/groups/g/members?state=left&userID=gone&userID=here",
+            &["gone"],
+        ),
+        (
+            "/groups/g/members?state=all&userID=gone&userID=here",
+            &["gone", "here"],
+        ),
+        ("/groups/h/members?state=left&roleLevel=60", &["gone"]),
+    ] {
+        let (members, _) = walk(&app, path, "members").await;
+        assert_eq!(ids(&members, "userID"), expected, "{path}");
+        for member in members {
+            let is_gone = member["userID"] == "gone";
+            assert_eq!(member["leftAt"].is_string(), is_gone, "{path}: {member}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dismissed_group_has_no_current_members_and_those_it_had_left_with_it() {
+    let app = TestApp::start().await;
+    insert(
+        &app,
+        "('g', 'a', 20), ('g', 'b', 100), ('g', 'c', 20), ('h', 'a', 20), ('h', 'b', 20)",
+    )
+    .await;
+    let left = "update group_members set left_at = '2026-01-01T00:00:00Z'
+                 where group_id = 'g' and user_id = 'c'";
+    app.db.execute(left).await;
+    dismiss(&app, "'g'").await;
+    assert_eq!(app.get("/groups/g/members/a").await.status, 404);
+    for (path, expected) in [
+        ("/groups/g/members?", &[][..]),
+        ("/groups/g/members?roleLevel=20", &[]),
+        ("/groups/g/members?roleLevel=100", &[]),
+        ("/groups/g/members?userID=a", &[]),
+        ("/groups/g/members?state=left", &["a", "b", "c"]),
+        ("/groups/g/members?state=left&roleLevel=20", &["a", "c"]),
+        (
+            "/groups/g/members?state=left&userID=a&userID=c",
+            &["a", "c"],
+        ),
+        ("/groups/g/members?state=all", &["a", "b", "c"]),
+        ("/groups/h/members?state=left", &[]),
+    ] {
+        let (members, _) = walk(&app, path, "members").await;
+        assert_eq!(ids(&members, "userID"), expected, "{path}");
+        for member in members {
+            let is_earlier = member["userID"] == "c";
+            let left = ["2026-02-03T04:05:06Z", "2026-01-01T00:00:00Z"][usize::from(is_earlier)];
+            assert_eq!(member["leftAt"], left, "{path}: {member}");
+        }
+    }
+    let (groups, _) = walk(&app, "/users/a/groups?", "groups").await;
+    assert_eq!(ids(&groups, "groupID"), ["h"]);
+    let pairs = json!({"pairs": [
+        {"groupID": "g", "userID": "a"}, {"groupID": "h", "userID": "a"}
+    ]});
+    let answer = app.post("/memberships/query", pairs.to_string()).await.ok();
+    assert_eq!(answer["memberships"][0]["isMember"], false);
+    assert_eq!(answer["memberships"][1]["isMember"], true);
+    let group = app.get("/groups/g").await.ok();
+    assert_eq!(group["status"], 2);
+    assert_eq!(group["dismissedAt"], "2026-02-03T04:05:06Z");
+    assert_eq!(
+        (&group["memberCount"], &group["roles"]),
+        (&json!(0), &json!([]))
+    );
+    // Un-muted by an administrator, it is there again.
+    app.db.execute("update groups set status = 0").await;
+    assert_eq!(app.get("/groups/g").await.ok()["memberCount"], 2);
+    assert_eq!(app.get("/groups/g").await.ok()["dismissedAt"], json!(null));
+    let (members, _) = walk(&app, "/groups/g/members?state=all", "members").await;
+    assert_eq!(members[0]["leftAt"], json!(null));
+}
+
+#[tokio::test]
+async fn groups_are_paged_by_status_and_by_whether_they_are_to_be_checked() {
+    let app = TestApp::start().await;
+    insert(
+        &app,
+        "('a', 'u', 20), ('B', 'u', 20), ('c', 'u', 20), ('d', 'u', 20)",
+    )
+    .await;
+    dismiss(&app, "'B', 'c'").await;
+    app.db
+        .execute(
+            "update groups set check_wanted_since = now(), check_reason = 'member_unknown'
+              where group_id in ('c', 'd')",
+        )
+        .await;
+    for (path, expected) in [
+        ("/groups?", &["B", "a", "c", "d"][..]),
+        ("/groups?status=2", &["B", "c"]),
+        ("/groups?status=0", &[]),
+        ("/groups?checkWanted=true", &["c", "d"]),
+        ("/groups?checkWanted=false", &["B", "a"]),
+        ("/groups?checkWanted=true&status=2", &["c"]),
+        ("/groups?checkWanted=false&status=2", &["B"]),
+    ] {
+        let (groups, _) = walk(&app, path, "groups").await;
+        assert_eq!(ids(&groups, "groupID"), expected, "{path}");
+        for group in groups {
+            let is_wanted = ["c", "d"].contains(&group["groupID"].as_str().unwrap());
+            assert_eq!(group["checkWantedSince"].is_string(), is_wanted, "{group}");
+            assert_eq!(group["memberCount"], json!(null), "no counts here");
+        }
+    }
+    for (path, detail) in [
+        (
+            "/groups?checkWanted=2",
+            "checkWanted: expected true or false",
+        ),
+        (
+            "/groups?status=x",
+            "status: expected a whole number from -2147483648 to 2147483647",
+        ),
+        (
+            "/groups/g/members?state=gone",
+            "state: expected current, left or all",
+        ),
+    ] {
+        assert_problem(&app.get(path).await, 400, "parameter_invalid", detail);
+    }
 }
 
 #[tokio::test]
@@ -394,23 +543,46 @@ async fn a_group_is_counted_by_role() {
         "('g','a',20), ('g','b',20), ('g','c',60), ('g','d',null), ('g','e',-7), ('x','a',20)";
     insert(&app, rows).await;
     app.db
-        .execute("update group_members set updated_at = '2026-01-01Z'")
+        .execute(
+            "update group_members set updated_at = '2026-01-01Z';
+             update groups set updated_at = '2026-01-01Z', created_at = '2026-01-01Z'",
+        )
         .await;
     let newest = "update group_members set updated_at = '2026-01-02T03:04:05.000006Z'
                    where group_id = 'g' and user_id = 'd'";
     app.db.execute(newest).await;
     let role = |role: Value, members: i32| json!({"roleLevel": role, "members": members});
-    assert_eq!(
-        app.get("/groups/g").await.ok(),
-        json!({
-            "groupID": "g",
-            "memberCount": 5,
-            "roles": [
-                role(json!(-7), 1), role(json!(20), 2), role(json!(60), 1), role(Value::Null, 1)
-            ],
-            "newestChange": "2026-01-02T03:04:05.000006Z"
-        })
-    );
+    let group = app.get("/groups/g").await.ok();
+    let mut expected = json!({
+        "groupID": "g",
+        "createdAt": "2026-01-01T00:00:00Z",
+        "updatedAt": "2026-01-01T00:00:00Z",
+        "memberCount": 5,
+        "roles": [
+            role(json!(-7), 1), role(json!(20), 2), role(json!(60), 1), role(Value::Null, 1)
+        ],
+        "newestChange": "2026-01-02T03:04:05.000006Z"
+    });
+    for unknown in [
+        "groupName",
+        "notification",
+        "introduction",
+        "faceURL",
+        "ownerUserID",
+        "ex",
+        "status",
+        "groupType",
+        "needVerification",
+        "lookMemberInfo",
+        "applyMemberFriend",
+        "createdInOpenIMAt",
+        "dismissedAt",
+        "checkWantedSince",
+        "checkReason",
+    ] {
+        expected[unknown] = Value::Null;
+    }
+    assert_eq!(group, expected);
 }
 
 #[tokio::test]

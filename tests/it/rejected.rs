@@ -82,7 +82,7 @@ async fn what_is_refused_for_another_reason_is_counted_only() {
     let path = format!("/{COMMAND}");
     let refused = || member_info("g", "u", json!({"roleLevel": "60"}));
     assert_eq!(send(Method::POST, &path, "wrong", refused()).await, 401);
-    assert_eq!(send(Method::POST, "/nowhere", "p", refused()).await, 404);
+    assert_eq!(send(Method::POST, "/no/where", "p", refused()).await, 404);
     assert_eq!(send(Method::POST, "/groups/g", "p", refused()).await, 405);
     assert_eq!(send(Method::POST, &path, "p", body_of(10_001)).await, 413);
     // Reads are asked again by whoever asked.

@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use openim_group_mirror::domain::{Change, Event, GroupId, MemberPatch, Text, UserId};
 use openim_group_mirror::store::{Database, Store};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use time::OffsetDateTime;
 
-use crate::support::{TestApp, TestDb, own_server};
+use crate::support::{TestApp, TestDb, own_server, until};
 
 #[tokio::test]
 async fn every_statement_can_be_prepared_against_the_migrated_schema() {
@@ -62,6 +64,7 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
     let expected = [
         "im_mirror._sqlx_migrations",
         "im_mirror.group_members",
+        "im_mirror.groups",
         "im_mirror.rejected_callbacks",
         "public.group_members",
     ];
@@ -178,9 +181,16 @@ async fn any_page_of_a_large_group_costs_as_much_as_the_first() {
           union all
          select 'group-' || lpad(n::text, 7, '0'), 'joiner', 20, now(), now()
            from generate_series(1, 300000) n;
-         analyze group_members",
+         update group_members set left_at = now()
+          where group_id = 'big' and user_id like '%7777';
+         insert into groups (group_id, status, check_wanted_since, created_at, updated_at)
+         select 'group-' || lpad(n::text, 7, '0'),
+                case when n % 3 = 0 then 2 when n % 3000 = 1 then 3 else 0 end,
+                case when n % 1000 = 0 then now() end, now(), now()
+           from generate_series(1, 300000) n",
     )
     .await;
+    db.execute("vacuum analyze group_members, groups").await;
     let statements: HashMap<&str, &str> = Store::statements().copied().collect();
     let mut connection = db.pool.acquire().await.unwrap();
     for mode in ["force_custom_plan", "force_generic_plan"] {
@@ -206,15 +216,50 @@ async fn any_page_of_a_large_group_costs_as_much_as_the_first() {
             (
                 "PAGE_OF_USERS",
                 [
-                    "'big', '', 101, null, '{user-0000001,user-0000002}'",
-                    "'big', 'user-02', 101, 20, '{user-0299998,user-0299999}'",
+                    "'big', '', 101, null, '{user-0000001,user-0000002}', '{false}'",
+                    "'big', 'user-02', 101, 20, '{user-0299998,user-0299999}', '{true,false}'",
+                ],
+            ),
+            (
+                "PAGE_OF_ALL",
+                ["'big', '', 101, null", "'big', 'user-0299800', 101, null"],
+            ),
+            (
+                "PAGE_OF_LEFT",
+                ["'big', '', 11, null", "'big', 'user-0270000', 11, null"],
+            ),
+            // Of a dismissed group, whose members are still there.
+            (
+                "PAGE_OF_LEFT",
+                [
+                    "'group-0000003', '', 11, null",
+                    "'group-0299997', '', 11, null",
                 ],
             ),
             (
                 "PAGE_OF_USER",
-                ["'joiner', '', 101", "'joiner', 'group-0299800', 101"],
+                ["'joiner', '', 11", "'joiner', 'group-0299800', 11"],
             ),
             ("MEMBER", ["'big', 'user-0000001'", "'big', 'user-0299999'"]),
+            (
+                "MEMBERSHIPS",
+                [
+                    "'{big,big}', '{user-0000001,user-0000002}'",
+                    "'{group-0299999,group-0299997}', '{joiner,joiner}'",
+                ],
+            ),
+            (
+                "PAGE_OF_GROUPS",
+                ["'', 101, null", "'group-0299800', 101, null"],
+            ),
+            (
+                "PAGE_OF_STATUS",
+                ["'', 101, null, 2", "'group-0299000', 101, null, 2"],
+            ),
+            (
+                "PAGE_OF_CHECK_WANTED",
+                ["'', 11, null", "'group-0280000', 11, null"],
+            ),
         ] {
             let prepare = format!("prepare {name} as {}", statements[name]);
             connection.execute(AssertSqlSafe(prepare)).await.unwrap();
@@ -232,4 +277,52 @@ async fn any_page_of_a_large_group_costs_as_much_as_the_first() {
         }
     }
     connection.close().await.unwrap();
+}
+
+/// A plan that was made while the table was empty is kept when it has grown.
+#[tokio::test]
+async fn lanes_look_for_rows_by_their_keys_whatever_the_planner_believes() {
+    let db = TestDb::new().await;
+    let store = db.database().open().await.unwrap();
+    let mut writer = store.writer();
+    let patch = |user: u32, nickname: &str| {
+        let patch = MemberPatch {
+            user_id: UserId::parse(format!("u{user}")).unwrap(),
+            nickname: Some(Text::parse(nickname.into())),
+            face_url: None,
+            role_level: None,
+            ex: None,
+        };
+        let group = GroupId::parse("g".into()).unwrap();
+        Change::new(group, OffsetDateTime::now_utc(), Event::SetMember(patch))
+    };
+    let soon = || tokio::time::Instant::now() + Duration::from_secs(10);
+    // All statements are prepared and planned.
+    for nickname in ["a", "b"] {
+        let changes = [patch(1, nickname), patch(2, nickname)];
+        let both: Vec<&Change> = changes.iter().collect();
+        writer.write(&both, soon()).await.unwrap();
+    }
+    db.execute(
+        "insert into group_members (group_id, user_id, created_at, updated_at)
+         select 'big', n::text, now(), now() from generate_series(1, 50000) n;
+         insert into groups (group_id, created_at, updated_at)
+         select n::text, now(), now() from generate_series(1, 50000) n",
+    )
+    .await;
+    // Known ones, and one that is not.
+    let changes = [patch(1, "c"), patch(2, "c"), patch(3, "c")];
+    let all: Vec<&Change> = changes.iter().collect();
+    writer.write(&all, soon()).await.unwrap();
+    // A backend tells its counts when it ends.
+    writer.close().await;
+    let scans = "select sum(seq_tup_read)::bigint as read from pg_stat_user_tables
+                  where relname in ('group_members', 'groups') having sum(n_tup_upd) >= 4";
+    until("the counts are told", async || {
+        !db.rows(scans).await.is_empty()
+    })
+    .await;
+    let read = db.rows(scans).await[0]["read"].as_i64().unwrap();
+    assert!(read < 50_000, "{read} rows read one after the other");
+    store.close().await;
 }

@@ -1,18 +1,19 @@
-//! OpenIM's bodies exactly as sent; each turns into what it changes.
+//! A member's own values.
 
 use poem_openapi::Object;
 use poem_openapi::types::Example;
 
-use super::body::FromBody;
-use super::error::{Code, Door, Error};
-use super::json;
-use crate::domain::{MemberPatch, Text};
+use super::super::body::FromBody;
+use super::super::error::{Door, Error};
+use super::super::json;
+use super::{Callback, Told, expect_command};
+use crate::domain::{Event, MemberPatch, Text};
 
 /// callbackAfterSetGroupMemberInfoCommand: fields of one member that were set. Missing and null
 /// both mean "left as it is"; an empty text is a value.
 #[derive(Clone, Debug, Object)]
 #[oai(rename = "SetGroupMemberInfo", rename_all = "camelCase", example)]
-pub(super) struct SetGroupMemberInfo {
+pub(in super::super) struct SetGroupMemberInfo {
     /// Always callbackAfterSetGroupMemberInfoCommand.
     callback_command: String,
     /// The group: 1 to 1,024 bytes, any characters but U+0000.
@@ -36,8 +37,11 @@ pub(super) struct SetGroupMemberInfo {
     ex: Option<String>,
 }
 
+impl Callback for SetGroupMemberInfo {
+    const COMMAND: &'static str = "callbackAfterSetGroupMemberInfoCommand";
+}
+
 impl SetGroupMemberInfo {
-    pub(super) const COMMAND: &'static str = "callbackAfterSetGroupMemberInfoCommand";
     const FIELDS: [&'static str; 7] = [
         "callbackCommand",
         "groupID",
@@ -51,9 +55,9 @@ impl SetGroupMemberInfo {
 
 impl FromBody for SetGroupMemberInfo {
     const DOOR: Door = Door::Callback;
-    type Parsed = MemberPatch;
+    type Parsed = Told;
 
-    fn parse(body: &str) -> Result<MemberPatch, Error> {
+    fn parse(body: &str) -> Result<Told, Error> {
         let [
             command,
             group_id,
@@ -63,27 +67,18 @@ impl FromBody for SetGroupMemberInfo {
             role_level,
             ex,
         ] = json::object(body, Self::FIELDS)?;
-        expect_command(&command.required()?.text()?, Self::COMMAND)?;
-        Ok(MemberPatch {
+        expect_command(command, Self::COMMAND)?;
+        Ok(Told {
             group_id: group_id.required()?.group_id()?,
-            user_id: user_id.required()?.user_id()?,
-            nickname: nick_name.optional(|value| value.text().map(Text::parse))?,
-            face_url: face_url.optional(|value| value.text().map(Text::parse))?,
-            role_level: role_level.optional(|value| value.int32())?,
-            ex: ex.optional(|value| value.text().map(Text::parse))?,
+            event: Event::SetMember(MemberPatch {
+                user_id: user_id.required()?.user_id()?,
+                nickname: nick_name.optional(|value| value.text().map(Text::parse))?,
+                face_url: face_url.optional(|value| value.text().map(Text::parse))?,
+                role_level: role_level.optional(|value| value.int32())?,
+                ex: ex.optional(|value| value.text().map(Text::parse))?,
+            }),
         })
     }
-}
-
-/// A body sent to the wrong path is one that we would misread.
-fn expect_command(found: &str, expected: &'static str) -> Result<(), Error> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::new(
-        Code::CommandMismatch,
-        format!("callbackCommand: expected {expected}, as in the path"),
-    ))
 }
 
 impl Example for SetGroupMemberInfo {

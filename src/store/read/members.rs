@@ -1,10 +1,4 @@
-//! What is asked of the mirror.
-//!
-//! Every page starts after a key, from the empty key at first, which is below every id;
-//! `$n IS NULL OR ...` would make a generic plan read the whole group. Pages compare whole rows,
-//! `(group_id, user_id) > ($1, $2) AND group_id <= $1`, where `group_id = $1 AND user_id > $2`
-//! says the same: with an equality the planner may take the order from the other index, which it
-//! believes to hold the group's members evenly spread, and read all the table to find them.
+//! Members: a group's, a user's memberships, and any pairs.
 
 use std::sync::Arc;
 
@@ -12,85 +6,124 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 use time::OffsetDateTime;
 
-use super::{Error, Store};
+use super::super::{Error, Store};
 use crate::domain::{GroupId, ORDINARY, UserId};
 
 statements! {
     /// Walks the primary key.
     PAGE_OF_GROUP = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
  ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks the primary key and leaves out the few with another role.
     PAGE_OF_ORDINARY = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
    AND role_level = 20 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
  ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks group_members_by_role. Its predicate is repeated here because the planner cannot
     /// know that a parameter is not 20.
     PAGE_OF_ROLE = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
   FROM group_members
  WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
    AND role_level <> 20 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
  ORDER BY group_id, role_level, user_id
  LIMIT $3";
+    /// Current members and others: walks the primary key.
+    PAGE_OF_ALL = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+       COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
+                           WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
+       created_at, updated_at
+  FROM group_members
+ WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
+   AND ($4::integer IS NULL OR role_level = $4)
+ ORDER BY group_id, user_id
+ LIMIT $3";
+    /// Those who left: walks group_members_left; and, where the group is dismissed, merges into
+    /// these, by the primary key, those who were there then.
+    PAGE_OF_LEFT = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
+  FROM (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+               created_at, updated_at
+          FROM group_members
+         WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NOT NULL
+           AND ($4::integer IS NULL OR role_level = $4)
+         UNION ALL
+        SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+               (SELECT g.dismissed_at FROM groups AS g WHERE g.group_id = $1 AND g.status = 2),
+               created_at, updated_at
+          FROM group_members
+         WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
+           AND ($4::integer IS NULL OR role_level = $4)
+           AND EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)) AS gone
+ ORDER BY group_id, user_id
+ LIMIT $3";
     /// A look at an index for each of the users asked for, who are few; LIMIT 1 keeps the planner
-    /// from reading the group instead.
+    /// from reading the group instead. $6 holds whether those who left are wanted, and the others.
     PAGE_OF_USERS = "
-SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
+SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.joined_at, m.left_at,
        m.created_at, m.updated_at
   FROM unnest($5::text[]) AS asked (user_id)
  CROSS JOIN LATERAL
-       (SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+       (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+               COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
+                                   WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
+               created_at, updated_at
           FROM group_members
-         WHERE group_id = $1 AND user_id = asked.user_id AND left_at IS NULL
+         WHERE group_id = $1 AND user_id = asked.user_id
          LIMIT 1) AS m
  WHERE m.user_id > $2 AND ($4::integer IS NULL OR m.role_level = $4)
+   AND (m.left_at IS NOT NULL) = ANY($6::boolean[])
  ORDER BY m.user_id
  LIMIT $3";
     /// One look at the primary key.
     MEMBER = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
   FROM group_members
- WHERE group_id = $1 AND user_id = $2 AND left_at IS NULL";
-    /// Walks group_members_by_user.
+ WHERE group_id = $1 AND user_id = $2 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)";
+    /// Walks group_members_by_user. The group is looked for by each row's id: as a join, the
+    /// planner might read all dismissed groups first.
     PAGE_OF_USER = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
-  FROM group_members
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       created_at, updated_at
+  FROM group_members AS m
  WHERE (user_id, group_id) > ($1, $2) AND user_id <= $1 AND left_at IS NULL
+   AND (SELECT true FROM groups AS g WHERE g.group_id = m.group_id AND g.status = 2) IS NULL
  ORDER BY user_id, group_id
  LIMIT $3";
-    /// Reads every row of the group: the newest change is in none of the indexes, so that patches
-    /// stay heap-only. A leave is a change too.
-    GROUP_BY_ROLE = "
-SELECT role_level,
-       count(*) FILTER (WHERE left_at IS NULL) AS members,
-       max(updated_at) AS newest_change
-  FROM group_members
- WHERE group_id = $1
- GROUP BY role_level
- ORDER BY role_level";
     /// A look at an index for each pair, told apart by their places, from 1.
     MEMBERSHIPS = "
 SELECT asked.place, m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
-       m.created_at, m.updated_at
+       m.joined_at, m.left_at, m.created_at, m.updated_at
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (group_id, user_id, place)
  CROSS JOIN LATERAL
-       (SELECT group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at
+       (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+               created_at, updated_at
           FROM group_members
          WHERE group_id = asked.group_id AND user_id = asked.user_id AND left_at IS NULL
+           AND NOT EXISTS (SELECT FROM groups AS g
+                            WHERE g.group_id = asked.group_id AND g.status = 2)
          LIMIT 1) AS m";
 }
 
-/// A current member, as stored.
+/// A member, as stored.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the columns; see migrations/0001")]
+#[expect(missing_docs, reason = "the columns; see migrations/")]
 pub struct MemberRow {
     pub group_id: String,
     pub user_id: String,
@@ -98,33 +131,11 @@ pub struct MemberRow {
     pub face_url: Option<String>,
     pub role_level: Option<i32>,
     pub ex: Option<String>,
+    pub joined_at: Option<OffsetDateTime>,
+    /// When the member left, or the group was dismissed.
+    pub left_at: Option<OffsetDateTime>,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
-}
-
-/// Current members of one role.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoleCount {
-    /// `None` for members whose role OpenIM has never told.
-    pub role_level: Option<i32>,
-    /// How many.
-    pub members: i64,
-}
-
-/// A group in numbers.
-#[derive(Clone, Debug)]
-pub struct GroupSummary {
-    /// In order of role level, the unknown last; no role without members.
-    pub by_role: Vec<RoleCount>,
-    /// Of any row of the group, those of members who left included.
-    pub newest_change: OffsetDateTime,
-}
-
-#[derive(FromRow)]
-struct RoleRow {
-    role_level: Option<i32>,
-    members: i64,
-    newest_change: OffsetDateTime,
 }
 
 /// By the place of the columns, which all these statements have in one order, with what else there
@@ -137,8 +148,10 @@ fn member_at(row: &PgRow, first: usize) -> Result<MemberRow, sqlx::Error> {
         face_url: row.try_get(first + 3)?,
         role_level: row.try_get(first + 4)?,
         ex: row.try_get(first + 5)?,
-        created_at: row.try_get(first + 6)?,
-        updated_at: row.try_get(first + 7)?,
+        joined_at: row.try_get(first + 6)?,
+        left_at: row.try_get(first + 7)?,
+        created_at: row.try_get(first + 8)?,
+        updated_at: row.try_get(first + 9)?,
     })
 }
 
@@ -162,9 +175,23 @@ impl FromRow<'_, PgRow> for PlacedRow {
     }
 }
 
+/// Whether members are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemberState {
+    /// Those who are.
+    #[default]
+    Current,
+    /// Those who left, or whose group is dismissed.
+    Left,
+    /// Both.
+    All,
+}
+
 /// Which members of a group are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct MemberFilter {
+    /// Only those in this state.
+    pub state: MemberState,
     /// Only this role level.
     pub role_level: Option<i32>,
     /// Only these users; empty for all.
@@ -172,9 +199,10 @@ pub struct MemberFilter {
 }
 
 impl Store {
-    /// Up to `limit` current members after the user id `after` ("" for the first), in bytewise
-    /// order of user id. Costs the same anywhere in a group of any size; for `role_level` 20 that
-    /// holds where most members are ordinary ones.
+    /// Up to `limit` members after the user id `after` ("" for the first), in bytewise order of user
+    /// id. Costs the same anywhere in a group of any size, but that those are passed over one by one
+    /// who left, and those of another role with `role_level` 20, or any where not only current
+    /// members are wanted.
     ///
     /// # Errors
     /// See [`Error`].
@@ -186,22 +214,34 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<MemberRow>, Error> {
         let MemberFilter {
+            state,
             role_level,
             user_ids,
         } = filter;
         self.read(async |connection| {
-            let query = match (role_level, user_ids.is_empty()) {
-                (None, true) => sqlx::query_as(PAGE_OF_GROUP),
-                (Some(ORDINARY), true) => sqlx::query_as(PAGE_OF_ORDINARY),
-                (Some(_), true) => sqlx::query_as(PAGE_OF_ROLE),
-                (_, false) => sqlx::query_as(PAGE_OF_USERS),
+            let of_users = !user_ids.is_empty();
+            let query = match (state, role_level) {
+                _ if of_users => sqlx::query_as(PAGE_OF_USERS),
+                (MemberState::Current, None) => sqlx::query_as(PAGE_OF_GROUP),
+                (MemberState::Current, Some(ORDINARY)) => sqlx::query_as(PAGE_OF_ORDINARY),
+                (MemberState::Current, Some(_)) => sqlx::query_as(PAGE_OF_ROLE),
+                (MemberState::Left, _) => sqlx::query_as(PAGE_OF_LEFT),
+                (MemberState::All, _) => sqlx::query_as(PAGE_OF_ALL),
             };
             let mut query = query.bind(group.as_str()).bind(after).bind(limit);
-            if !user_ids.is_empty() {
-                let ids: Vec<&str> = user_ids.iter().map(UserId::as_str).collect();
-                query = query.bind(role_level).bind(ids);
-            } else if let Some(role_level) = role_level.filter(|level| *level != ORDINARY) {
+            let is_current = *state == MemberState::Current;
+            let has_role = of_users || !is_current || role_level.is_some_and(|r| r != ORDINARY);
+            if has_role {
                 query = query.bind(role_level);
+            }
+            if of_users {
+                let ids: Vec<&str> = user_ids.iter().map(UserId::as_str).collect();
+                let has_left: &[bool] = match state {
+                    MemberState::Current => &[false],
+                    MemberState::Left => &[true],
+                    MemberState::All => &[false, true],
+                };
+                query = query.bind(ids).bind(has_left);
             }
             query.fetch_all(connection).await
         })
@@ -239,34 +279,6 @@ impl Store {
         .await
     }
 
-    /// A group in numbers; `None` for one we never heard of. Reads every row of the group, about
-    /// 0.2 s for a million members held in memory.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn group(&self, group: &GroupId) -> Result<Option<GroupSummary>, Error> {
-        let rows: Vec<RoleRow> = self
-            .read(async |connection| {
-                sqlx::query_as(GROUP_BY_ROLE)
-                    .bind(group.as_str())
-                    .fetch_all(connection)
-                    .await
-            })
-            .await?;
-        let newest_change = rows.iter().map(|row| row.newest_change).max();
-        Ok(newest_change.map(|newest_change| GroupSummary {
-            by_role: rows
-                .into_iter()
-                .filter(|row| row.members > 0)
-                .map(|row| RoleCount {
-                    role_level: row.role_level,
-                    members: row.members,
-                })
-                .collect(),
-            newest_change,
-        }))
-    }
-
     /// For each pair the current member, if there is one, in the order of the pairs.
     ///
     /// # Errors
@@ -279,7 +291,7 @@ impl Store {
     }
 }
 
-pub(super) async fn member(
+pub(in super::super) async fn member(
     connection: &mut PgConnection,
     group: &GroupId,
     user: &UserId,
@@ -291,7 +303,7 @@ pub(super) async fn member(
         .await
 }
 
-pub(super) async fn memberships(
+pub(in super::super) async fn memberships(
     connection: &mut PgConnection,
     pairs: &[&(GroupId, UserId)],
 ) -> Result<Vec<Option<MemberRow>>, sqlx::Error> {

@@ -1,0 +1,337 @@
+//! What a change does to the stored rows of its group.
+//!
+//! A callback implies something of the time before it: who quits was a member, who joins was none.
+//! Where the mirror knows it otherwise, callbacks were missed or came in another order, and which
+//! of it nobody can tell from here. Then what is safe is done, and the group is marked to be checked
+//! against OpenIM.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    Change, CheckReason, Creation, DISMISSED, Event, Group, Member, MemberPatch, OWNER, Profile,
+    UserId, Users,
+};
+
+/// How long after a leave a callback about the member is taken for one that was overtaken by it.
+/// A guess: OpenIM sets no bound to that. Later, the member has come back unheard.
+pub const LATE: Duration = Duration::seconds(15);
+
+/// What is stored of a group, as far as the changes of it need, and what they make of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupRows {
+    /// `None`: never heard of.
+    pub group: Option<Group>,
+    /// Those that the changes name, where they are known.
+    pub members: BTreeMap<UserId, Member>,
+    /// Members that a change has named, whether or not a value differs.
+    pub named: BTreeSet<UserId>,
+    /// Whether a change has said something of the group itself.
+    pub is_named: bool,
+    /// Whether there was no row of the group before.
+    pub is_new: bool,
+    /// Why the group is to be checked: the last reason.
+    pub check: Option<CheckReason>,
+}
+
+/// What of a member was stored when a callback implied that there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Current,
+    Unknown,
+    Gone,
+    Back,
+}
+
+/// Does to `rows` what `change` says. There are the rows of all whom the change names, as far as
+/// they are stored.
+pub fn apply(rows: &mut GroupRows, change: &Change) {
+    let at = change.received_at;
+    if let Event::Create(creation) = &change.event {
+        return rows.create(creation, at);
+    }
+    if rows.group.is_none() {
+        rows.group = Some(Group::default());
+        rows.is_new = true;
+        rows.check = Some(CheckReason::GroupUnknown);
+    }
+    match &change.event {
+        // Above.
+        Event::Create(_) => {}
+        Event::Join(user) => rows.join(user, at),
+        Event::Quit(user) => rows.leave(user, at),
+        Event::Kick(users) => rows.kick(users, at),
+        Event::Dismiss => rows.dismiss(at),
+        Event::Transfer {
+            old_owner,
+            new_owner,
+        } => rows.transfer(old_owner, new_owner, at),
+        Event::SetProfile(profile) => rows.set_profile(profile),
+        Event::SetMember(patch) => rows.set_member(patch, at),
+        Event::WantCheck(reason) => rows.check = Some(*reason),
+    }
+}
+
+impl GroupRows {
+    /// The group, about which a callback says something; `apply` has made one where there was none.
+    fn group(&mut self) -> &mut Group {
+        self.is_named = true;
+        self.group.get_or_insert_default()
+    }
+
+    fn owner(&self) -> Option<&UserId> {
+        self.group.as_ref()?.owner.as_ref()
+    }
+
+    /// The member, now named by a callback.
+    fn member(&mut self, user: &UserId) -> &mut Member {
+        self.named.insert(user.clone());
+        self.members.entry(user.clone()).or_default()
+    }
+
+    fn want_check(&mut self, reason: CheckReason) {
+        self.check = Some(reason);
+    }
+
+    /// OpenIM refuses to let anyone into, or to change, a dismissed group.
+    fn expect_not_dismissed(&mut self) {
+        if self.group.as_ref().is_some_and(Group::is_dismissed) {
+            self.want_check(CheckReason::GroupDismissed);
+        }
+    }
+
+    /// OpenIM takes what follows only where the user is a member.
+    fn expect_member(&mut self, user: &UserId, at: OffsetDateTime) -> Found {
+        let Some(known) = self.members.get(user) else {
+            self.member(user);
+            self.want_check(CheckReason::MemberUnknown);
+            return Found::Unknown;
+        };
+        match known.left_at {
+            None => Found::Current,
+            Some(left_at) if at - left_at <= LATE => {
+                self.want_check(CheckReason::MemberGone);
+                Found::Gone
+            }
+            Some(_) => {
+                // The record that OpenIM had before is gone with the leave.
+                *self.member(user) = Member::fresh(None);
+                self.want_check(CheckReason::MemberBack);
+                Found::Back
+            }
+        }
+    }
+
+    fn set_member(&mut self, patch: &MemberPatch, at: OffsetDateTime) {
+        let MemberPatch {
+            user_id,
+            nickname,
+            face_url,
+            role_level,
+            ex,
+        } = patch;
+        self.expect_member(user_id, at);
+        let member = self.member(user_id);
+        let was_owner = member.role_level == Some(OWNER);
+        for (field, value) in [
+            (&mut member.nickname, nickname),
+            (&mut member.face_url, face_url),
+            (&mut member.ex, ex),
+        ] {
+            if value.is_some() {
+                field.clone_from(value);
+            }
+        }
+        let Some(role_level) = *role_level else {
+            return;
+        };
+        member.role_level = Some(role_level);
+        let is_current = !member.is_gone();
+        if role_level != OWNER && !was_owner {
+            return;
+        }
+        // By a before-hook, or by an administrator, who may take the owner's role from anyone.
+        self.want_check(CheckReason::OwnerRole);
+        let is_owner = self.owner() == Some(user_id);
+        if role_level == OWNER && self.owner().is_none() && is_current {
+            self.group().owner = Some(user_id.clone());
+        } else if role_level != OWNER && is_owner {
+            self.group().owner = None;
+        }
+    }
+
+    fn join(&mut self, user: &UserId, at: OffsetDateTime) {
+        self.expect_not_dismissed();
+        let fresh = Member::fresh(Some(at));
+        match self.members.get(user) {
+            Some(known) if !known.is_gone() => {
+                // A repetition; or something was heard of the member before the join was: then the
+                // join tells the rest.
+                let filled = filled(known, &fresh);
+                *self.member(user) = filled;
+                self.want_check(CheckReason::MemberPresent);
+            }
+            // OpenIM makes a new record.
+            _ => *self.member(user) = fresh,
+        }
+    }
+
+    fn leave(&mut self, user: &UserId, at: OffsetDateTime) {
+        let known = self.members.get(user).map(Member::is_gone);
+        let member = self.member(user);
+        if known != Some(true) {
+            member.left_at = Some(at);
+        }
+        let was_owner = known == Some(false) && member.role_level == Some(OWNER);
+        match known {
+            None => self.want_check(CheckReason::MemberUnknown),
+            Some(true) => self.want_check(CheckReason::MemberGone),
+            Some(false) => {}
+        }
+        let is_owner = self.owner() == Some(user);
+        if is_owner {
+            self.group().owner = None;
+        }
+        if was_owner || is_owner {
+            self.want_check(CheckReason::OwnerLeft);
+        }
+    }
+
+    fn kick(&mut self, users: &Users, at: OffsetDateTime) {
+        if users.is_incomplete {
+            self.want_check(CheckReason::MembersMissing);
+        }
+        for user in &users.user_ids {
+            self.leave(user, at);
+        }
+    }
+
+    /// The members' rows stay as they are, as in OpenIM, where an administrator can bring the group
+    /// back by un-muting it. A group can be dismissed twice: first without, then with its members.
+    fn dismiss(&mut self, at: OffsetDateTime) {
+        let group = self.group();
+        if !group.is_dismissed() {
+            group.status = Some(DISMISSED);
+            group.dismissed_at = Some(at);
+        }
+    }
+
+    /// OpenIM gives the old owner the role that the new one had. Done twice, that would be the
+    /// owner's; so it is done only where the new one's role is known to be another.
+    fn transfer(&mut self, old_owner: &UserId, new_owner: &UserId, at: OffsetDateTime) {
+        self.expect_not_dismissed();
+        let found = self.expect_member(new_owner, at);
+        let new = self.member(new_owner);
+        let previous = match found {
+            Found::Current | Found::Back => new.role_level,
+            Found::Unknown | Found::Gone => None,
+        };
+        new.role_level = Some(OWNER);
+        let is_current = !new.is_gone();
+        let handed_on = previous.filter(|role_level| *role_level != OWNER);
+        let mut fits = handed_on.is_some();
+        if old_owner != new_owner {
+            let known = self.members.get(old_owner).cloned();
+            let old = self.member(old_owner);
+            match known {
+                None => {
+                    old.role_level = handed_on;
+                    self.want_check(CheckReason::MemberUnknown);
+                }
+                // Who has left stays away: a leave after the transfer has overtaken it.
+                Some(known) if known.is_gone() => self.want_check(CheckReason::MemberGone),
+                Some(known) => {
+                    fits &= known.role_level == Some(OWNER);
+                    // As it was, where the new owner's is not known; but there is one owner only.
+                    let kept = known.role_level.filter(|role_level| *role_level != OWNER);
+                    old.role_level = handed_on.or(kept);
+                }
+            }
+        }
+        if !fits {
+            self.want_check(CheckReason::OwnerMismatch);
+        }
+        self.group().owner = is_current.then(|| new_owner.clone());
+    }
+
+    fn set_profile(&mut self, profile: &Profile) {
+        self.expect_not_dismissed();
+        self.group().profile.update(profile);
+    }
+
+    /// Fills in what is unknown. Of a group that is known it comes late or again: then it brings
+    /// nobody back, and undoes nothing.
+    fn create(&mut self, creation: &Creation, at: OffsetDateTime) {
+        let Creation {
+            profile,
+            owner,
+            status,
+            group_type,
+            created_at,
+            members,
+            is_incomplete,
+        } = creation;
+        if self.group.is_some() {
+            self.want_check(CheckReason::GroupKnown);
+        } else {
+            self.is_new = true;
+        }
+        if *is_incomplete {
+            self.want_check(CheckReason::MembersMissing);
+        }
+        let group = self.group();
+        group.profile.fill(profile);
+        group.status = group.status.or(*status);
+        if group.is_dismissed() {
+            group.dismissed_at = group.dismissed_at.or(Some(at));
+        }
+        group.group_type = group.group_type.or(*group_type);
+        group.created_in_openim_at = group.created_in_openim_at.or(*created_at);
+        for (user, role_level) in members {
+            // A transfer that has overtaken the creation has told another owner.
+            let is_over = *role_level == OWNER && self.owner().is_some_and(|owner| owner != user);
+            let told = Member {
+                role_level: (!is_over).then_some(*role_level),
+                joined_at: created_at.or(Some(at)),
+                ..Member::default()
+            }
+            .without_unknown_texts();
+            match self.members.get(user) {
+                Some(known) if known.is_gone() => {
+                    self.member(user);
+                }
+                Some(known) => *self.member(user) = filled(known, &told),
+                None => *self.member(user) = told,
+            }
+        }
+        let is_owner = |user: &&UserId| {
+            let member = self.members.get(user);
+            member.is_some_and(|member| !member.is_gone() && member.role_level == Some(OWNER))
+        };
+        let owner = owner.as_ref().filter(is_owner).cloned();
+        let group = self.group();
+        group.owner = group.owner.take().or(owner);
+    }
+}
+
+/// A member with what was unknown taken from `told`.
+fn filled(member: &Member, told: &Member) -> Member {
+    let Member {
+        nickname,
+        face_url,
+        role_level,
+        ex,
+        joined_at,
+        left_at,
+    } = member;
+    let text = |known: &Option<_>, told: &Option<_>| known.as_ref().or(told.as_ref()).cloned();
+    Member {
+        nickname: text(nickname, &told.nickname),
+        face_url: text(face_url, &told.face_url),
+        role_level: role_level.or(told.role_level),
+        ex: text(ex, &told.ex),
+        joined_at: joined_at.or(told.joined_at),
+        left_at: *left_at,
+    }
+}

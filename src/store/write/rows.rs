@@ -1,0 +1,369 @@
+//! Changes that depend on what is stored.
+//!
+//! Rows are locked before they are read: the groups first, in the order of their ids, then the
+//! members. Whoever has a group's row has all of the group, for every replica takes it first; it is
+//! there from the first change on.
+
+use std::collections::{BTreeMap, HashMap};
+
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, FromRow, PgConnection, Row};
+use time::OffsetDateTime;
+
+use crate::domain::{Change, Group, GroupId, GroupRows, Member, Profile, Text, UserId, apply};
+
+statements! {
+    /// In the order of their ids.
+    LOCK_GROUPS = "
+SELECT group_id, name, notification, introduction, face_url, ex,
+       need_verification, look_member_info, apply_member_friend,
+       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, created_at
+  FROM groups
+ WHERE group_id = ANY($1)
+ ORDER BY group_id
+   FOR UPDATE";
+    /// In the order of their keys. A statement of its own, so that it sees what whoever had the
+    /// groups before has written.
+    LOCK_MEMBERS = "
+SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored.role_level,
+       stored.ex, stored.joined_at, stored.left_at, stored.created_at
+  FROM unnest($1::text[], $2::text[]) AS asked (group_id, user_id)
+  JOIN group_members AS stored
+    ON stored.group_id = asked.group_id AND stored.user_id = asked.user_id
+ ORDER BY stored.group_id, stored.user_id
+   FOR UPDATE OF stored";
+    /// Whole rows, each there once. A row that was not there has no created_at; where another
+    /// replica has made it meanwhile, it is left, and is missing from the count.
+    WRITE_MEMBERS = "
+INSERT INTO group_members AS stored
+       (group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+        created_at, updated_at, last_callback_at)
+SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       COALESCE(created_at, now()), now(), now()
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[],
+              $7::timestamptz[], $8::timestamptz[], $9::timestamptz[])
+       AS written (group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+                   created_at)
+ON CONFLICT (group_id, user_id) DO UPDATE SET
+    nickname   = EXCLUDED.nickname,
+    face_url   = EXCLUDED.face_url,
+    role_level = EXCLUDED.role_level,
+    ex         = EXCLUDED.ex,
+    joined_at  = EXCLUDED.joined_at,
+    left_at    = EXCLUDED.left_at,
+    updated_at = CASE
+        WHEN (EXCLUDED.nickname, EXCLUDED.face_url, EXCLUDED.role_level, EXCLUDED.ex,
+              EXCLUDED.joined_at, EXCLUDED.left_at)
+             IS DISTINCT FROM
+             (stored.nickname, stored.face_url, stored.role_level, stored.ex,
+              stored.joined_at, stored.left_at)
+        THEN greatest(now(), stored.updated_at + interval '1 microsecond')
+        ELSE stored.updated_at
+    END,
+    last_callback_at = now()
+ WHERE stored.created_at = EXCLUDED.created_at";
+    /// The same for groups. A mark that is there stays; a new one counts from now on as the latest.
+    WRITE_GROUPS = "
+INSERT INTO groups AS stored
+       (group_id, name, notification, introduction, face_url, ex,
+        need_verification, look_member_info, apply_member_friend,
+        owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
+        check_wanted_since, check_marked_at, check_reason,
+        last_callback_at, created_at, updated_at)
+SELECT group_id, name, notification, introduction, face_url, ex,
+       need_verification, look_member_info, apply_member_friend,
+       owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
+       CASE WHEN check_reason IS NOT NULL THEN now() END,
+       CASE WHEN check_reason IS NOT NULL THEN now() END,
+       check_reason,
+       CASE WHEN is_named THEN now() END, COALESCE(created_at, now()), now()
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+              $7::integer[], $8::integer[], $9::integer[],
+              $10::text[], $11::integer[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
+              $15::text[], $16::boolean[], $17::timestamptz[])
+       AS written (group_id, name, notification, introduction, face_url, ex,
+                   need_verification, look_member_info, apply_member_friend,
+                   owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
+                   check_reason, is_named, created_at)
+ON CONFLICT (group_id) DO UPDATE SET
+    name                 = EXCLUDED.name,
+    notification         = EXCLUDED.notification,
+    introduction         = EXCLUDED.introduction,
+    face_url             = EXCLUDED.face_url,
+    ex                   = EXCLUDED.ex,
+    need_verification    = EXCLUDED.need_verification,
+    look_member_info     = EXCLUDED.look_member_info,
+    apply_member_friend  = EXCLUDED.apply_member_friend,
+    owner_user_id        = EXCLUDED.owner_user_id,
+    status               = EXCLUDED.status,
+    group_type           = EXCLUDED.group_type,
+    created_in_openim_at = EXCLUDED.created_in_openim_at,
+    dismissed_at         = EXCLUDED.dismissed_at,
+    check_wanted_since   = COALESCE(stored.check_wanted_since, EXCLUDED.check_wanted_since),
+    check_marked_at      = COALESCE(EXCLUDED.check_marked_at, stored.check_marked_at),
+    check_reason         = COALESCE(EXCLUDED.check_reason, stored.check_reason),
+    last_callback_at     = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at),
+    updated_at = CASE
+        WHEN (EXCLUDED.name, EXCLUDED.notification, EXCLUDED.introduction, EXCLUDED.face_url,
+              EXCLUDED.ex, EXCLUDED.need_verification, EXCLUDED.look_member_info,
+              EXCLUDED.apply_member_friend, EXCLUDED.owner_user_id, EXCLUDED.status,
+              EXCLUDED.group_type, EXCLUDED.created_in_openim_at, EXCLUDED.dismissed_at)
+             IS DISTINCT FROM
+             (stored.name, stored.notification, stored.introduction, stored.face_url,
+              stored.ex, stored.need_verification, stored.look_member_info,
+              stored.apply_member_friend, stored.owner_user_id, stored.status,
+              stored.group_type, stored.created_in_openim_at, stored.dismissed_at)
+        THEN greatest(now(), stored.updated_at + interval '1 microsecond')
+        ELSE stored.updated_at
+    END
+ WHERE stored.created_at = EXCLUDED.created_at";
+}
+
+/// Applies changes, all or none; committed when this returns.
+pub(super) async fn apply_all(
+    connection: &mut PgConnection,
+    changes: &[&Change],
+) -> Result<(), sqlx::Error> {
+    loop {
+        let mut transaction = connection.begin().await?;
+        let mut stored = Stored::lock(&mut transaction, changes).await?;
+        for change in changes {
+            if let Some(rows) = stored.rows.get_mut(&change.group_id) {
+                apply(rows, change);
+            }
+        }
+        if stored.write(&mut transaction).await? {
+            return transaction.commit().await;
+        }
+        // Another replica was the first to write a row that was not there. Now it is.
+        transaction.rollback().await?;
+    }
+}
+
+/// The rows that changes concern, and when each was made.
+#[derive(Debug, Default)]
+struct Stored {
+    rows: BTreeMap<GroupId, GroupRows>,
+    groups_made: HashMap<GroupId, OffsetDateTime>,
+    members_made: HashMap<(GroupId, UserId), OffsetDateTime>,
+}
+
+impl Stored {
+    async fn lock(connection: &mut PgConnection, changes: &[&Change]) -> Result<Self, sqlx::Error> {
+        let mut stored = Self::default();
+        for change in changes {
+            stored.rows.entry(change.group_id.clone()).or_default();
+        }
+        let ids: Vec<&str> = stored.rows.keys().map(GroupId::as_str).collect();
+        let groups: Vec<GroupRow> = sqlx::query_as(LOCK_GROUPS)
+            .bind(ids)
+            .fetch_all(&mut *connection)
+            .await?;
+        for GroupRow {
+            group_id,
+            group,
+            created_at,
+        } in groups
+        {
+            stored.groups_made.insert(group_id.clone(), created_at);
+            stored.rows.entry(group_id).or_default().group = Some(group);
+        }
+        let mut keys: Vec<(&str, &str)> = changes
+            .iter()
+            .flat_map(|change| {
+                let group = change.group_id.as_str();
+                change.user_ids().map(move |user| (group, user.as_str()))
+            })
+            .collect();
+        if keys.is_empty() {
+            return Ok(stored);
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let (groups, users): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
+        let members: Vec<MemberRow> = sqlx::query_as(LOCK_MEMBERS)
+            .bind(groups)
+            .bind(users)
+            .fetch_all(connection)
+            .await?;
+        for MemberRow {
+            group_id,
+            user_id,
+            member,
+            created_at,
+        } in members
+        {
+            let rows = stored.rows.entry(group_id.clone()).or_default();
+            rows.members.insert(user_id.clone(), member);
+            stored.members_made.insert((group_id, user_id), created_at);
+        }
+        Ok(stored)
+    }
+
+    /// Whether all of it could be written.
+    async fn write(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        Ok(self.write_members(connection).await? && self.write_groups(connection).await?)
+    }
+
+    async fn write_members(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let named: Vec<(&GroupId, &UserId, &Member)> = self
+            .rows
+            .iter()
+            .flat_map(|(group, rows)| {
+                let member = move |user| Some((group, user, rows.members.get(user)?));
+                rows.named.iter().filter_map(member)
+            })
+            .collect();
+        if named.is_empty() {
+            return Ok(true);
+        }
+        macro_rules! column {
+            (|$group:pat_param, $user:pat_param, $member:pat_param| $of:expr) => {
+                named
+                    .iter()
+                    .map(|($group, $user, $member)| $of)
+                    .collect::<Vec<_>>()
+            };
+        }
+        let made = |group: &GroupId, user: &UserId| {
+            let key = (group.clone(), user.clone());
+            self.members_made.get(&key).copied()
+        };
+        let done = sqlx::query(WRITE_MEMBERS)
+            .bind(column!(|group, _, _| group.as_str()))
+            .bind(column!(|_, user, _| user.as_str()))
+            .bind(column!(|_, _, member| text(&member.nickname)))
+            .bind(column!(|_, _, member| text(&member.face_url)))
+            .bind(column!(|_, _, member| member.role_level))
+            .bind(column!(|_, _, member| text(&member.ex)))
+            .bind(column!(|_, _, member| member.joined_at))
+            .bind(column!(|_, _, member| member.left_at))
+            .bind(column!(|group, user, _| made(group, user)))
+            .execute(connection)
+            .await?;
+        Ok(done.rows_affected() == named.len() as u64)
+    }
+
+    async fn write_groups(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let touched: Vec<(&GroupId, &GroupRows, &Group)> = self
+            .rows
+            .iter()
+            .filter(|(_, rows)| rows.is_new || rows.is_named || rows.check.is_some())
+            .filter_map(|(id, rows)| Some((id, rows, rows.group.as_ref()?)))
+            .collect();
+        if touched.is_empty() {
+            return Ok(true);
+        }
+        macro_rules! column {
+            (|$id:pat_param, $rows:pat_param, $group:pat_param| $of:expr) => {
+                touched
+                    .iter()
+                    .map(|($id, $rows, $group)| $of)
+                    .collect::<Vec<_>>()
+            };
+        }
+        let done = sqlx::query(WRITE_GROUPS)
+            .bind(column!(|id, _, _| id.as_str()))
+            .bind(column!(|_, _, group| text(&group.profile.name)))
+            .bind(column!(|_, _, group| text(&group.profile.notification)))
+            .bind(column!(|_, _, group| text(&group.profile.introduction)))
+            .bind(column!(|_, _, group| text(&group.profile.face_url)))
+            .bind(column!(|_, _, group| text(&group.profile.ex)))
+            .bind(column!(|_, _, group| group.profile.need_verification))
+            .bind(column!(|_, _, group| group.profile.look_member_info))
+            .bind(column!(|_, _, group| group.profile.apply_member_friend))
+            .bind(column!(|_, _, group| group
+                .owner
+                .as_ref()
+                .map(UserId::as_str)))
+            .bind(column!(|_, _, group| group.status))
+            .bind(column!(|_, _, group| group.group_type))
+            .bind(column!(|_, _, group| group.created_in_openim_at))
+            .bind(column!(|_, _, group| group.dismissed_at))
+            .bind(column!(|_, rows, _| rows.check.map(|reason| reason.code())))
+            .bind(column!(|_, rows, _| rows.is_named))
+            .bind(column!(|id, _, _| self.groups_made.get(*id).copied()))
+            .execute(connection)
+            .await?;
+        Ok(done.rows_affected() == touched.len() as u64)
+    }
+}
+
+fn text(text: &Option<Text>) -> Option<&str> {
+    text.as_ref().map(Text::as_str)
+}
+
+struct GroupRow {
+    group_id: GroupId,
+    group: Group,
+    created_at: OffsetDateTime,
+}
+
+struct MemberRow {
+    group_id: GroupId,
+    user_id: UserId,
+    member: Member,
+    created_at: OffsetDateTime,
+}
+
+/// An id that we have written, or an error as for any value that cannot be read.
+fn id<T>(
+    row: &PgRow,
+    column: &str,
+    parse: impl FnOnce(String) -> Result<T, crate::domain::IdError>,
+) -> Result<T, sqlx::Error> {
+    parse(row.try_get(column)?).map_err(|error| sqlx::Error::ColumnDecode {
+        index: column.to_owned(),
+        source: error.into(),
+    })
+}
+
+fn text_of(row: &PgRow, column: &str) -> Result<Option<Text>, sqlx::Error> {
+    Ok(row.try_get::<Option<String>, _>(column)?.map(Text::parse))
+}
+
+impl FromRow<'_, PgRow> for GroupRow {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let has_owner = row.try_get::<Option<&str>, _>("owner_user_id")?.is_some();
+        let owner = || id(row, "owner_user_id", UserId::parse);
+        Ok(Self {
+            group_id: id(row, "group_id", GroupId::parse)?,
+            group: Group {
+                profile: Profile {
+                    name: text_of(row, "name")?,
+                    notification: text_of(row, "notification")?,
+                    introduction: text_of(row, "introduction")?,
+                    face_url: text_of(row, "face_url")?,
+                    ex: text_of(row, "ex")?,
+                    need_verification: row.try_get("need_verification")?,
+                    look_member_info: row.try_get("look_member_info")?,
+                    apply_member_friend: row.try_get("apply_member_friend")?,
+                },
+                owner: has_owner.then(owner).transpose()?,
+                status: row.try_get("status")?,
+                group_type: row.try_get("group_type")?,
+                created_in_openim_at: row.try_get("created_in_openim_at")?,
+                dismissed_at: row.try_get("dismissed_at")?,
+            },
+            created_at: row.try_get("created_at")?,
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for MemberRow {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            group_id: id(row, "group_id", GroupId::parse)?,
+            user_id: id(row, "user_id", UserId::parse)?,
+            member: Member {
+                nickname: text_of(row, "nickname")?,
+                face_url: text_of(row, "face_url")?,
+                role_level: row.try_get("role_level")?,
+                ex: text_of(row, "ex")?,
+                joined_at: row.try_get("joined_at")?,
+                left_at: row.try_get("left_at")?,
+            },
+            created_at: row.try_get("created_at")?,
+        })
+    }
+}
