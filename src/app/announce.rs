@@ -16,6 +16,20 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+/// OpenIM's switches of what tells about groups and their members. Not beforeMemberJoinGroup, which
+/// tells more: with it on, nobody can join a group while this service is away.
+const SWITCHES: [&str; 9] = [
+    "afterCreateGroup",
+    "afterJoinGroup",
+    "afterQuitGroup",
+    "afterKickGroupMember",
+    "afterDismissGroup",
+    "afterTransferGroupOwner",
+    "afterSetGroupInfo",
+    "afterSetGroupInfoEx",
+    "afterSetGroupMemberInfo",
+];
+
 /// In one line each.
 pub(super) fn announce(
     mut out: impl Write,
@@ -71,10 +85,11 @@ pub(super) fn webhooks(
         }
         _ => url.to_owned(),
     };
-    write!(
-        out,
-        "url: {url}\nafterSetGroupMemberInfo:\n  enable: true\n"
-    )
+    writeln!(out, "url: {url}")?;
+    for switch in SWITCHES {
+        writeln!(out, "{switch}: {{ enable: true, timeout: 5 }}")?;
+    }
+    Ok(())
 }
 
 /// As in a URL.

@@ -186,6 +186,10 @@ impl Members {
     /// costs the same, however large the group, but that some are passed over one by one: those who
     /// left, among current members; and members of another role with roleLevel=20, or with another
     /// state than "current". A group that the mirror does not know has no members.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a parameter of the operation"
+    )]
     #[oai(
         path = "/groups/:groupID/members",
         method = "get",

@@ -12,6 +12,19 @@ use crate::support::{Service, TestDb, kill, member_info, run, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// OpenIM's switches, as it is told to set them.
+const SWITCHES: [&str; 9] = [
+    "afterCreateGroup",
+    "afterJoinGroup",
+    "afterQuitGroup",
+    "afterKickGroupMember",
+    "afterDismissGroup",
+    "afterTransferGroupOwner",
+    "afterSetGroupInfo",
+    "afterSetGroupInfoEx",
+    "afterSetGroupMemberInfo",
+];
+
 /// Sends a callback; the reply, or what kept it away.
 async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> {
     let url = format!("{service}/callbackAfterSetGroupMemberInfoCommand");
@@ -164,8 +177,9 @@ fn it_says_what_one_needs_to_use_it() {
          (private, ends with this process)\n\
          for OpenIM's config/webhooks.yml:\n\
          url: {base}\n\
-         afterSetGroupMemberInfo:\n  enable: true\n",
-        postgres.display()
+         {}",
+        postgres.display(),
+        SWITCHES.map(|switch| format!("{switch}: {{ enable: true, timeout: 5 }}\n")).concat()
     );
     assert_eq!(service.banner, expected);
 }

@@ -63,7 +63,8 @@ impl Service {
                 let _ = lines.send(line);
             }
         });
-        while !service.banner.ends_with("  enable: true\n") {
+        // The last line of it.
+        while !service.banner.contains("\nafterSetGroupMemberInfo:") {
             let Ok(line) = received.recv_timeout(START_BOUND) else {
                 panic!("the service did not start: {}", service.log());
             };
