@@ -127,10 +127,14 @@ class Postgres:
         return done.stdout.strip()
 
     def fill(self, groups: int, members: int) -> None:
-        """An empty table made full: so many groups of so many members."""
+        """Empty tables made full: so many groups of so many members."""
         self.query(
             f"""
-            TRUNCATE group_members;
+            TRUNCATE group_members, groups;
+            INSERT INTO groups
+                (group_id, name, owner_user_id, status, created_at, updated_at)
+            SELECT ({FIRST_GROUP} + g)::text, 'Kayaks', ({FIRST_USER} + 1)::text, 0, now(), now()
+              FROM generate_series(1, {groups}) AS g;
             INSERT INTO group_members
                 (group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at)
             SELECT ({FIRST_GROUP} + g)::text, ({FIRST_USER} + u)::text, (100000000 + u)::text,
@@ -139,7 +143,7 @@ class Postgres:
                    '{{"department":"sales","level":3}}', now(), now()
               FROM generate_series(1, {groups}) AS g, generate_series(1, {members}) AS u"""
         )
-        self.query("VACUUM (ANALYZE) group_members")
+        self.query("VACUUM (ANALYZE) group_members, groups")
         self.query("CHECKPOINT")
 
     def filesystem(self) -> str:

@@ -51,10 +51,10 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     if let Event::Create(creation) = &change.event {
         return rows.create(creation, at);
     }
-    if rows.group.is_none() {
+    let is_unknown = rows.group.is_none();
+    if is_unknown {
         rows.group = Some(Group::default());
         rows.is_new = true;
-        rows.check = Some(CheckReason::GroupUnknown);
     }
     match &change.event {
         // Above.
@@ -69,7 +69,11 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
         } => rows.transfer(old_owner, new_owner, at),
         Event::SetProfile(profile) => rows.set_profile(profile),
         Event::SetMember(patch) => rows.set_member(patch, at),
-        Event::WantCheck(reason) => rows.check = Some(*reason),
+        Event::WantCheck(reason) => return rows.want_check(*reason),
+    }
+    // Which explains whatever else does not fit.
+    if is_unknown {
+        rows.want_check(CheckReason::GroupUnknown);
     }
 }
 

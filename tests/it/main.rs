@@ -15,6 +15,7 @@ mod docs_page;
 mod document;
 mod lanes;
 mod lookups;
+mod membership;
 mod outage;
 mod private_postgres;
 mod process;

@@ -179,7 +179,9 @@ fn it_says_what_one_needs_to_use_it() {
          url: {base}\n\
          {}",
         postgres.display(),
-        SWITCHES.map(|switch| format!("{switch}: {{ enable: true, timeout: 5 }}\n")).concat()
+        SWITCHES
+            .map(|switch| format!("{switch}: {{ enable: true, timeout: 5 }}\n"))
+            .concat()
     );
     assert_eq!(service.banner, expected);
 }

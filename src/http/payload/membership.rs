@@ -67,7 +67,7 @@ pub(in super::super) struct CreateGroup {
     #[oai(rename = "notificationUserID")]
     notification_user_id: Ignored,
     /// The first members: the first mention of each counts, and nothing after the owner's second,
-    /// for OpenIM repeats them all as ordinary members and then adds whoever called its API.
+    /// for OpenIM repeats admins and owner as ordinary members and then adds whoever called its API.
     #[oai(nullable)]
     init_member_list: Option<Vec<FirstMember>>,
 }
@@ -201,7 +201,6 @@ impl Example for CreateGroup {
             notification_update_time: Some(Any(json!(0))),
             notification_user_id: Some(Any(json!(""))),
             init_member_list: Some(vec![
-                member("m1", 20),
                 member("o1", 100),
                 member("m1", 20),
                 member("o1", 20),
