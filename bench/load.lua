@@ -1,5 +1,5 @@
 -- What wrk sends: wrk -s load.lua URL -- KIND GROUPS MEMBERS SEED
--- KIND is callback, unknown, member, page, or a path to GET. Requests are made before the clock starts, so that
+-- KIND is callback, join, unknown, member, page, or a path to GET. Requests are made before the clock starts, so that
 -- making them costs the load generator nothing while it runs.
 
 local thread_count = 0
@@ -37,6 +37,16 @@ end
 
 KINDS.callback = callback("callbackAfterSetGroupMemberInfoCommand")
 KINDS.unknown = callback("callbackNobodyKnowsThisOneCommand")
+-- Of users whom nobody knows yet.
+KINDS.join = function(group)
+    local body = string.format(
+        '{"callbackCommand":"callbackAfterJoinGroupCommand","operationID":"imAdmin","groupID":"%d","reqMessage":"","joinSource":3,"inviterUserID":"%d"}\n',
+        group, math.random(3000000000, 3999999999))
+    return wrk.format("POST", "/callbackAfterJoinGroupCommand", {
+        ["Content-Type"] = "application/json; charset=utf-8",
+        ["Operationid"] = "imAdmin",
+    }, body)
+end
 KINDS.member = function(group, user)
     return wrk.format("GET", string.format("/groups/%d/members/%d", group, user))
 end

@@ -62,9 +62,8 @@ def wrk(server: Server, postgres: Postgres, kind: str, connections: int, seconds
     if done.returncode or not found:
         raise SystemExit(f"wrk failed: {done.stdout}{done.stderr}")
     result = json.loads(found.group(1))
-    refused = 0 if kind == "unknown" else result["refused"]
-    if refused or result["broken"]:
-        raise SystemExit(f"{server.name}, {kind}, {connections} connections: {refused} answers "
+    if result["refused"] or result["broken"]:
+        raise SystemExit(f"{server.name}, {kind}, {connections} connections: {result['refused']} answers "
                          f"were refusals, {result['broken']} connections broke")
     count = result["requests"]
     return Figures(

@@ -423,6 +423,51 @@ async fn two_services_on_one_database_neither_deadlock_nor_lose_a_field() {
     assert_eq!(one.db.rows(deadlocks).await[0]["n"], 0);
 }
 
+/// Rows that neither has seen are not there to be locked.
+#[tokio::test]
+async fn two_services_that_hear_of_a_group_at_once_keep_what_each_was_told() {
+    let db = TestDb::new().await;
+    let url = db.url.clone();
+    let one = TestApp::start_on(db, |_| {}).await;
+    let two = TestApp::start_on(TestDb::new().await, |config| {
+        config.database.url = Some(url.into());
+    })
+    .await;
+    let create = async |n: u32| {
+        let body = json!({
+            "callbackCommand": "callbackAfterCreateGroupCommand",
+            "groupID": format!("g{n}"), "groupName": "Kayaks", "ownerUserID": "o",
+            "initMemberList": [{"userID": "o", "roleLevel": 100}, {"userID": "u", "roleLevel": 20}]
+        });
+        let path = "/callbackAfterCreateGroupCommand";
+        one.post(path, body.to_string()).await.ok()
+    };
+    let patch = async |n: u32| {
+        let fields = json!({"nickName": "Ann"});
+        two.set(&format!("g{n}"), "u", fields).await;
+    };
+    for round in 0..20 {
+        let groups = || round * 20..(round + 1) * 20;
+        tokio::join!(
+            join_all(groups().map(create)),
+            join_all(groups().map(patch))
+        );
+    }
+    let rows = one
+        .db
+        .rows(
+            "select name, owner_user_id, nickname, m.face_url, role_level, count(*) as n
+               from groups join group_members m using (group_id)
+              where user_id = 'u' group by 1, 2, 3, 4, 5",
+        )
+        .await;
+    let expected = json!({
+        "name": "Kayaks", "owner_user_id": "o", "nickname": "Ann", "face_url": "",
+        "role_level": 20, "n": 400
+    });
+    assert_eq!(rows, [expected]);
+}
+
 #[tokio::test]
 async fn more_than_the_queue_holds_waits_and_is_told_in_time() {
     let db = TestDb::new().await;

@@ -99,6 +99,16 @@ async fn a_database_that_is_gone_gives_503_and_is_found_again() {
         .unwrap();
     assert_away(&app).await;
     let _server = start(&dir).await;
+    // Of the callback that was refused, nothing else is left.
+    until("the group is marked", async || {
+        let group = app.get("/groups/g").await.ok();
+        group["checkReason"] == "callback_lost"
+    })
+    .await;
+    until("no mark waits", async || {
+        app.metric("marks_waiting").await == 0.0
+    })
+    .await;
     assert_back(&app).await;
 }
 

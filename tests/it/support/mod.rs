@@ -5,6 +5,7 @@
 mod app;
 mod browser;
 mod database;
+mod openim;
 mod run;
 mod service;
 mod wire;
@@ -15,6 +16,7 @@ pub use app::{
 };
 pub use browser::Browser;
 pub use database::TestDb;
+pub use openim::{ADMIN, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values};
 pub use run::{own_server, run, search, wait_for};
 pub use service::{Ended, Service, kill};
 pub use wire::Wire;
