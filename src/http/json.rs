@@ -93,16 +93,16 @@ impl<'a> Present<'a> {
 
     /// The value itself, or what stands in `{"value": ...}`: OpenIM's documentation shows the one
     /// and its server sends the other.
-    pub(super) fn unwrapped(self) -> Result<Field<'a>, Error> {
+    pub(super) fn unwrapped(self) -> Result<Self, Error> {
         let Self { name, raw } = self;
         if !raw.starts_with('{') {
-            return Ok(Field {
-                name,
-                raw: Some(raw),
-            });
+            return Ok(self);
         }
-        let [Field { raw, .. }] = object(raw, ["value"])?;
-        Ok(Field { name, raw })
+        let [value] = object(raw, ["value"])?;
+        let raw = value
+            .raw
+            .ok_or_else(|| self.wrong_type("a value or one in \"value\""))?;
+        Ok(Self { name, raw })
     }
 
     /// What `read` makes of each item, at most `most` of them; its error tells which.
@@ -137,10 +137,6 @@ impl<'a> Present<'a> {
         object(self.raw, names)
     }
 
-    pub(super) fn is_null(self) -> bool {
-        self.raw == "null"
-    }
-
     /// The items, as JSON text, at most `most`.
     fn array(self, most: usize) -> Result<Vec<&'a str>, Error> {
         let mut parser = serde_json::Deserializer::from_str(self.raw);
@@ -162,6 +158,7 @@ impl<'a> Present<'a> {
             Some(b'{') => "an object",
             Some(b'[') => "an array",
             Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
             _ => "a number",
         };
         let name = self.name;

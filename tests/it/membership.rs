@@ -718,7 +718,7 @@ async fn case_27_of_a_kick_what_is_no_id_is_passed_over_and_to_be_checked() {
         (Some(json!([])), vec![]),
         (Some(json!([""])), vec![]),
         (
-            Some(json!(["", "m1", null])),
+            Some(json!(["", "m1", "x".repeat(1025)])),
             vec![("members/g1/m1", gone(20))],
         ),
     ] {
@@ -1065,7 +1065,7 @@ async fn cases_58_59_set_group_info_ex_clears_what_is_empty_and_takes_values_in_
     assert_changed(&app.db, &before, &[]).await;
     let wrapped = json!({
         "groupName": {"value": "N"}, "needVerification": {"value": 1},
-        "notification": {"value": null}, "ex": null
+        "notification": null, "ex": null
     });
     tell(&app, SET_INFO_EX, profile_ex(wrapped)).await;
     let changes = [

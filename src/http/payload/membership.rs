@@ -336,12 +336,7 @@ impl FromBody for KickGroup {
         expect_command(command, Self::COMMAND)?;
         let group_id = group_id.required()?.group_id()?;
         let list = users.optional(|users| {
-            users.each(usize::MAX, |user| {
-                if user.is_null() {
-                    return Ok(None);
-                }
-                Ok(UserId::parse(user.text()?).ok())
-            })
+            users.each(usize::MAX, |user| Ok(UserId::parse(user.text()?).ok()))
         })?;
         let list = list.unwrap_or_default();
         let is_incomplete = list.is_empty() || list.iter().any(Option::is_none);

@@ -213,13 +213,11 @@ impl ProfileEcho {
 }
 
 fn text(field: Field<'_>) -> Result<Option<String>, Error> {
-    let value = field.optional(|value| value.unwrapped())?;
-    value.map_or(Ok(None), |field| field.optional(|value| value.text()))
+    field.optional(|value| value.unwrapped()?.text())
 }
 
 fn int(field: Field<'_>) -> Result<Option<i32>, Error> {
-    let value = field.optional(|value| value.unwrapped())?;
-    value.map_or(Ok(None), |field| field.optional(|value| value.int32()))
+    field.optional(|value| value.unwrapped()?.int32())
 }
 
 impl Callback for SetGroupInfo {
