@@ -27,7 +27,7 @@ def statement(name: str) -> str:
 
 
 def statements() -> dict[str, str]:
-    names = {"UPSERT": "UPSERT_MEMBER", "MEMBER": "MEMBER", "PAGE": "PAGE_OF_GROUP"}
+    names = {"PATCH": "PATCH_MEMBER", "MEMBER": "MEMBER", "PAGE": "PAGE_OF_GROUP"}
     return {short: statement(name) for short, name in names.items()}
 
 

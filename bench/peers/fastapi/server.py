@@ -7,7 +7,7 @@ import asyncpg
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
-UPSERT, MEMBER, PAGE = (os.environ[f"SQL_{name}"] for name in ("UPSERT", "MEMBER", "PAGE"))
+PATCH, MEMBER, PAGE = (os.environ[f"SQL_{name}"] for name in ("PATCH", "MEMBER", "PAGE"))
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ class SetGroupMemberInfo(BaseModel):
 @app.post("/callbackAfterSetGroupMemberInfoCommand")
 async def set_group_member_info(body: SetGroupMemberInfo, request: Request):
     await request.app.state.pool.execute(
-        UPSERT, body.groupID, body.userID, body.nickName, body.faceURL, body.roleLevel, body.ex
+        PATCH, body.groupID, body.userID, body.nickName, body.faceURL, body.roleLevel, body.ex
     )
     return {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 1}
 
@@ -47,6 +47,8 @@ def member(row):
         "faceURL": row["face_url"],
         "roleLevel": row["role_level"],
         "ex": row["ex"],
+        "joinedAt": row["joined_at"],
+        "leftAt": row["left_at"],
         "createdAt": row["created_at"],
         "updatedAt": row["updated_at"],
     }

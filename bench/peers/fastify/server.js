@@ -8,8 +8,8 @@ const app = Fastify();
 app.post("/callbackAfterSetGroupMemberInfoCommand", async (request) => {
   const { groupID, userID, nickName, faceURL, roleLevel, ex } = request.body;
   await pool.query({
-    name: "upsert",
-    text: process.env.SQL_UPSERT,
+    name: "patch",
+    text: process.env.SQL_PATCH,
     values: [groupID, userID, nickName, faceURL, roleLevel, ex],
   });
   return { actionCode: 0, errCode: 0, errMsg: "", errDlt: "", nextCode: 1 };
@@ -22,6 +22,8 @@ const member = (row) => ({
   faceURL: row.face_url,
   roleLevel: row.role_level,
   ex: row.ex,
+  joinedAt: row.joined_at,
+  leftAt: row.left_at,
   createdAt: row.created_at,
   updatedAt: row.updated_at,
 });
@@ -36,6 +38,8 @@ const memberSchema = {
     faceURL: nullable("string"),
     roleLevel: nullable("integer"),
     ex: nullable("string"),
+    joinedAt: nullable("string"),
+    leftAt: nullable("string"),
     createdAt: { type: "string", format: "date-time" },
     updatedAt: { type: "string", format: "date-time" },
   },

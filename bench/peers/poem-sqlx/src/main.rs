@@ -44,6 +44,8 @@ struct Member {
     face_url: Option<String>,
     role_level: Option<i32>,
     ex: Option<String>,
+    joined_at: Option<OffsetDateTime>,
+    left_at: Option<OffsetDateTime>,
     created_at: OffsetDateTime,
     updated_at: OffsetDateTime,
 }
@@ -57,7 +59,7 @@ struct Page {
 
 struct Api {
     pool: PgPool,
-    upsert: String,
+    patch: String,
     member: String,
     page: String,
 }
@@ -70,7 +72,7 @@ fn failed(error: sqlx::Error) -> poem::Error {
 impl Api {
     #[oai(path = "/callbackAfterSetGroupMemberInfoCommand", method = "post")]
     async fn set_group_member_info(&self, body: Json<SetGroupMemberInfo>) -> poem::Result<Json<Reply>> {
-        sqlx::query(AssertSqlSafe(self.upsert.as_str()))
+        sqlx::query(AssertSqlSafe(self.patch.as_str()))
             .bind(&body.group_id)
             .bind(&body.user_id)
             .bind(&body.nick_name)
@@ -136,7 +138,7 @@ async fn main() {
         .expect("the database");
     let api = Api {
         pool,
-        upsert: env("SQL_UPSERT"),
+        patch: env("SQL_PATCH"),
         member: env("SQL_MEMBER"),
         page: env("SQL_PAGE"),
     };
