@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!  OpenIM ──POST──▶ http ── domain ──▶ ingest ──▶ store (write) ──▶ Postgres
-//!                     ▲         lanes ▸ fold        │
+//!                     ▲         lanes ▸ fold, apply │
 //!  backend ──GET──────┴──────── store (read) ◀──────┘
 //! ```
 //!
 //! One door (`http`), one queue (`ingest`), one wall (`store`). What a callback says is born as a
-//! `domain` type at the door and only moves right; nothing knows what stands to its left. A lane
-//! writes what waits as one statement, in which the patches of one member are folded into one.
+//! `domain::Change` at the door and only moves right; nothing knows what stands to its left. A lane
+//! writes what waits: patches of members who are there as one statement, in which those of one member
+//! are folded into one; everything else by `domain::apply`, which says what a change does to the rows
+//! of its group, and whether the group is to be checked against OpenIM.
 //!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
 //! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the

@@ -52,6 +52,11 @@ pub(super) fn label(command: &str) -> &'static str {
     known.copied().unwrap_or(OTHER)
 }
 
+/// Every label.
+pub(super) fn labels() -> impl Iterator<Item = &'static str> {
+    KNOWN.into_iter().chain([OTHER])
+}
+
 /// A command for examples.
 pub(super) fn example() -> String {
     "callbackAfterSendGroupMsgCommand".into()

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use poem::http::StatusCode;
 
+use super::commands;
 use super::document::{Route, Routes};
 use super::error::{Code, Door};
 use crate::telemetry::{Answer, Metrics};
@@ -22,6 +23,7 @@ pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
     }
     let kept = Code::told_at(Door::Callback).filter(|code| is_kept(code.status()));
     metrics.begin_rejected(kept.map(Code::name));
+    metrics.begin_passed_over(commands::labels());
 }
 
 /// Whether a callback that was answered with this status is kept: its body was not understood.

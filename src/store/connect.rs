@@ -203,6 +203,8 @@ impl Database {
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            // A statement sees what was committed while it waited for a lock.
+            ("default_transaction_isolation", "read committed"),
         ]);
         let patience = self.timeout + NETWORK_SLACK;
         let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);

@@ -246,6 +246,13 @@ impl Metrics {
         }
     }
 
+    /// The same for callbacks that say nothing of the mirror.
+    pub fn begin_passed_over<'a>(&self, commands: impl Iterator<Item = &'a str>) {
+        for command in commands {
+            self.0.passed_over.with_label_values(&[command]);
+        }
+    }
+
     /// Counts a callback that could not be understood.
     pub fn rejected(&self, code: &str, kept: bool) {
         let kept = if kept { "yes" } else { "no" };

@@ -45,6 +45,33 @@ async fn migrating_again_changes_nothing_and_a_newer_schema_is_no_error() {
 }
 
 #[tokio::test]
+async fn groups_that_are_known_by_their_members_get_a_stub_that_wants_a_check() {
+    let db = TestDb::new().await;
+    // As the version before groups left it.
+    db.execute(
+        "drop table groups;
+         drop index group_members_left;
+         alter table group_members drop column joined_at;
+         delete from _sqlx_migrations where version = 3;
+         insert into group_members (group_id, user_id, role_level, created_at, updated_at)
+         values ('g', 'u', 60, now(), now()), ('g', 'v', 20, now(), now()), ('h', 'u', 20, now(), now())",
+    )
+    .await;
+    let app = TestApp::start_on(db, |_| {}).await;
+    let groups = app.get("/groups?checkWanted=true").await.ok();
+    let of = |n: usize| {
+        (
+            &groups["groups"][n]["groupID"],
+            &groups["groups"][n]["checkReason"],
+        )
+    };
+    assert_eq!(of(0), (&json!("g"), &json!("group_unknown")));
+    assert_eq!(of(1), (&json!("h"), &json!("group_unknown")));
+    assert_eq!(of(2), (&json!(null), &json!(null)));
+    assert_eq!(app.get("/groups/g").await.ok()["memberCount"], 2);
+}
+
+#[tokio::test]
 async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
     let db = TestDb::empty("").await;
     db.execute("create table public.group_members (somebody_elses text)")
