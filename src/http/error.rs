@@ -84,7 +84,7 @@ codes! {
     /// A cursor is damaged, or of another path or filter.
     CursorInvalid = 5107, "cursor_invalid", BAD_REQUEST, Read, "the cursor cannot be used";
     /// More items than documented.
-    TooMany = 5108, "too_many", BAD_REQUEST, Read, "too many items";
+    TooMany = 5108, "too_many", BAD_REQUEST, Any, "too many items";
     /// The sender went away before the body was whole.
     BodyIncomplete = 5109, "body_incomplete", BAD_REQUEST, Any, "the body did not arrive whole";
     /// The body did not arrive in time.

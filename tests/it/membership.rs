@@ -1167,3 +1167,21 @@ async fn case_72_other_before_callbacks_let_openim_go_on_and_change_nothing() {
     let db = app.stop().await;
     assert_changed(&db, &before, &[]).await;
 }
+
+#[tokio::test]
+async fn a_list_of_more_users_than_openim_can_send_is_refused_and_the_group_marked() {
+    let app = app_with_group().await;
+    let before = state(&app.db).await;
+    let body = json!({
+        "callbackCommand": KICK, "groupID": "g1", "kickedUserIDs": vec!["m1"; 100_001]
+    });
+    let reply = app.post(&format!("/{KICK}"), body.to_string()).await;
+    assert_eq!((reply.status, &reply.body["errCode"]), (400, &json!(5108)));
+    assert_eq!(
+        reply.body["errDlt"],
+        "kickedUserIDs: expected at most 100000 items"
+    );
+    until_marked(&app, "g1").await;
+    let changes = [("groups/g1/check", json!("callback_rejected"))];
+    assert_changed(&app.db, &before, &changes).await;
+}

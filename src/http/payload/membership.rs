@@ -11,6 +11,10 @@ use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
 use crate::domain::{Creation, Event, Profile, Text, UserId, Users, first_members};
 
+/// Most users in a list. OpenIM takes a thousand at a time; a body has room for millions, each of
+/// which would be a row in memory.
+const MOST_USERS: usize = 100_000;
+
 /// callbackAfterCreateGroupCommand: a group was created.
 #[derive(Clone, Debug, Object)]
 #[oai(rename_all = "camelCase", example)]
@@ -68,7 +72,7 @@ pub(in super::super) struct CreateGroup {
     notification_user_id: Ignored,
     /// The first members: the first mention of each counts, and nothing after the owner's second,
     /// for OpenIM repeats admins and owner as ordinary members and then adds whoever called its API.
-    #[oai(nullable)]
+    #[oai(nullable, validator(max_items = 100000))]
     init_member_list: Option<Vec<FirstMember>>,
 }
 
@@ -135,7 +139,7 @@ impl FromBody for CreateGroup {
         let owner = owner.optional(|value| value.text())?;
         let owner = owner.and_then(|id| UserId::parse(id).ok());
         let list = members.optional(|list| {
-            list.each(usize::MAX, |member| {
+            list.each(MOST_USERS, |member| {
                 let [user, role_level] = member.object(["userID", "roleLevel"])?;
                 let user = user.required()?.text()?;
                 let role_level = role_level.required()?.int32()?;
@@ -316,7 +320,7 @@ pub(in super::super) struct KickGroup {
     #[oai(rename = "groupID", validator(min_length = 1, max_length = 1024))]
     group_id: String,
     /// Those removed. What is no id is passed over.
-    #[oai(rename = "kickedUserIDs", nullable)]
+    #[oai(rename = "kickedUserIDs", nullable, validator(max_items = 100000))]
     kicked_user_ids: Option<Vec<String>>,
     /// Not looked at.
     reason: Ignored,
@@ -336,7 +340,7 @@ impl FromBody for KickGroup {
         expect_command(command, Self::COMMAND)?;
         let group_id = group_id.required()?.group_id()?;
         let list = users.optional(|users| {
-            users.each(usize::MAX, |user| Ok(UserId::parse(user.text()?).ok()))
+            users.each(MOST_USERS, |user| Ok(UserId::parse(user.text()?).ok()))
         })?;
         let list = list.unwrap_or_default();
         let is_incomplete = list.is_empty() || list.iter().any(Option::is_none);
