@@ -187,7 +187,10 @@ fn example_detail(code: Code, door: Door) -> &'static str {
         Code::CursorInvalid => {
             "cursor: expected the nextCursor of the same path with the same filters"
         }
-        Code::TooMany => "pairs: expected at most 1000 items",
+        Code::TooMany => match door {
+            Door::Callback => "kickedUserIDs: expected at most 100000 items",
+            Door::Read | Door::Any => "pairs: expected at most 1000 items",
+        },
         Code::BodyIncomplete => "the connection ended first",
         Code::BodyTimeout => "expected the whole body within 15 s",
         Code::CredentialsWrong => match door {
