@@ -9,10 +9,14 @@ RUN mkdir -p src tests/it && touch src/lib.rs tests/it/main.rs && echo 'fn main(
 COPY src src
 COPY migrations migrations
 # The stand-ins above are newer than the sources.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/openim-group-mirror /usr/local/bin/openim-group-mirror
+# Callbacks that wait for the database: keep it when the container is replaced.
+COPY --from=build --chown=nonroot:nonroot /data /var/lib/openim-group-mirror
+VOLUME /var/lib/openim-group-mirror
+ENV DATA_DIR=/var/lib/openim-group-mirror
 EXPOSE 8080
 # On all addresses of the container; it refuses that without both keys.
 ENV LISTEN_ADDR=0.0.0.0:8080

@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract bench fuzz postgres curl
+.PHONY: help run test check contract bench soak fuzz postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,11 @@ contract: ## hold the running service against its OpenAPI document (Python, Node
 
 bench: ## measure this service beside what one would use instead, about 15 minutes
 	bench/run
+
+MINUTES ?= 10
+soak: FOR_TESTS := yes
+soak: postgres ## let everything fail that can, under load, for MINUTES, and count what is lost
+	bench/soak $(MINUTES)
 
 FUZZ_SECS ?= 60
 fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use openim_group_mirror::config::{self, Command, Config};
 use openim_group_mirror::{app, http, telemetry};
+use rustix::process::Signal;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,6 +49,8 @@ fn execute(
     match command {
         Command::Serve => {
             let mut signals = runtime.block_on(async {
+                // A file that may grow no more is an error to whoever writes it, and not the end.
+                let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
                 Ok::<_, std::io::Error>([
                     signal(SignalKind::interrupt())?,
                     signal(SignalKind::terminate())?,
@@ -73,6 +76,7 @@ fn execute(
         Command::Openapi => writeln!(&stdout, "{}", http::openapi_json()?)?,
         Command::OpenimConfig { url } => app::openim_config(config, url, stdout)?,
         Command::Healthcheck => runtime.block_on(app::healthcheck(config))?,
+        Command::Drain => runtime.block_on(app::drain(config))?,
         Command::Rejected(command) => {
             runtime.block_on(app::rejected(config, command, stdout, stderr))?;
         }
@@ -80,7 +84,7 @@ fn execute(
     Ok(())
 }
 
-async fn any([interrupt, terminate]: &mut [Signal; 2]) {
+async fn any([interrupt, terminate]: &mut [unix::Signal; 2]) {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

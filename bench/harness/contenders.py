@@ -103,7 +103,7 @@ def target(name: str) -> Path:
 
 
 def service(postgres: Postgres) -> Server:
-    env = {"DATABASE_URL": postgres.url(), "RUST_LOG": "info"}
+    env = {"DATABASE_URL": postgres.url(), "SPOOL_DIR": str(WORK / "spool"), "RUST_LOG": "info"}
     return Server("this service", [str(target("openim-group-mirror"))], cwd=WORK, env=env)
 
 

@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::Error;
 use crate::config::Config;
 use crate::local_postgres::{self, Server};
 use crate::store::Database;
+
+/// How often the private Postgres is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// How soon it is started again where it does not start.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
 /// Whose the private server may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +36,13 @@ pub(super) async fn find(
             (url, Some(server))
         }
     };
-    let database = Database::new(&url, &settings.schema, settings.pool_size, settings.timeout)?;
+    let database = Database::new(
+        &url,
+        &settings.schema,
+        settings.pool_size,
+        settings.timeout,
+        config.spool.after,
+    )?;
     Ok((database, server))
 }
 
@@ -55,6 +68,42 @@ async fn start(config: &Config, private: Private) -> Result<Server, Error> {
         Ok(server) => Ok(server),
         Err(error @ local_postgres::Error::NotInstalled) => Err(Error::NoDatabase(error)),
         Err(error) => Err(Error::Private(error)),
+    }
+}
+
+/// Starts the private server again whenever it has ended by itself; what comes meanwhile waits in
+/// the spool. For ever, and without one for nothing.
+pub(super) async fn keep_running(
+    server: &mut Option<Server>,
+    config: &Config,
+) -> std::convert::Infallible {
+    loop {
+        let Some(running) = server else {
+            return std::future::pending().await;
+        };
+        while running.is_running() {
+            sleep(WATCH_INTERVAL).await;
+        }
+        let log = running.log().display().to_string();
+        tracing::error!(
+            log,
+            "the private Postgres has ended by itself; starting it again"
+        );
+        // With its locks, which the new one needs.
+        drop(server.take());
+        loop {
+            match start(config, Private::Own).await {
+                Ok(again) => {
+                    *server = Some(again);
+                    break;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    tracing::error!(error, "the private Postgres does not start");
+                    sleep(RESTART_PAUSE).await;
+                }
+            }
+        }
     }
 }
 

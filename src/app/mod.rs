@@ -4,30 +4,33 @@ mod announce;
 mod commands;
 mod database;
 mod rejected;
+mod spool;
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::http::{self, Stopping};
 use crate::ingest::{self, Ingest};
-use crate::local_postgres::{self, Server};
-use crate::store::{self, OpenError};
+use crate::local_postgres;
+use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
 use database::Private;
 
 pub use commands::{healthcheck, migrate, openim_config};
 pub use rejected::rejected;
+pub use spool::drain;
 
 /// Least time for the private Postgres to end. Its wrapper goes on without us after that.
 const PRIVATE_STOP: Duration = Duration::from_secs(5);
 
-/// How often the private Postgres is looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the start waits for the database, and for what an earlier process left to be in it.
+/// After that callbacks are taken; they wait in the spool.
+const START_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why the service cannot start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +64,20 @@ pub enum Error {
     /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The private Postgres is gone.
-    #[error("the private Postgres has ended by itself; its log is {0}")]
-    PrivateEnded(std::path::PathBuf),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] ingest::OpenError),
+    /// No folder to keep it in.
+    #[error("SPOOL_DIR: expected a folder for callbacks that wait (there is no HOME to put it in)")]
+    NoSpoolDir,
+    /// What waits could not be written.
+    #[error("the spool is not drained, {left} entries wait: {error}")]
+    Drain {
+        /// What is left.
+        left: u64,
+        /// Why.
+        error: ingest::DrainError,
+    },
     /// The server failed.
     #[error("serving failed: {0}")]
     Serve(std::io::Error),
@@ -127,19 +141,24 @@ pub async fn run(
         Some(addr) => Some(bind(addr, "METRICS_ADDR").await?),
         None => None,
     };
-    let open = async {
+    let start = async {
+        let spool = spool::open(config).await?;
         let (database, server) = database::find(config, Private::Own).await?;
-        let store = database.open().await?;
-        Ok::<_, Error>((database, server, store))
+        let store = database.store();
+        prepare(&store).await?;
+        let ingest = Ingest::new(store.clone(), config.rejected, Some(spool));
+        // Known to be away: callbacks can be taken all the same.
+        let _ = timeout(START_PATIENCE, ingest.settled()).await;
+        Ok::<_, Error>((database, server, store, ingest))
     };
     // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
     // to stop. What was started ends with the process.
-    let (database, mut server, store) = tokio::select! {
-        opened = open => opened?,
+    let (database, mut server, store, ingest) = tokio::select! {
+        started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
     let parts = http::Parts {
-        ingest: Ingest::new(store.clone(), config.rejected),
+        ingest,
         store,
         metrics: Metrics::new()?,
         stopping: Stopping::default(),
@@ -162,21 +181,13 @@ pub async fn run(
     tracing::info!(%addr, %database, "serving");
     warn_of_missing_keys(config, addr);
 
-    let log = server.as_ref().map(|server| server.log().to_path_buf());
-    let mut ended = None;
     let mut deadline = None;
     let stop = async {
-        let asked = async {
-            (&mut shutdown).await;
-            parts.stopping.begin();
-            let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(delay_ms, "stopping; a second signal ends it at once");
-            tokio::time::sleep(config.stop.delay).await;
-        };
-        tokio::select! {
-            () = asked => {}
-            () = private_end(server.as_mut()) => ended = log,
-        }
+        (&mut shutdown).await;
+        parts.stopping.begin();
+        let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(delay_ms, "stopping; a second signal ends it at once");
+        tokio::time::sleep(config.stop.delay).await;
         deadline = Some(Instant::now() + config.stop.timeout);
     };
     let serving = http::serve(
@@ -190,6 +201,7 @@ pub async fn run(
     let served = tokio::select! {
         served = serving => served,
         never = parts.ingest.housekeep() => match never {},
+        never = database::keep_running(&mut server, config) => match never {},
     };
 
     // In this order, all by one deadline: no request is open any more; then what they submitted;
@@ -202,14 +214,25 @@ pub async fn run(
     if tokio::time::timeout_at(deadline, close).await.is_err() {
         tracing::warn!("the database does not let go; leaving it");
     }
+    parts.ingest.tell_what_is_left();
     let left = deadline.saturating_duration_since(Instant::now());
     database::stop(server, left.max(PRIVATE_STOP)).await?;
-    if let Some(log) = ended {
-        return Err(Error::PrivateEnded(log));
-    }
     served.map_err(Error::Serve)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Brings the schema up to date, if the database is there; if not, that is done when it is.
+async fn prepare(store: &Store) -> Result<(), Error> {
+    // A task of its own: a migration that takes longer goes on.
+    let prepared = tokio::spawn({
+        let store = store.clone();
+        async move { store.prepare().await }
+    });
+    match timeout(START_PATIENCE, prepared).await {
+        Ok(Ok(Err(error))) if !error.is_away() => Err(error.into()),
+        _away_or_done => Ok(()),
+    }
 }
 
 /// Without keys, who may do what depends on who reaches the port.
@@ -231,15 +254,5 @@ fn warn_of_missing_keys(config: &Config, addr: SocketAddr) {
         );
     } else {
         tracing::warn!("{missing} not set: everybody who reaches the port is let in");
-    }
-}
-
-/// Resolves when the private Postgres has ended by itself; never without one.
-async fn private_end(server: Option<&mut Server>) {
-    let Some(server) = server else {
-        return std::future::pending().await;
-    };
-    while server.is_running() {
-        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }

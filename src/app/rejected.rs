@@ -12,7 +12,7 @@ use super::{Error, PRIVATE_STOP};
 use crate::config::{Config, RejectedCommand, Selection};
 use crate::domain::Rejected;
 use crate::http;
-use crate::ingest::Ingest;
+use crate::ingest::{self, Ingest};
 use crate::store::{RejectedSummary, Store};
 
 /// Does what `command` says. What was asked for goes to `out`, what is to be known of it to
@@ -32,7 +32,8 @@ pub async fn rejected(
         RejectedCommand::List { limit, json } => list(&store, limit, json, &mut out).await,
         RejectedCommand::Show { id } => show(&store, id, &mut out, &mut notes).await,
         RejectedCommand::Replay(which) => {
-            let ingest = Ingest::new(store.clone(), config.rejected);
+            // Somebody waits for it, and can do it again.
+            let ingest = Ingest::new(store.clone(), config.rejected, None);
             let done = replay(&store, &ingest, &which, &mut out).await;
             ingest.close().await;
             done
@@ -146,6 +147,8 @@ async fn replay(
         };
         let change = if rejected.is_cut() {
             Err("the body was cut when it was kept".to_owned())
+        } else if let Some(change) = ingest::refused_change(&rejected) {
+            change
         } else {
             http::understand(&rejected.path, &rejected.body, OffsetDateTime::now_utc())
         };

@@ -41,6 +41,8 @@ pub enum Command {
     },
     /// Ask the running service on LISTEN_ADDR whether it is alive; fails if not
     Healthcheck,
+    /// Write what waits in the spool to the database, and end; not beside a running service
+    Drain,
     /// Look at callbacks whose body could not be understood, send them in again, or delete them
     #[command(subcommand)]
     Rejected(RejectedCommand),
@@ -147,11 +149,27 @@ pub(super) struct Settings {
     /// Most connections to Postgres at a time, 2 to 1000; from 4 on two are for callbacks alone
     #[arg(long, env, global = true, value_name = "N", default_value = "10")]
     pub(super) database_pool_size: String,
-    /// Longest a request waits for Postgres, 100 to 60000; a read's statement may take as long, a
-    /// callback's half of it, for it may have to be tried twice
+    /// Longest a read waits for Postgres, 100 to 60000
     #[arg(long, env, global = true, value_name = "MS", default_value = "2000")]
     pub(super) database_timeout_ms: String,
-    /// Where the private Postgres keeps its data [default: /var/lib/openim-group-mirror for root,
+    /// Folder where callbacks wait while Postgres is away, for this instance alone; unset: the folder
+    /// spool in DATA_DIR
+    #[arg(long, env, global = true, value_name = "DIR")]
+    pub(super) spool_dir: Option<PathBuf>,
+    /// How long Postgres may take for a callback before it waits there, 100 to 4000; OpenIM gives up
+    /// after 5000
+    #[arg(long, env, global = true, value_name = "MS", default_value = "1500")]
+    pub(super) spool_after_ms: String,
+    /// Most room for callbacks that wait, 65536 to 1099511627776; with none left they are refused
+    #[arg(
+        long,
+        env,
+        global = true,
+        value_name = "BYTES",
+        default_value = "1073741824"
+    )]
+    pub(super) spool_max_bytes: String,
+    /// Where the private Postgres keeps its data, and callbacks wait [default: /var/lib/openim-group-mirror for root,
     /// else $XDG_DATA_HOME/openim-group-mirror]
     #[arg(long, env, global = true, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,

@@ -25,6 +25,8 @@ pub struct Config {
     pub access: AccessSettings,
     /// Where the mirror is kept.
     pub database: DatabaseSettings,
+    /// Where changes wait while the database is away.
+    pub spool: SpoolSettings,
     /// Folder of everything we keep on disk; absent only where no home can be told.
     pub data_dir: Option<PathBuf>,
     /// Where the private Postgres' programs are.
@@ -117,8 +119,19 @@ pub struct DatabaseSettings {
     pub schema: String,
     /// Most connections at a time.
     pub pool_size: u32,
-    /// Bounds the wait for the database, and each statement.
+    /// Bounds the wait for the database, and each statement of a read.
     pub timeout: Duration,
+}
+
+/// Where changes wait while the database is away.
+#[derive(Clone, Debug)]
+pub struct SpoolSettings {
+    /// Folder; absent only where no home can be told.
+    pub dir: Option<PathBuf>,
+    /// How long Postgres may take for a change before it goes there.
+    pub after: Duration,
+    /// Most bytes in it.
+    pub max_bytes: u64,
 }
 
 /// Form of the log lines.

@@ -11,7 +11,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use super::flags::Settings;
 use super::{
     AccessSettings, BodySettings, Command, Config, DatabaseSettings, Errors, LogFormat, Patience,
-    Secret, StopSettings,
+    Secret, SpoolSettings, StopSettings,
 };
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
@@ -157,6 +157,8 @@ impl Settings {
             &self.database_timeout_ms,
             100..=60_000,
         );
+        let after = e.number("SPOOL_AFTER_MS", &self.spool_after_ms, 100..=4000);
+        let max_spool = e.number("SPOOL_MAX_BYTES", &self.spool_max_bytes, 65_536..=1 << 40);
         let max_body = e.number("MAX_BODY_BYTES", &self.max_body_bytes, 1024..=1 << 30);
         let memory = e.number(
             "MAX_BODY_MEMORY",
@@ -189,6 +191,12 @@ impl Settings {
             );
         }
 
+        let data_dir = self.data_dir.or_else(default_data_dir);
+        let spool_dir = self
+            .spool_dir
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .or_else(|| Some(data_dir.as_ref()?.join("spool")));
+
         let config = (|| {
             Some(Config {
                 listen_addr: listen_addr?,
@@ -203,7 +211,12 @@ impl Settings {
                     pool_size: u32::try_from(pool_size?).ok()?,
                     timeout: Duration::from_millis(timeout?),
                 },
-                data_dir: self.data_dir.or_else(default_data_dir),
+                spool: SpoolSettings {
+                    dir: spool_dir,
+                    after: Duration::from_millis(after?),
+                    max_bytes: max_spool?,
+                },
+                data_dir,
                 search: Search {
                     bin_dir: self.pg_bin_dir,
                     path: std::env::var_os("PATH")

@@ -1,25 +1,29 @@
-//! What a callback says, with all that a door knows of it.
+//! What a callback says, with all that a door knows of it. The names that serde gives are those of
+//! records that wait on disk: older versions wrote them, so none is ever renamed.
 
 use std::iter;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{CheckReason, GroupId, MemberPatch, Profile, UserId};
 
 /// A change of one group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The group.
     pub group_id: GroupId,
     /// When it came, to the microsecond, kept wherever the change waits. Callbacks carry no time
     /// of their own.
+    #[serde(with = "time::serde::timestamp::microseconds")]
     pub received_at: OffsetDateTime,
     /// What happened.
     pub event: Event,
 }
 
 /// What happened to a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// It was created.
     Create(Creation),
@@ -47,7 +51,7 @@ pub enum Event {
 }
 
 /// Users as a callback lists them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Users {
     /// Those whose ids are ids.
     pub user_ids: Vec<UserId>,
@@ -56,7 +60,7 @@ pub struct Users {
 }
 
 /// A new group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Creation {
     /// All of it.
     pub profile: Profile,
@@ -67,6 +71,7 @@ pub struct Creation {
     /// 2 for every group of today's OpenIM.
     pub group_type: Option<i32>,
     /// By OpenIM's clock.
+    #[serde(default, with = "time::serde::timestamp::microseconds::option")]
     pub created_at: Option<OffsetDateTime>,
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,

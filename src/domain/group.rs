@@ -1,5 +1,6 @@
 //! A group: what is known of one, what a callback can change, and why one wants a check.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Text, UserId};
@@ -9,7 +10,7 @@ pub const DISMISSED: i32 = 2;
 
 /// Profile of a group: as told by its creation, or, as far as it is there, a change of it. `None`
 /// leaves a field as it is; an empty text is a value.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "OpenIM's fields, opaque to us")]
 pub struct Profile {
     pub name: Option<Text>,
@@ -85,9 +86,9 @@ macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $reason:ident = $code:literal;)+) => {
         /// Why a group is to be held against OpenIM: what a callback implies of the time before it
         /// is not what the mirror knows, or something is known to be missed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum CheckReason {
-            $($(#[doc = $doc])+ $reason,)+
+            $($(#[doc = $doc])+ #[serde(rename = $code)] $reason,)+
         }
 
         impl CheckReason {

@@ -1,6 +1,8 @@
 //! Ids and text in the form that Postgres can hold. Made by parsing only, so whoever has one need
 //! not check it again.
 
+use serde::{Deserialize, Serialize};
+
 /// Longest id, in bytes of UTF-8. An index row must fit a third of a page (2,704 bytes), and two
 /// ids make a key.
 pub const MAX_ID_BYTES: usize = 1024;
@@ -34,7 +36,10 @@ fn parse_id(id: String) -> Result<String, IdError> {
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(
+            Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+        )]
+        #[serde(try_from = "String")]
         pub struct $name(String);
 
         impl $name {
@@ -52,6 +57,14 @@ macro_rules! id {
                 &self.0
             }
         }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(id: String) -> Result<Self, IdError> {
+                Self::parse(id)
+            }
+        }
     };
 }
 
@@ -65,7 +78,8 @@ id!(
 );
 
 /// A value as Postgres can hold it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String")]
 pub struct Text(String);
 
 impl Text {
@@ -82,6 +96,12 @@ impl Text {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for Text {
+    fn from(value: String) -> Self {
+        Self::parse(value)
     }
 }
 

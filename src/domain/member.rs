@@ -1,5 +1,6 @@
 //! A member of a group: what is known of one, and what a callback can change.
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Text, UserId};
@@ -12,7 +13,7 @@ pub const OWNER: i32 = 100;
 
 /// What set-member-info says of one member. `None` leaves a field as it is; an empty text is a
 /// value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberPatch {
     /// The member.
     pub user_id: UserId,

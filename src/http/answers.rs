@@ -164,7 +164,7 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         Code::CredentialsWrong => operation.get("security").is_some(),
         Code::NotReady => id == "readyz",
         // These look at no table before they answer.
-        Code::DatabaseAway => !WITHOUT_DATABASE.contains(&id),
+        Code::DatabaseAway | Code::SpoolRefused => !WITHOUT_DATABASE.contains(&id),
         Code::CommandMismatch => has_body,
         Code::HostNotLocal | Code::Internal => true,
     };
@@ -201,14 +201,14 @@ fn example_detail(code: Code, door: Door) -> &'static str {
             "Host: expected localhost or a loopback address, as long as no key is set"
         }
         Code::Busy => "too many bodies at a time; try again in a moment",
-        Code::NotReady => "database: away",
+        Code::NotReady => "database: away; callbacks: spooled",
         Code::BodyTooLarge => "expected at most 16777216 bytes (MAX_BODY_BYTES)",
         Code::NotJson => "Content-Type: expected application/json",
         Code::PathUnknown => "see /docs for what is",
         Code::MethodNotAllowed => "see /docs for those that it takes",
         Code::GroupUnknown => "groupID: no callback has named it yet",
         Code::MemberUnknown => "no current member of this group has this userID",
-        Code::DatabaseAway => "try again in a moment",
+        Code::DatabaseAway | Code::SpoolRefused => "try again in a moment",
         Code::Internal => "the log says more",
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Callbacks {
 
 #[derive(ApiResponse)]
 enum Done {
-    /// The change is committed.
+    /// The change is committed, or on disk while the database is away.
     #[oai(status = 200)]
     Done(Written<CallbackReply>),
 }
@@ -73,9 +73,9 @@ impl Callbacks {
     ///
     /// OpenIM calls this after nickname, avatar, role or extra data of a group member were set.
     /// Only the fields that are present and not null change; an empty text is a value. A member
-    /// never heard of gets a row with what is known. The answer is sent when the change is
-    /// committed, as is that to every callback of a change. Any query string is ignored, as are
-    /// unknown fields.
+    /// never heard of gets a row with what is known. The answer is sent when the change is committed
+    /// or, while the database is away, when it is on disk, from where it is written later; as is that
+    /// to every callback of a change. Any query string is ignored, as are unknown fields.
     #[oai(
         path = "/callbackAfterSetGroupMemberInfoCommand",
         method = "post",

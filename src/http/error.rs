@@ -109,6 +109,8 @@ codes! {
     DatabaseAway = 5201, "database_away", SERVICE_UNAVAILABLE, Any, "the database is away";
     /// Bodies take all of MAX_BODY_MEMORY.
     Busy = 5203, "busy", SERVICE_UNAVAILABLE, Any, "too much at a time";
+    /// The database is away, and the spool is full or cannot be written.
+    SpoolRefused = 5205, "spool_refused", SERVICE_UNAVAILABLE, Callback, "the database is away, and the spool takes no more";
     /// Some part cannot work, or the service is stopping.
     NotReady = 5204, "not_ready", SERVICE_UNAVAILABLE, Read, "the service is not ready";
     /// A mistake of ours.
@@ -168,7 +170,9 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Transient(_) => Self::new(Code::DatabaseAway, "try again in a moment"),
-            store::Error::Permanent(_) => Self::new(Code::Internal, "the log says more"),
+            store::Error::Permanent(_) | store::Error::Unreadable(_) => {
+                Self::new(Code::Internal, "the log says more")
+            }
         }
         .because(error)
     }
@@ -178,6 +182,9 @@ impl From<ingest::Error> for Error {
     fn from(error: ingest::Error) -> Self {
         match error {
             ingest::Error::Store(error) => error.into(),
+            ingest::Error::Refused(_) => {
+                Self::new(Code::SpoolRefused, "try again in a moment").because(error)
+            }
             ingest::Error::Lost => Self::new(Code::Internal, "the log says more").because(error),
         }
     }

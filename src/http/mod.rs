@@ -156,7 +156,7 @@ fn endpoint(
     });
     let api = (
         Callbacks {
-            ingest,
+            ingest: ingest.clone(),
             metrics,
             next_code: settings.callback_next_code,
         },
@@ -171,6 +171,7 @@ fn endpoint(
         },
         Ops {
             store,
+            ingest,
             stopping,
             looked: Mutex::default(),
             gauges,

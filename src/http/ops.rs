@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use poem_openapi::param::Query;
 use poem_openapi::payload::{Json, PlainText};
 use poem_openapi::types::Example;
-use poem_openapi::{ApiResponse, Object, OpenApi};
+use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -20,6 +21,7 @@ use crate::telemetry::{Metrics, Snapshot};
 
 pub(super) struct Ops {
     pub(super) store: Store,
+    pub(super) ingest: Ingest,
     pub(super) stopping: super::Stopping,
     /// The last look at the database, and whether it was there.
     pub(super) looked: Mutex<Option<(Instant, bool)>>,
@@ -61,6 +63,7 @@ pub(super) struct Gauges {
 impl Gauges {
     pub(super) fn text(&self) -> Result<String, Error> {
         let (pool_used, pool_idle) = self.store.connections();
+        let spool = self.ingest.spool().unwrap_or_default();
         let text = self.metrics.text(Snapshot {
             pool_used,
             pool_idle,
@@ -68,9 +71,25 @@ impl Gauges {
             body_memory: self.bodies.in_use(),
             waiting: self.ingest.waiting(),
             marks_waiting: self.ingest.marks_waiting(),
+            spool_entries: spool.waiting,
+            spool_bytes: spool.bytes,
+            spool_oldest: spool.age,
+            spooled: spool.spooled,
+            drained: spool.drained,
+            spool_refused: spool.refused,
         });
         text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
     }
+}
+
+/// What can be sent to the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+enum Part {
+    /// Callbacks: taken, also while the database is away.
+    Callbacks,
+    /// Reads.
+    Reads,
 }
 
 /// The state of the service.
@@ -112,15 +131,31 @@ impl Ops {
     /// Can it work?
     ///
     /// Asks the database: send no traffic here while this answers 503. Its `detail` has a word for
-    /// each part that is not ready: `database: away`, `service: stopping`.
+    /// each part that is not ready: `service: stopping`, `database: away` (reads get 503 then), and
+    /// what becomes of callbacks where they are not written to the database at once:
+    /// `callbacks: spooled` (they wait on disk and are answered as done) or `callbacks: refused`
+    /// (there is no room for them either). Where callbacks and reads can be sent to different
+    /// instances, ask for one of them.
     #[oai(path = "/readyz", method = "get", operation_id = "readyz")]
-    async fn readyz(&self) -> Result<Json<Status>, ReadFailure> {
+    async fn readyz(
+        &self,
+        /// Only whether callbacks are taken, or only whether reads are answered.
+        #[oai(name = "for")]
+        part: Query<Option<Part>>,
+    ) -> Result<Json<Status>, ReadFailure> {
         let mut parts = Vec::new();
         if self.stopping.has_begun() {
             parts.push("service: stopping");
         }
-        if !self.database_is_there().await {
+        let spool = self.ingest.spool().unwrap_or_default();
+        if part.0 != Some(Part::Callbacks) && !self.database_is_there().await {
             parts.push("database: away");
+            if part.0.is_none() && spool.is_open && !spool.is_refusing {
+                parts.push("callbacks: spooled");
+            }
+        }
+        if part.0 != Some(Part::Reads) && spool.is_open && spool.is_refusing {
+            parts.push("callbacks: refused");
         }
         if parts.is_empty() {
             return Ok(Json(Status::example()));

@@ -26,6 +26,7 @@ pub(super) fn invalid(name: &str) -> Error {
         "userID" => "1 to 1024 bytes of UTF-8, at most 100 of them where it can be repeated",
         "groupID" => "1 to 1024 bytes of UTF-8",
         "state" => "current, left or all",
+        "for" => "callbacks or reads",
         "checkWanted" => "true or false",
         "cursor" => "the nextCursor of an earlier answer",
         _ => "what /docs says",

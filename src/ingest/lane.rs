@@ -1,23 +1,22 @@
-//! A lane: takes what waits, writes it, answers all.
+//! A lane: takes what waits, writes it, answers all. What it cannot write in time goes to the spool.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use futures_util::FutureExt;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout};
 
+use super::Error;
 use super::lanes::Shared;
 use super::marks::Marks;
 use super::queue::FEW;
+use super::spool::{Attempt, Spool};
 use crate::domain::Change;
-use crate::store::{Error, Writer};
-
-/// First pause between two attempts to reach a database that is away; the next are longer.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// The longest.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+use crate::store::{self, Failed, Store, Writer};
 
 /// What takes longer is not worth waiting for: a statement and its commit take a tenth of this on
 /// a good disk.
@@ -28,8 +27,6 @@ const SLOW: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Waiting {
     change: Change,
-    /// When it is too late to begin with it.
-    deadline: Instant,
     /// `None` once answered.
     answer: Option<oneshot::Sender<Result<(), Error>>>,
     /// In the queue.
@@ -40,14 +37,12 @@ pub(super) struct Waiting {
 impl Waiting {
     pub(super) fn new(
         change: Change,
-        deadline: Instant,
         place: OwnedSemaphorePermit,
         marks: Marks,
     ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (answer, answered) = oneshot::channel();
         let waiting = Self {
             change,
-            deadline,
             answer: Some(answer),
             place: Some(place),
             marks,
@@ -67,6 +62,12 @@ impl Waiting {
     }
 }
 
+impl AsRef<Change> for Waiting {
+    fn as_ref(&self) -> &Change {
+        &self.change
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         // The lane that had it panicked, or the runtime ended.
@@ -76,93 +77,136 @@ impl Drop for Waiting {
     }
 }
 
+/// With the number of the write that it may be in by, if any.
+type Left = (Waiting, Option<Attempt>);
+
 pub(super) struct Lane {
+    /// From 0.
     number: usize,
     shared: Arc<Shared>,
-    writer: Writer,
-    /// How much longer than its time a change waits for others of its batch.
-    grace: Duration,
-    /// Postgres gives up on another's lock in less.
+    /// Who drains the spool takes it too, to close its connection.
+    writer: Arc<Mutex<Writer>>,
+    /// How long one batch may take.
+    patience: Duration,
+    /// Postgres gives up on another's lock in this time.
     of_lock: Duration,
-    /// Whether the database did not answer last time, and how long to wait before the next.
-    pause: Option<Duration>,
+    spool: Option<Spool>,
 }
 
 impl Lane {
     pub(super) fn new(
         number: usize,
         shared: Arc<Shared>,
-        writer: Writer,
-        patience: Duration,
+        writer: Arc<Mutex<Writer>>,
+        store: &Store,
+        spool: Option<Spool>,
     ) -> Self {
         Self {
             number,
             shared,
             writer,
-            grace: patience / 2,
-            of_lock: patience / 4,
-            pause: None,
+            patience: store.patience_of_lanes(),
+            of_lock: store.lock_of_lanes(),
+            spool,
         }
     }
 
     /// Writes what comes, until the end of [`Shared::next`].
-    pub(super) async fn run(&mut self) {
-        let (number, shared) = (self.number, Arc::clone(&self.shared));
-        while let Some(batch) = shared.next(number).await {
+    pub(super) async fn run(&self) {
+        // What it was writing is answered as lost; the others must not wait for ever.
+        while AssertUnwindSafe(self.work()).catch_unwind().await.is_err() {
+            tracing::error!(lane = self.number, "a lane panicked");
+            self.writer.lock().await.abandon();
+            if let Some(spool) = &self.spool {
+                spool.open();
+            }
+        }
+        self.writer.lock().await.close().await;
+    }
+
+    async fn work(&self) {
+        while let Some(batch) = self.shared.next(self.number).await {
             if batch.len() <= FEW {
                 self.write(batch).await;
                 continue;
             }
             let mut writing = pin!(self.write(batch));
             if timeout(SLOW, &mut writing).await.is_err() {
-                shared.is_slow(number);
+                self.shared.is_slow(self.number);
                 writing.await;
             }
         }
-        self.writer.close().await;
     }
 
-    async fn write(&mut self, batch: Vec<Waiting>) {
-        let now = Instant::now();
-        let (batch, late): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|change| change.deadline > now);
-        for change in late {
-            change.answer(Err(Error::gave_up()));
+    async fn write(&self, mut batch: Vec<Waiting>) {
+        loop {
+            if let Some(spool) = &self.spool
+                && spool.is_open()
+            {
+                let all = batch.into_iter().map(|change| (change, None)).collect();
+                match spool.append_if_open(all).await {
+                    Ok(()) => return,
+                    // It was drained just now.
+                    Err(back) => batch = back.into_iter().map(|(change, _)| change).collect(),
+                }
+            }
+            let mut writer = self.writer.lock().await;
+            // Whoever has opened it and had the writer since may write other things now.
+            if self.spool.as_ref().is_none_or(|spool| !spool.is_open()) {
+                return self.write_directly(&mut writer, batch).await;
+            }
         }
-        let deadlines = batch.iter().map(|change| change.deadline);
-        let (Some(first), Some(last)) = (deadlines.clone().min(), deadlines.max()) else {
-            return;
-        };
-        // The last has its full time, unless the first would wait too long for that.
-        let deadline = last.min(first + self.grace);
-        let changes: Vec<&Change> = batch.iter().map(|waiting| &waiting.change).collect();
-        match self.attempt(&changes, deadline).await {
+    }
+
+    async fn write_directly(&self, writer: &mut Writer, batch: Vec<Waiting>) {
+        let deadline = Instant::now() + self.patience;
+        let changes: Vec<&Change> = batch.iter().map(AsRef::as_ref).collect();
+        match attempt(writer, &changes, deadline).await {
             Ok(()) => {
                 for change in batch {
                     change.answer(Ok(()));
                 }
             }
-            Err(error)
-                if error.is_of_connection()
-                    || batch.len() == 1 && matches!(error, Error::Permanent(_)) =>
-            {
-                for change in batch {
-                    change.answer(Err(error.clone()));
-                }
+            Err(Failed {
+                error: store::Error::Permanent(_),
+                ..
+            }) => self.write_one_by_one(writer, batch.into(), deadline).await,
+            Err(Failed { error, .. }) if error.is_of_lock() => {
+                self.write_one_by_one(writer, batch.into(), deadline).await;
             }
-            Err(_) => self.write_one_by_one(batch.into(), deadline).await,
+            Err(Failed { error, attempt }) => {
+                let attempt = self.attempt(attempt);
+                let all = batch.into_iter().map(|change| (change, attempt));
+                self.give_up(all.collect(), error).await;
+            }
         }
     }
 
     /// One of them is the bad one, or has to wait for somebody who has locked its row.
-    async fn write_one_by_one(&mut self, mut changes: VecDeque<Waiting>, deadline: Instant) {
+    async fn write_one_by_one(
+        &self,
+        writer: &mut Writer,
+        mut changes: VecDeque<Waiting>,
+        deadline: Instant,
+    ) {
         while let Some(change) = changes.pop_front() {
-            let written = self.attempt(&[&change.change], deadline).await;
-            // An attempt that we would not see the end of could be written after all.
+            let failed = match attempt(writer, &[&change.change], deadline).await {
+                Ok(()) => {
+                    change.answer(Ok(()));
+                    continue;
+                }
+                Err(Failed { error, .. }) if matches!(error, store::Error::Permanent(_)) => {
+                    change.answer(Err(error.into()));
+                    continue;
+                }
+                Err(failed) => failed,
+            };
             let has_time = Instant::now() + self.of_lock <= deadline;
-            if !(has_time && written.as_ref().is_err_and(Error::is_of_lock)) {
-                change.answer(written);
-                continue;
+            if !(has_time && failed.error.is_of_lock()) {
+                let attempt = self.attempt(failed.attempt);
+                let others = changes.into_iter().map(|change| (change, None));
+                let all = std::iter::once((change, attempt)).chain(others);
+                return self.give_up(all.collect(), failed.error).await;
             }
             // Behind the others; what must not overtake it stays after it.
             let group = change.change.group_id.clone();
@@ -188,41 +232,51 @@ impl Lane {
         }
     }
 
-    /// Writes changes as one, again and again while the database cannot be reached.
-    async fn attempt(&mut self, changes: &[&Change], deadline: Instant) -> Result<(), Error> {
-        loop {
-            if Instant::now() >= deadline {
-                return Err(Error::gave_up());
-            }
-            let written = self.writer.write(changes, deadline).await;
-            let error = match written {
-                Err(error) if error.is_of_connection() => error,
-                done => {
-                    if self.pause.take().is_some() {
-                        tracing::info!(lane = self.number, "the database is back");
-                    }
-                    return done;
+    fn attempt(&self, number: Option<i64>) -> Option<Attempt> {
+        Some(Attempt {
+            lane: lane_of_writer(self.number),
+            seq: number?,
+        })
+    }
+
+    /// To the spool, from where they are written in their order, and whatever comes then after
+    /// them. The writer is still ours: nobody writes before the spool is open.
+    async fn give_up(&self, changes: Vec<Left>, error: store::Error) {
+        match &self.spool {
+            Some(spool) => spool.append(changes, &error).await,
+            None => {
+                for (change, _) in changes {
+                    change.answer(Err(error.clone().into()));
                 }
-            };
-            let now = Instant::now();
-            let pause = match self.pause {
-                // The connection may just have been an old one.
-                None => Duration::ZERO,
-                Some(pause) => pause,
-            };
-            if self.pause.is_none() {
-                let error = error.to_string();
-                tracing::warn!(
-                    lane = self.number,
-                    error,
-                    "lost the connection to the database"
-                );
             }
-            if now + pause >= deadline {
-                return Err(error);
-            }
-            self.pause = Some((pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE));
-            sleep_until(now + pause).await;
+        }
+    }
+}
+
+/// A lane's number in the database, where 0 drains the spool.
+pub(super) fn lane_of_writer(number: usize) -> i16 {
+    // There are few.
+    i16::try_from(number + 1).unwrap_or(i16::MAX)
+}
+
+/// Answers changes that went to the spool, or did not.
+pub(super) fn answer_all(changes: Vec<Left>, spooled: &Result<(), Error>) {
+    for (change, _) in changes {
+        change.answer(spooled.clone());
+    }
+}
+
+/// Writes changes as one. Where others were at the same rows at the same moment, and Postgres has
+/// chosen us to begin anew, we do at once.
+async fn attempt(
+    writer: &mut Writer,
+    changes: &[&Change],
+    deadline: Instant,
+) -> Result<(), Failed> {
+    loop {
+        match writer.write(changes, deadline).await {
+            Err(Failed { error, .. }) if error.is_of_conflict() && Instant::now() < deadline => {}
+            done => return done,
         }
     }
 }

@@ -1,20 +1,20 @@
 //! The lanes together: what waits for them, and who wakes them.
 
 use std::hash::{BuildHasher, RandomState};
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use super::lane::{Lane, Waiting};
+use super::Error;
+use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
+use super::spool::Spool;
 use crate::domain::{Change, Creation, Event, Profile, Text};
-use crate::store::{Error, Store};
+use crate::store::{self, Store, Writer};
 
 /// Changes that may wait or be written at a time; who brings more waits for a place.
 const PLACES: usize = 2048;
@@ -33,6 +33,8 @@ const BYTES_OF_ROW: usize = 64;
 pub(super) struct Lanes {
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
+    /// One for each lane.
+    writers: Arc<[Arc<AsyncMutex<Writer>>]>,
     /// Of what is not written.
     marks: Marks,
     running: TaskTracker,
@@ -89,7 +91,7 @@ impl Shared {
 }
 
 impl Lanes {
-    pub(super) fn start(store: &Store, marks: Marks) -> Self {
+    pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>) -> Self {
         let lanes = store.lanes();
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MOST)),
@@ -98,27 +100,19 @@ impl Lanes {
             closing: AtomicBool::new(false),
         });
         let running = TaskTracker::new();
+        let mut writers = Vec::new();
         for number in 0..lanes {
-            let (shared, store) = (Arc::clone(&shared), store.clone());
-            running.spawn(async move {
-                loop {
-                    let mut lane = Lane::new(
-                        number,
-                        Arc::clone(&shared),
-                        store.writer(),
-                        store.patience(),
-                    );
-                    // What it was writing is answered as lost; the others must not wait for ever.
-                    match AssertUnwindSafe(lane.run()).catch_unwind().await {
-                        Ok(()) => break,
-                        Err(_panic) => tracing::error!(lane = number, "a lane panicked"),
-                    }
-                }
-            });
+            let of_spool = spool.map(|spool| (spool.id(), lane_of_writer(number)));
+            let writer = Arc::new(AsyncMutex::new(store.writer(of_spool)));
+            writers.push(Arc::clone(&writer));
+            let spool = spool.cloned();
+            let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
+            running.spawn(async move { lane.run().await });
         }
         Self {
             shared,
             places: Arc::new(Semaphore::new(PLACES)),
+            writers: writers.into(),
             marks,
             running,
         }
@@ -133,26 +127,25 @@ impl Lanes {
     pub(super) async fn wait_for_place(
         &self,
         deadline: Instant,
-    ) -> Result<OwnedSemaphorePermit, Error> {
+    ) -> Result<OwnedSemaphorePermit, store::Error> {
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
         place
-            .map_err(|_elapsed| Error::gave_up())?
-            .map_err(|_closed| Error::gave_up()) // it never is
+            .map_err(|_elapsed| store::Error::gave_up())?
+            .map_err(|_closed| store::Error::gave_up()) // it never is
     }
 
-    /// Puts a change in its place. The answer comes when it is committed or cannot be: by half as
-    /// much again as a change may take, for a lane does nothing without a bound. A timer for each
-    /// change would cost more than the change.
+    /// Puts a change in its place. The answer comes when it is durable or cannot be: by twice the
+    /// time that a lane may take, for a lane does nothing without a bound. A timer for each change
+    /// would cost more than the change.
     pub(super) fn push(
         &self,
         place: OwnedSemaphorePermit,
         change: Change,
-        deadline: Instant,
     ) -> oneshot::Receiver<Result<(), Error>> {
         let group = self.shared.hasher.hash_one(&change.group_id);
         let bytes = bytes_of(&change);
         let marks = self.marks.clone();
-        let (waiting, answered) = Waiting::new(change, deadline, place, marks);
+        let (waiting, answered) = Waiting::new(change, place, marks);
         let lane = self.shared.queue().push(group, bytes, waiting);
         self.shared.wake(lane);
         answered
@@ -161,6 +154,13 @@ impl Lanes {
     /// How many changes wait.
     pub(super) fn waiting(&self) -> usize {
         self.shared.queue().len()
+    }
+
+    /// Has every lane end its connection, once what it writes there is done or given up on.
+    pub(super) async fn close_connections(&self) {
+        for writer in &*self.writers {
+            writer.lock().await.close().await;
+        }
     }
 
     /// Writes what waits, then ends the lanes.

@@ -119,7 +119,7 @@ impl Marks {
             return false;
         };
         let change = Change::new(group, OffsetDateTime::now_utc(), Event::WantCheck(reason));
-        let answered = lanes.push(place, change, deadline);
+        let answered = lanes.push(place, change);
         matches!(answered.await, Ok(Ok(())))
     }
 }

@@ -1,10 +1,12 @@
 //! The queue between the doors and the wall: takes a change, answers when it is durable.
 
+mod drain;
 mod lane;
 mod lanes;
 mod marks;
 mod queue;
 mod rejected;
+mod spool;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +17,27 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::{Change, CheckReason, GroupId, Rejected};
 use crate::store::{self, Store};
+use drain::Drain;
 use lanes::Lanes;
 use marks::Marks;
 use rejected::{Keeper, Kept};
 
+pub use drain::Error as DrainError;
 pub use rejected::Retention;
+pub use spool::{OpenError, Refused, Spool, SpoolState};
 
 /// How long an answer waits for the deletion of what is too much.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a change is not known to be durable.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The store could not take it.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The database is away, and the spool cannot take it.
+    #[error("the spool: {0}")]
+    Refused(Arc<Refused>),
     /// The task that wrote it ended before it could say so.
     #[error("the write ended without an answer")]
     Lost,
@@ -40,78 +48,123 @@ pub enum Error {
 pub struct Ingest {
     lanes: Lanes,
     marks: Marks,
+    spool: Option<Spool>,
     /// Writes the marks until it is told to end.
-    marking: TaskTracker,
-    closing: CancellationToken,
+    marking: Task,
+    /// Drains the spool until it is told to end.
+    draining: Task,
+    /// Told when it is known whether the database is there.
+    settled: CancellationToken,
     keeper: Arc<Keeper>,
-    /// How long a change may take in all.
+    /// How long a change waits for a place in the queue.
     patience: Duration,
     under_way: TaskTracker,
 }
 
+/// Something that goes on until it is told to end.
+#[derive(Clone, Debug, Default)]
+struct Task {
+    running: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Task {
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) {
+        self.running.spawn(run(self.closing.clone()));
+    }
+
+    async fn end(&self) {
+        self.closing.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
 impl Ingest {
-    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected` says.
-    pub fn new(store: Store, rejected: Retention) -> Self {
+    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected`
+    /// says. What cannot be written goes to `spool`, if there is one; else whoever brought it is
+    /// told.
+    pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
         let marks = Marks::default();
-        let lanes = Lanes::start(&store, marks.clone());
-        let patience = store.patience();
-        let closing = CancellationToken::new();
-        let marking = TaskTracker::new();
-        marking.spawn({
-            let (marks, lanes, closing) = (marks.clone(), lanes.clone(), closing.clone());
-            async move { marks.write(lanes, patience, closing).await }
+        let lanes = Lanes::start(&store, marks.clone(), spool.as_ref());
+        // For a place in the queue: the lanes may be at something that takes all their time.
+        let patience = store.patience_of_lanes() * 2;
+        let marking = Task::default();
+        marking.start({
+            let (marks, lanes) = (marks.clone(), lanes.clone());
+            move |closing| async move { marks.write(lanes, patience, closing).await }
         });
+        let (draining, settled) = (Task::default(), CancellationToken::new());
+        match &spool {
+            Some(spool) => {
+                let drain = Drain::new(spool.clone(), store.clone(), Some(lanes.clone()));
+                let settled = settled.clone();
+                draining.start(move |closing| drain.run(settled, closing));
+            }
+            None => settled.cancel(),
+        }
         Self {
             lanes,
             marks,
+            spool,
             marking,
-            closing,
+            draining,
+            settled,
             patience,
             keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
         }
     }
 
-    /// Resolves when the change is committed. Where it may not be, its group is marked to be
-    /// checked as soon as the database can, also when nobody waits for the answer any more.
+    /// Waits until what an earlier process left is in the database, or the database is known to be
+    /// away.
+    pub async fn settled(&self) {
+        self.settled.cancelled().await;
+    }
+
+    /// Resolves when the change is durable: committed or, while the database is away, in the spool.
+    /// Where it may be neither, its group is marked to be checked as soon as the database can, also
+    /// when nobody waits for the answer any more.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn submit(&self, change: Change) -> Result<(), Error> {
         let deadline = Instant::now() + self.patience;
         let answered = match self.lanes.place() {
-            Some(place) => self.lanes.push(place, change, deadline),
+            Some(place) => self.lanes.push(place, change),
             None => {
                 let (lanes, marks) = (self.lanes.clone(), self.marks.clone());
                 self.finish(async move {
                     let place = lanes.wait_for_place(deadline).await;
                     let place = place.inspect_err(|_| marks.lost(&change))?;
-                    Ok(lanes.push(place, change, deadline))
+                    Ok(lanes.push(place, change))
                 })
                 .await?
             }
         };
         match answered.await {
-            Ok(written) => Ok(written?),
+            Ok(written) => written,
             Err(_panicked) => Err(Error::Lost),
         }
     }
 
-    /// Has a group marked to be checked, without waiting for it. A mark that is not written when
-    /// the process ends is lost.
+    /// Has a group marked to be checked, without waiting for it.
     pub fn want_check(&self, group: GroupId, reason: CheckReason) {
         self.marks.add(group, reason);
     }
 
-    /// Keeps a callback that could not be understood; resolves when it is committed. False where
+    /// Keeps a callback that could not be understood; resolves when it is durable. False where
     /// none are kept.
     ///
     /// # Errors
     /// See [`Error`]; it may still have been kept.
     pub async fn keep_rejected(&self, rejected: Rejected) -> Result<bool, Error> {
-        let keeper = Arc::clone(&self.keeper);
+        let (keeper, spool) = (Arc::clone(&self.keeper), self.spool.clone());
         let kept = self
-            .finish(async move { keeper.keep(&rejected).await })
+            .finish(async move { keep(&keeper, spool, rejected).await })
             .await?;
         if kept == Kept::TimeToPurge {
             let keeper = Arc::clone(&self.keeper);
@@ -126,10 +179,10 @@ impl Ingest {
     /// callback again, so what was taken goes on when nobody waits for it any more.
     async fn finish<T: Send + 'static>(
         &self,
-        write: impl Future<Output = Result<T, store::Error>> + Send + 'static,
+        write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         match self.under_way.spawn(write).await {
-            Ok(written) => Ok(written?),
+            Ok(written) => written,
             Err(_panicked_or_runtime_ended) => Err(Error::Lost),
         }
     }
@@ -149,14 +202,18 @@ impl Ingest {
         self.marks.count()
     }
 
-    /// Waits for every change under way.
+    /// What waits in the spool, if there is one.
+    pub fn spool(&self) -> Option<SpoolState> {
+        self.spool.as_ref().map(Spool::state)
+    }
+
+    /// Waits for every change under way, and drains the spool as far as the database lets us.
     pub async fn close(&self) {
         self.under_way.close();
         self.under_way.wait().await;
-        self.closing.cancel();
-        self.marking.close();
-        self.marking.wait().await;
+        self.marking.end().await;
         self.lanes.close().await;
+        self.draining.end().await;
         let groups = self.marks.count();
         if groups > 0 {
             tracing::warn!(
@@ -165,4 +222,46 @@ impl Ingest {
             );
         }
     }
+
+    /// Says what is left in the spool, at the end.
+    pub fn tell_what_is_left(&self) {
+        if let Some(state) = self.spool()
+            && state.waiting > 0
+        {
+            tracing::warn!(
+                entries = state.waiting,
+                "the spool is not empty: the next start drains it first, or `drain` does"
+            );
+        }
+    }
+}
+
+/// Writes what is in a spool, once.
+///
+/// # Errors
+/// See [`DrainError`]; what is left can be tried again.
+pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
+    Drain::new(spool.clone(), store, None).drain_all().await
+}
+
+async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {
+    let spool = match spool {
+        Some(spool) if keeper.keeps() => spool,
+        _ => return Ok(keeper.keep(&rejected).await?),
+    };
+    if !spool.is_open() {
+        match keeper.keep(&rejected).await {
+            Err(error) if !matches!(error, store::Error::Permanent(_)) => {}
+            kept => return Ok(kept?),
+        }
+    }
+    spool.append_rejected(rejected).await?;
+    Ok(Kept::Yes)
+}
+
+/// What a change was that the database did not take out of the spool, by what was kept of it.
+/// `None`: it was kept for another reason.
+pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
+    let is_ours = rejected.path == drain::REFUSED_PATH;
+    is_ours.then(|| spool::read_change(&rejected.body))
 }

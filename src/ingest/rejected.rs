@@ -48,8 +48,13 @@ impl Keeper {
         }
     }
 
+    /// Whether any are kept.
+    pub(super) fn keeps(&self) -> bool {
+        self.settings.max_bytes > 0
+    }
+
     pub(super) async fn keep(&self, rejected: &Rejected) -> Result<Kept, Error> {
-        if self.settings.max_bytes == 0 {
+        if !self.keeps() {
             return Ok(Kept::No);
         }
         self.store.keep_rejected(rejected).await?;

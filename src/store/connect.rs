@@ -14,7 +14,8 @@ use super::{Store, migrate};
 statements! {
     /// The encoding decides whether every Unicode text can be stored.
     SERVER = "
-SELECT current_setting('server_encoding'), current_setting('server_version_num')::integer";
+SELECT current_setting('server_encoding'), current_setting('server_version_num')::integer,
+       current_setting('fsync') <> 'off' AND current_setting('synchronous_commit') <> 'off'";
     DATABASE_EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
     /// Makes the schema that search_path names, unless it is there: CREATE SCHEMA IF NOT EXISTS
     /// asks for the right to create even where nothing is to be created. One at a time: two that
@@ -46,9 +47,14 @@ const MAX_LANES: u32 = 2;
 /// understood has to be kept.
 const RESERVED_FOR_WRITES: u32 = 1;
 
-/// How often a lane can try within the time of a change: its connection may have fallen silent, or
-/// somebody may have locked a row that one of many changes needs.
-const ATTEMPTS: u32 = 2;
+/// A lane waits for a lock for this part of its time: where one of many changes has to, the others
+/// are written one by one in the rest of it.
+const PART_FOR_LOCKS: u32 = 3;
+
+/// How long the drain of a spool waits for one statement, and for a lock. Whoever sent what it
+/// writes is answered, and a group with all its members can be one change.
+const DRAIN_STATEMENT: Duration = Duration::from_secs(60);
+const DRAIN_LOCK: Duration = Duration::from_secs(5);
 
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
@@ -60,6 +66,7 @@ pub struct Database {
     schema: String,
     pool_size: u32,
     timeout: Duration,
+    timeout_of_lanes: Duration,
 }
 
 /// Why the database cannot be opened. For the operator at the start, never for a caller.
@@ -112,6 +119,22 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether it can be put right on the database's side while we wait. Otherwise it is not a
+    /// database that we can use.
+    pub fn is_away(&self) -> bool {
+        use sqlx::migrate::MigrateError;
+        match self {
+            OpenError::Connect { .. } | OpenError::Prepare { .. } => true,
+            OpenError::Migrate { error, .. } => matches!(
+                error,
+                MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
+            ),
+            OpenError::Url | OpenError::Version { .. } | OpenError::Encoding { .. } => false,
+        }
+    }
+}
+
 /// sqlx alone takes any scheme for Postgres.
 fn parse_url(url: &str) -> Option<PgConnectOptions> {
     let scheme = url.split_once("://")?.0;
@@ -126,8 +149,8 @@ pub fn is_url(url: &str) -> bool {
 }
 
 impl Database {
-    /// `pool_size` connections at most; `timeout` bounds the wait for one, and each statement.
-    /// `schema` is the only one on the search path; the caller has checked that it is a plain
+    /// `pool_size` connections at most; `timeout` bounds the wait for one, and each statement;
+    /// `timeout_of_lanes` each statement of the lanes. `schema` is the only one on the search path; the caller has checked that it is a plain
     /// lower-case name.
     ///
     /// # Errors
@@ -137,6 +160,7 @@ impl Database {
         schema: &str,
         pool_size: u32,
         timeout: Duration,
+        timeout_of_lanes: Duration,
     ) -> Result<Self, OpenError> {
         let options = parse_url(url).ok_or(OpenError::Url)?;
         Ok(Database {
@@ -148,6 +172,7 @@ impl Database {
             schema: schema.to_owned(),
             pool_size,
             timeout,
+            timeout_of_lanes,
         })
     }
 
@@ -156,7 +181,13 @@ impl Database {
     /// # Errors
     /// When it can neither be found nor made.
     pub async fn ensure_private(url_of: impl Fn(&str) -> String) -> Result<String, OpenError> {
-        let maintenance = Database::new(&url_of("postgres"), "public", 1, NETWORK_SLACK)?;
+        let maintenance = Database::new(
+            &url_of("postgres"),
+            "public",
+            1,
+            NETWORK_SLACK,
+            NETWORK_SLACK,
+        )?;
         let mut connection = maintenance.connect(&maintenance.options).await?;
         let made = async {
             let exists: bool = sqlx::query_scalar(DATABASE_EXISTS)
@@ -181,6 +212,12 @@ impl Database {
     /// See [`OpenError`].
     pub async fn open(&self) -> Result<Store, OpenError> {
         self.migrate().await?;
+        Ok(self.store())
+    }
+
+    /// The store, of a database that may be away. Nothing can be asked of it before
+    /// [`Database::migrate`] has succeeded once.
+    pub fn store(&self) -> Store {
         let timeouts = |statement: Duration, lock: Duration| {
             // In milliseconds; 0 would be none.
             let text = |time: Duration| time.as_millis().max(1).to_string();
@@ -199,28 +236,35 @@ impl Database {
         let options = timeouts(self.timeout, self.timeout);
         // Lanes look for rows by their keys, one after the other, and lock them in that order; a
         // plan made while the table was small must not read it whole later on.
-        let of_lanes = timeouts(self.timeout / ATTEMPTS, self.timeout / (2 * ATTEMPTS)).options([
+        let writing = [
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
             // A statement sees what was committed while it waited for a lock.
             ("default_transaction_isolation", "read committed"),
-        ]);
+        ];
+        let lock = self.timeout_of_lanes / PART_FOR_LOCKS;
+        let of_lanes = timeouts(self.timeout_of_lanes, lock).options(writing);
+        let of_drain = timeouts(DRAIN_STATEMENT, DRAIN_LOCK).options(writing);
         let patience = self.timeout + NETWORK_SLACK;
         let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);
         let shared = self.pool_size.saturating_sub(lanes).max(1);
         let reads = shared.saturating_sub(RESERVED_FOR_WRITES).max(1);
-        let pool = Pool::new(Arc::new(Connector::new(options)), shared, patience);
-        Ok(Store {
+        let pool = Pool::new(Arc::new(Connector::new(options, true)), shared, patience);
+        Store {
+            database: Arc::new(self.clone()),
+            prepared: Arc::default(),
             pool: Arc::new(pool),
             size: self.pool_size as usize,
             reads: Arc::new(Semaphore::new(reads as usize)),
             lookups: Arc::default(),
-            of_lanes: Arc::new(Connector::new(of_lanes)),
+            of_lanes: Arc::new(Connector::new(of_lanes, false)),
+            of_drain: Arc::new(Connector::new(of_drain, false)),
             lanes: lanes as usize,
-            patience_of_lanes: patience / ATTEMPTS,
+            patience_of_lanes: self.timeout_of_lanes + NETWORK_SLACK,
+            lock_of_lanes: lock,
             patience,
-        })
+        }
     }
 
     /// Brings the schema up to date, on a connection of its own without a statement timeout.
@@ -272,7 +316,7 @@ impl Database {
     }
 
     async fn check_server(&self, connection: &mut PgConnection) -> Result<(), OpenError> {
-        let (encoding, version): (String, i32) = sqlx::query_as(SERVER)
+        let (encoding, version, is_durable): (String, i32, bool) = sqlx::query_as(SERVER)
             .fetch_one(connection)
             .await
             .map_err(|error| self.cannot_prepare(error))?;
@@ -288,6 +332,12 @@ impl Database {
                 database: self.to_string(),
                 encoding,
             });
+        }
+        if !is_durable {
+            tracing::warn!(
+                "fsync or synchronous_commit is off in the database: what it has committed, and we \
+                 have answered, is lost when its machine fails"
+            );
         }
         Ok(())
     }

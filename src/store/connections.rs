@@ -32,6 +32,9 @@ const NOT_YET: [&str; 2] = ["57P03", "53300"];
 #[derive(Debug)]
 pub(super) struct Connector {
     options: PgConnectOptions,
+    /// Whether to wait for a server that is just being started. Who has something better to do
+    /// does not.
+    is_patient: bool,
     /// Those that are open, of the pool and of the lanes.
     open: AtomicUsize,
     /// Those of them that work.
@@ -39,9 +42,10 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(options: PgConnectOptions) -> Self {
+    pub(super) fn new(options: PgConnectOptions, is_patient: bool) -> Self {
         Self {
             options,
+            is_patient,
             open: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
         }
@@ -84,7 +88,7 @@ impl Connector {
                     .is_some_and(|code| NOT_YET.contains(&code.as_ref())),
                 _ => false,
             };
-            if !may_come || Instant::now() + pause >= deadline {
+            if !(self.is_patient && may_come) || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             sleep(pause).await;

@@ -8,8 +8,11 @@ use std::sync::Arc;
 pub enum Error {
     /// The database is away, slow, or will not let us work: the same call may succeed later.
     Transient(Cause),
-    /// The same call can never succeed: the database refused the values, or we sent nonsense.
+    /// The same call can never succeed: the database refused the values.
     Permanent(Cause),
+    /// What came back cannot be read: a mistake of ours, or somebody else's row. It can be put
+    /// right, so for a write it is as if the database were away.
+    Unreadable(Cause),
 }
 
 /// What the database or the way to it said. Never shown to a caller.
@@ -27,13 +30,32 @@ impl Error {
         Error::Transient(Cause::GaveUp)
     }
 
+    fn cause(&self) -> &Cause {
+        let (Error::Transient(cause) | Error::Permanent(cause) | Error::Unreadable(cause)) = self;
+        cause
+    }
+
     /// Whether it failed for what others do at the same moment.
     pub fn is_of_lock(&self) -> bool {
+        self.has_code(&OF_LOCK)
+    }
+
+    /// Whether it was chosen to give way to others, and can be tried again at once.
+    pub fn is_of_conflict(&self) -> bool {
+        self.has_code(&OF_CONFLICT)
+    }
+
+    /// Whether it took too long, which others may have been the cause of, or what was asked.
+    pub fn is_of_time(&self) -> bool {
+        matches!(self.cause(), Cause::GaveUp) || self.has_code(&["57014"]) // query_canceled
+    }
+
+    fn has_code(&self, codes: &[&str]) -> bool {
         match self {
             Error::Transient(Cause::Sqlx(error)) => error
                 .as_database_error()
                 .and_then(|error| error.code())
-                .is_some_and(|code| OF_LOCK.contains(&code.as_ref())),
+                .is_some_and(|code| codes.contains(&code.as_ref())),
             _ => false,
         }
     }
@@ -41,8 +63,7 @@ impl Error {
     /// Whether the connection is gone or silent, or leads to a server that takes no writes (any
     /// more), so that a new one may do better.
     pub fn is_of_connection(&self) -> bool {
-        let (Error::Transient(cause) | Error::Permanent(cause)) = self;
-        let error = match cause {
+        let error = match self.cause() {
             Cause::GaveUp => return true,
             Cause::Sqlx(error) => error,
         };
@@ -69,39 +90,35 @@ const OF_CONNECTION: [&str; 7] = ["08", "57P", "25006", "25P03", "28", "3D000", 
 
 /// SQLSTATEs of a statement that another's locks were in the way of.
 const OF_LOCK: [&str; 3] = ["55P03", "40P01", "40001"];
+/// Those of them that a new attempt does not run into again.
+const OF_CONFLICT: [&str; 2] = ["40P01", "40001"];
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let permanent = match &error {
-            sqlx::Error::Database(database) => database
-                .code()
-                .and_then(|code| {
-                    code.get(..2)
-                        .map(|class| PERMANENT_CLASSES.contains(&class))
-                })
-                .unwrap_or(false),
-            // Our own mistakes: a column that is not there or has another type.
+        let is_permanent = |database: &dyn sqlx::error::DatabaseError| {
+            let code = database.code();
+            let class = code.as_ref().and_then(|code| code.get(..2));
+            class.is_some_and(|class| PERMANENT_CLASSES.contains(&class))
+        };
+        let kind = match &error {
+            sqlx::Error::Database(database) if is_permanent(&**database) => Error::Permanent,
+            // A column that is not there or has another type.
             sqlx::Error::ColumnDecode { .. }
             | sqlx::Error::ColumnNotFound(_)
             | sqlx::Error::ColumnIndexOutOfBounds { .. }
             | sqlx::Error::Decode(_)
             | sqlx::Error::Encode(_)
-            | sqlx::Error::TypeNotFound { .. } => true,
-            _ => false,
+            | sqlx::Error::TypeNotFound { .. } => Error::Unreadable,
+            _ => Error::Transient,
         };
-        if permanent {
-            Error::Permanent(Cause::Sqlx(Arc::new(error)))
-        } else {
-            Error::Transient(Cause::Sqlx(Arc::new(error)))
-        }
+        kind(Cause::Sqlx(Arc::new(error)))
     }
 }
 
 impl fmt::Display for Error {
     /// For the log: SQLSTATE and Postgres' own message, without its detail, which quotes values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Error::Transient(cause) | Error::Permanent(cause)) = self;
-        match cause {
+        match self.cause() {
             Cause::GaveUp => f.write_str("no answer from the database in time"),
             Cause::Sqlx(error) => match &**error {
                 sqlx::Error::Database(error) => write!(

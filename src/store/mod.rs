@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use connections::{Connector, Pool};
@@ -37,7 +37,7 @@ pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
 };
 pub use rejected::RejectedSummary;
-pub use write::Writer;
+pub use write::{Drainer, Failed, Writer};
 
 statements! {
     /// For the rest of a transaction.
@@ -50,6 +50,10 @@ const LONG: Duration = Duration::from_secs(65);
 /// The database, as the rest of the program sees it: one method per question or change.
 #[derive(Clone, Debug)]
 pub struct Store {
+    /// Where it is.
+    database: Arc<Database>,
+    /// Whether its schema is up to date.
+    prepared: Arc<OnceCell<()>>,
     /// Shared by all but the lanes.
     pool: Arc<Pool>,
     /// As many turns as reads may have connections of these.
@@ -57,10 +61,14 @@ pub struct Store {
     lookups: Arc<Lookups>,
     /// Makes the connections of the lanes.
     of_lanes: Arc<Connector>,
-    /// How many these are.
+    /// Makes that of the drain of a spool.
+    of_drain: Arc<Connector>,
+    /// How many lanes there are.
     lanes: usize,
     /// How long they wait for one write.
     patience_of_lanes: Duration,
+    /// How long Postgres waits for another's lock for them.
+    lock_of_lanes: Duration,
     /// Most connections in all.
     size: usize,
     /// How long one question or change may take in all, seen from here: its turn, a connection,
@@ -121,9 +129,25 @@ impl Store {
         self.pool.run(None, Instant::now() + LONG, work).await
     }
 
-    /// A connection for a lane, made when it is needed.
-    pub fn writer(&self) -> Writer {
-        Writer::new(Arc::clone(&self.of_lanes), self.patience_of_lanes)
+    /// Checks the server and brings the schema up to date, once, before anything is written.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn prepare(&self) -> Result<(), OpenError> {
+        let migrate = || self.database.migrate();
+        self.prepared.get_or_try_init(migrate).await?;
+        Ok(())
+    }
+
+    /// A connection for a lane, made when it is needed. `of_spool`: the number of the spool that
+    /// takes what it could not write, and of the lane, from 1.
+    pub fn writer(&self, of_spool: Option<(i64, i16)>) -> Writer {
+        Writer::new(Arc::clone(&self.of_lanes), of_spool)
+    }
+
+    /// The connection that drains a spool.
+    pub fn drainer(&self, spool_id: i64) -> Drainer {
+        Drainer::new(Arc::clone(&self.of_drain), spool_id)
     }
 
     /// How many lanes there are connections for.
@@ -131,7 +155,17 @@ impl Store {
         self.lanes
     }
 
-    /// How long one change may take in all.
+    /// How long a lane waits for one write.
+    pub fn patience_of_lanes(&self) -> Duration {
+        self.patience_of_lanes
+    }
+
+    /// How long Postgres waits for another's lock for a lane.
+    pub fn lock_of_lanes(&self) -> Duration {
+        self.lock_of_lanes
+    }
+
+    /// How long one question may take in all.
     pub fn patience(&self) -> Duration {
         self.patience
     }
@@ -140,7 +174,11 @@ impl Store {
     pub fn connections(&self) -> (usize, usize) {
         let (used, idle) = self.pool.connections();
         let (used_of_lanes, idle_of_lanes) = self.of_lanes.count();
-        (used + used_of_lanes, idle + idle_of_lanes)
+        let (used_of_drain, idle_of_drain) = self.of_drain.count();
+        (
+            used + used_of_lanes + used_of_drain,
+            idle + idle_of_lanes + idle_of_drain,
+        )
     }
 
     /// Most connections.

@@ -1,7 +1,7 @@
 //! Callbacks that could not be understood: kept, listed, deleted.
 
 use bytes::Bytes;
-use sqlx::FromRow;
+use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use super::{Error, Store};
@@ -72,35 +72,41 @@ struct RejectedRow {
     body: Vec<u8>,
 }
 
+/// Keeps one, in the transaction that the connection is in, if any.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    rejected: &Rejected,
+) -> Result<(), sqlx::Error> {
+    let Rejected {
+        received_at,
+        path,
+        operation_id,
+        code,
+        detail,
+        body,
+        body_bytes,
+    } = rejected;
+    sqlx::query(KEEP_REJECTED)
+        .bind(received_at)
+        .bind(path)
+        .bind(operation_id)
+        .bind(code)
+        .bind(detail)
+        .bind(body.as_ref())
+        .bind(i64::try_from(*body_bytes).unwrap_or(i64::MAX))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 impl Store {
     /// Keeps a callback that could not be understood.
     ///
     /// # Errors
     /// [`Error::Transient`] while the database is away.
     pub async fn keep_rejected(&self, rejected: &Rejected) -> Result<(), Error> {
-        let Rejected {
-            received_at,
-            path,
-            operation_id,
-            code,
-            detail,
-            body,
-            body_bytes,
-        } = rejected;
-        self.write(async |connection| {
-            sqlx::query(KEEP_REJECTED)
-                .bind(received_at)
-                .bind(path)
-                .bind(operation_id)
-                .bind(code)
-                .bind(detail)
-                .bind(body.as_ref())
-                .bind(i64::try_from(*body_bytes).unwrap_or(i64::MAX))
-                .execute(connection)
-                .await
-        })
-        .await?;
-        Ok(())
+        self.write(async |connection| insert(connection, rejected).await)
+            .await
     }
 
     /// The newest kept ones, newest first.

@@ -1,6 +1,6 @@
 //! Every metric: its name, help and labels. No label has a value that a caller chooses.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -38,6 +38,14 @@ struct Inner {
     body_memory: IntGauge,
     waiting: IntGauge,
     marks_waiting: IntGauge,
+    spool_entries: IntGauge,
+    spool_bytes: IntGauge,
+    spool_oldest: IntGauge,
+    spooled: IntCounter,
+    drained: IntCounter,
+    spool_refused: IntCounter,
+    /// One text at a time: counters are brought up to what is counted elsewhere.
+    text: Mutex<()>,
 }
 
 /// An answer to count.
@@ -74,6 +82,18 @@ pub struct Snapshot {
     pub waiting: usize,
     /// Groups that wait to be marked.
     pub marks_waiting: usize,
+    /// Entries in the spool.
+    pub spool_entries: u64,
+    /// What they take, in bytes.
+    pub spool_bytes: u64,
+    /// How long the first has waited.
+    pub spool_oldest: Duration,
+    /// Entries that went there since the start.
+    pub spooled: u64,
+    /// Those that were written out of it.
+    pub drained: u64,
+    /// Those that it did not take.
+    pub spool_refused: u64,
 }
 
 impl Metrics {
@@ -163,6 +183,31 @@ impl Metrics {
                 "marks_waiting",
                 "Groups to be marked because something about them was missed: more than a few only while the database is away.",
             )?,
+            spool_entries: IntGauge::new(
+                "spool_entries",
+                "Changes and rejected bodies that wait in the spool for the database.",
+            )?,
+            spool_bytes: IntGauge::new(
+                "spool_bytes",
+                "What these take (SPOOL_MAX_BYTES at most).",
+            )?,
+            spool_oldest: IntGauge::new(
+                "spool_oldest_seconds",
+                "How long the first of them has waited; 0 where there is none.",
+            )?,
+            spooled: IntCounter::new(
+                "spool_spooled_total",
+                "Changes and rejected bodies that went to the spool.",
+            )?,
+            drained: IntCounter::new(
+                "spool_drained_total",
+                "Changes and rejected bodies that were written to the database out of the spool.",
+            )?,
+            spool_refused: IntCounter::new(
+                "spool_refused_total",
+                "Changes and rejected bodies that the spool did not take: it was full, or the disk refused.",
+            )?,
+            text: Mutex::default(),
             registry,
         };
         let build_info = IntGaugeVec::new(
@@ -188,8 +233,15 @@ impl Metrics {
             body_memory,
             waiting,
             marks_waiting,
+            spool_entries,
+            spool_bytes,
+            spool_oldest,
+            spooled,
+            drained,
+            spool_refused,
+            text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -204,6 +256,12 @@ impl Metrics {
             Box::new(body_memory.clone()),
             Box::new(waiting.clone()),
             Box::new(marks_waiting.clone()),
+            Box::new(spool_entries.clone()),
+            Box::new(spool_bytes.clone()),
+            Box::new(spool_oldest.clone()),
+            Box::new(spooled.clone()),
+            Box::new(drained.clone()),
+            Box::new(spool_refused.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -297,6 +355,12 @@ impl Metrics {
             body_memory,
             waiting,
             marks_waiting,
+            spool_entries,
+            spool_bytes,
+            spool_oldest,
+            spooled,
+            drained,
+            spool_refused,
         } = snapshot;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let inner = &self.0;
@@ -312,6 +376,20 @@ impl Metrics {
         inner.body_memory.set(number(body_memory));
         inner.waiting.set(number(waiting));
         inner.marks_waiting.set(number(marks_waiting));
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        inner.spool_entries.set(number(spool_entries));
+        inner.spool_bytes.set(number(spool_bytes));
+        inner.spool_oldest.set(number(spool_oldest.as_secs()));
+        {
+            let _one = inner.text.lock().unwrap_or_else(PoisonError::into_inner);
+            for (counter, total) in [
+                (&inner.spooled, spooled),
+                (&inner.drained, drained),
+                (&inner.spool_refused, spool_refused),
+            ] {
+                counter.inc_by(total.saturating_sub(counter.get()));
+            }
+        }
         let mut families = inner.registry.gather();
         families.extend(process());
         TextEncoder::new().encode_to_string(&families)

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt};
 use openim_group_mirror::domain::{DISMISSED, LATE};
@@ -16,7 +15,8 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use crate::support::{
-    ADMIN, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, TestDb, Values,
+    ADMIN, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Random, TestDb, Values,
+    new_seed,
 };
 
 /// Of each kind.
@@ -58,36 +58,7 @@ impl Kind {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn new(seed: u64, number: u64) -> Self {
-        // Far from each other, or one history would be the rest of another.
-        let start = Self(number).next();
-        Self(seed ^ start)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// Once in so many times.
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.next() % from.len() as u64).unwrap()].clone()
-    }
-
     fn user(&mut self) -> String {
         self.pick(&USERS).to_owned()
     }
@@ -551,7 +522,7 @@ async fn open() -> (TestDb, Store, Ingest) {
         keep_days: 1,
         max_bytes: 0,
     };
-    let ingest = Ingest::new(store.clone(), retention);
+    let ingest = Ingest::new(store.clone(), retention, None);
     (db, store, ingest)
 }
 
@@ -579,10 +550,7 @@ fn story(history: &History, stored: &Stored) -> String {
 fn seed() -> u64 {
     match std::env::var("HISTORY_SEED") {
         Ok(seed) => seed.parse().expect("HISTORY_SEED is a number"),
-        Err(_) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos()) ^ now.as_secs()
-        }
+        Err(_) => new_seed(),
     }
 }
 
@@ -637,7 +605,7 @@ async fn a_callback_up_to_15_s_after_a_leave_is_late_and_then_the_member_is_back
         ("back", Duration::microseconds(15_000_001)),
     ] {
         let mut openim = OpenIm::default();
-        let mut creation = Random(1).creation(left_at);
+        let mut creation = Random::new(1, 0).creation(left_at);
         creation.owner = "u0".to_owned();
         creation.admins = vec![];
         creation.members = vec![user()];

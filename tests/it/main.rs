@@ -13,6 +13,8 @@ mod bounds;
 mod callbacks;
 mod docs_page;
 mod document;
+mod faults;
+mod fences;
 mod histories;
 mod lanes;
 mod lookups;

@@ -626,7 +626,7 @@ async fn changed_after_a_leave(later: Duration) -> (Value, Option<String>) {
         keep_days: 1,
         max_bytes: 0,
     };
-    let ingest = Ingest::new(store.clone(), retention);
+    let ingest = Ingest::new(store.clone(), retention, None);
     let submit = async |command: &str, body: &str, at: OffsetDateTime| {
         let change = understand(&format!("/{command}"), body.as_bytes(), at).unwrap();
         ingest.submit(change).await.unwrap();

@@ -1,16 +1,14 @@
 //! The database away, hung or unwilling: a clear answer in time, and back to work by itself.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
 use serde_json::json;
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::Executor;
 
-use crate::support::{TestApp, TestDb, Wire, kill, member_info, run, search, until};
+use crate::support::{Frozen, TestApp, TestDb, Wire, member_info, run, search, until};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,27 +24,21 @@ async fn app_on_own_server() -> (TestApp, Server, PathBuf) {
     let server = start(&dir).await;
     let app = TestApp::start_on(TestDb::on(&server), |config| {
         config.database.timeout = Duration::from_secs(2);
+        config.spool.after = Duration::from_millis(500);
     })
     .await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
     (app, server, dir)
 }
 
+/// Callbacks go to the spool and reads are refused, all in time.
 async fn assert_away(app: &TestApp) {
-    let asked = Instant::now();
-    let reply = app
-        .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
-        .await;
-    assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
-    assert_eq!(reply.status, 503);
-    assert_eq!(reply.header("retry-after"), Some("2"));
-    assert_eq!(
-        reply.body,
-        json!({
-            "actionCode": 1, "errCode": 5201, "errMsg": "the database is away",
-            "errDlt": "try again in a moment", "nextCode": 0
-        })
-    );
+    for role in [60, 61] {
+        let asked = Instant::now();
+        app.set("g", "u", json!({"roleLevel": role})).await;
+        assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
+    }
+    assert_eq!(app.metric("spool_entries").await, 2.0);
     for path in [
         "/groups/g/members",
         "/groups/g/members/u",
@@ -72,26 +64,50 @@ async fn assert_away(app: &TestApp) {
     assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
     assert_eq!(
         (reply.status, &reply.body["code"], &reply.body["detail"]),
-        (503, &json!("not_ready"), &json!("database: away"))
+        (
+            503,
+            &json!("not_ready"),
+            &json!("database: away; callbacks: spooled")
+        )
     );
+    assert_eq!(app.get("/readyz?for=callbacks").await.status, 200);
+    assert_eq!(app.get("/readyz?for=reads").await.status, 503);
     assert_eq!(app.get("/livez").await.status, 200);
 }
 
+/// Everything is in the database, in its order.
+async fn drained(app: &TestApp) {
+    until("it is ready, and the spool is empty", async || {
+        app.get("/readyz").await.status == 200 && app.metric("spool_entries").await == 0.0
+    })
+    .await;
+}
+
+async fn assert_caught_up(app: &TestApp) {
+    drained(app).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(61));
+    assert_eq!(app.metric("spool_drained_total").await, 2.0);
+    // As before: nothing of it was missed.
+    let group = app.get("/groups/g").await.ok();
+    assert_eq!(group["checkReason"], "group_unknown");
+    assert_back(app).await;
+}
+
 async fn assert_back(app: &TestApp) {
-    let back = async {
-        while app.get("/readyz").await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), back)
-        .await
-        .unwrap();
-    app.set("g", "u", json!({"roleLevel": 100})).await;
-    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(100));
+    drained(app).await;
+    // Directly again: whoever asks after the answer sees it.
+    until("callbacks are written directly", async || {
+        let before = app.metric("spool_spooled_total").await;
+        app.set("g", "u", json!({"roleLevel": 100})).await;
+        app.metric("spool_spooled_total").await == before
+    })
+    .await;
+    app.set("g", "u", json!({"roleLevel": 30})).await;
+    assert_eq!(app.member("g", "u").await.unwrap()[0], json!(30));
 }
 
 #[tokio::test]
-async fn a_database_that_is_gone_gives_503_and_is_found_again() {
+async fn callbacks_wait_for_a_database_that_is_gone_and_are_written_when_it_is_back() {
     let (app, mut server, dir) = app_on_own_server().await;
     tokio::task::spawn_blocking(move || server.stop(STOP_TIMEOUT))
         .await
@@ -99,27 +115,14 @@ async fn a_database_that_is_gone_gives_503_and_is_found_again() {
         .unwrap();
     assert_away(&app).await;
     let _server = start(&dir).await;
-    // Of the callback that was refused, nothing else is left.
-    until("the group is marked", async || {
-        let group = app.get("/groups/g").await.ok();
-        group["checkReason"] == "callback_lost"
-    })
-    .await;
-    until("no mark waits", async || {
-        app.metric("marks_waiting").await == 0.0
-    })
-    .await;
-    assert_back(&app).await;
+    assert_caught_up(&app).await;
 }
 
 #[tokio::test]
 async fn a_restart_of_postgres_costs_no_callback() {
     let dir = run().folder("own").join("postgres");
     let mut server = start(&dir).await;
-    let app = TestApp::start_on(TestDb::on(&server), |config| {
-        config.database.timeout = Duration::from_secs(10);
-    })
-    .await;
+    let app = TestApp::start_on(TestDb::on(&server), |_| {}).await;
     app.set("h", "u", json!({})).await;
     let restarted = AtomicBool::new(false);
     let send = async |connection: usize| {
@@ -130,10 +133,6 @@ async fn a_restart_of_postgres_costs_no_callback() {
             let user = format!("u{connection}");
             app.set("g", &user, json!({"roleLevel": sent})).await;
         }
-        assert_eq!(
-            app.member("g", &format!("u{connection}")).await.unwrap()[0],
-            json!(sent)
-        );
         sent
     };
     let restart = async {
@@ -153,62 +152,15 @@ async fn a_restart_of_postgres_costs_no_callback() {
     };
     let (sent, _server) = tokio::join!(futures_util::future::join_all((0..8).map(send)), restart);
     assert!(sent.iter().all(|sent| *sent >= 20), "{sent:?}");
-}
-
-/// Every process of a server, stopped in its tracks; they go on when this is dropped or when this
-/// process dies: the shell waits for the end of its input.
-struct Frozen(Child);
-
-impl Frozen {
-    async fn server(server: &Server, dir: &Path) -> Frozen {
-        let file = std::fs::read_to_string(dir.join("data/postmaster.pid")).unwrap();
-        let postmaster = file.lines().next().unwrap().trim().to_owned();
-        let mut connection = PgConnection::connect(&server.url("postgres"))
-            .await
-            .unwrap();
-        // From here on nobody new is born; one that was born just now may not be listed yet, but
-        // Linux knows its children.
-        kill("STOP", &postmaster);
-        let listed: Vec<i32> = sqlx::query_scalar("select pid from pg_stat_activity")
-            .fetch_all(&mut connection)
-            .await
-            .unwrap();
-        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
-        let children = std::fs::read_to_string(children).unwrap_or_default();
-        let listed = listed.iter().map(i32::to_string);
-        let mut pids: Vec<String> = listed
-            .chain(children.split_whitespace().map(str::to_owned))
-            .chain([postmaster])
-            .collect();
-        pids.sort();
-        pids.dedup();
-        let pids = pids.join(" ");
-        let mut shell = Command::new("sh")
-            .arg("-c")
-            .arg(format!(
-                "trap '' INT TERM HUP; kill -STOP {pids}; echo; read -r _; kill -CONT {pids}"
-            ))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let stdout = shell.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, "\n");
-        Frozen(shell)
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+    drained(&app).await;
+    for (connection, sent) in sent.iter().enumerate() {
+        let member = app.member("g", &format!("u{connection}")).await;
+        assert_eq!(member.unwrap()[0], json!(sent));
     }
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_gives_503_in_time_and_is_found_again() {
+async fn callbacks_wait_for_a_database_that_hangs_and_are_written_when_it_goes_on() {
     let (app, server, dir) = app_on_own_server().await;
     let frozen = Frozen::server(&server, &dir).await;
     // More at once than there are connections, and some of the callers hang up.
@@ -222,7 +174,7 @@ async fn a_database_that_hangs_gives_503_in_time_and_is_found_again() {
     }
     assert_away(&app).await;
     drop(frozen);
-    assert_back(&app).await;
+    assert_caught_up(&app).await;
 }
 
 /// Nobody says that the connections are gone, so each has to be given up on, and its place in the
@@ -235,6 +187,7 @@ async fn connections_that_fall_silent_are_given_up_on_and_replaced() {
     let app = TestApp::start_on(db, |config| {
         config.database.url = Some(url.into());
         config.database.timeout = Duration::from_secs(1);
+        config.spool.after = Duration::from_millis(500);
     })
     .await;
     for round in 0..2 {
@@ -260,23 +213,23 @@ async fn connections_that_fall_silent_are_given_up_on_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_statement_that_waits_too_long_gives_503_and_is_ended() {
+async fn a_change_whose_row_is_locked_for_long_waits_in_the_spool() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
-        config.database.timeout = Duration::from_secs(2);
+        config.spool.after = Duration::from_millis(500);
     })
     .await;
     app.set("g", "u", json!({"roleLevel": 20})).await;
     let holder = app.db.hold_members().await;
-    let asked = Instant::now();
-    let reply = app
-        .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
-        .await;
-    assert_eq!((reply.status, &reply.body["errCode"]), (503, &json!(5201)));
-    assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
-    holder.rollback().await.unwrap();
-    // Postgres gave up too: what was answered as refused does not come in later.
-    app.set("g", "u", json!({})).await;
+    for role in [60, 61] {
+        let asked = Instant::now();
+        app.set("g", "u", json!({"roleLevel": role})).await;
+        assert!(asked.elapsed() < OPENIM_TIMEOUT, "{:?}", asked.elapsed());
+    }
+    // The database is there, only the callbacks wait.
+    assert_eq!(app.get("/readyz").await.status, 200);
     assert_eq!(app.member("g", "u").await.unwrap()[0], json!(20));
+    holder.rollback().await.unwrap();
+    assert_caught_up(&app).await;
 }
 
 /// A caller who hangs up does not free a place in the pool: Postgres is still at its statement.
@@ -306,12 +259,20 @@ async fn callers_who_hang_up_never_make_for_more_connections_than_the_pool_has()
     assert_back(&app).await;
 }
 
+/// What the database does not take for good is answered at once; out of the spool it is kept with the
+/// rejected callbacks, its group is marked, and the others are written.
 #[tokio::test]
-async fn an_error_of_ours_tells_the_caller_nothing_of_the_inside() {
-    let app = TestApp::start().await;
-    app.db
-        .execute("alter table group_members add constraint no_admins check (role_level < 50)")
-        .await;
+async fn what_the_database_refuses_for_good_holds_up_nothing() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.spool.after = Duration::from_millis(500);
+    })
+    .await;
+    for group in ["g", "h", "i"] {
+        app.set(group, "u", json!({"roleLevel": 20})).await;
+    }
+    let constraint =
+        "alter table group_members add constraint no_admins check (role_level <> 60) not valid";
+    app.db.execute(constraint).await;
     let reply = app
         .callback_text(member_info("g", "u", json!({"roleLevel": 60})))
         .await;
@@ -322,5 +283,31 @@ async fn an_error_of_ours_tells_the_caller_nothing_of_the_inside() {
             "actionCode": 1, "errCode": 5202, "errMsg": "internal error",
             "errDlt": "the log says more", "nextCode": 0
         })
+    );
+    let holder = app.db.hold_members().await;
+    for (group, user, role) in [
+        ("g", "u", 21),
+        ("h", "bad", 60),
+        ("h", "u", 22),
+        ("i", "u", 23),
+    ] {
+        app.set(group, user, json!({"roleLevel": role})).await;
+    }
+    holder.rollback().await.unwrap();
+    drained(&app).await;
+    for (group, role) in [("g", 21), ("h", 22), ("i", 23)] {
+        assert_eq!(app.member(group, "u").await.unwrap()[0], json!(role));
+    }
+    let kept = "select id, path, code, detail from rejected_callbacks";
+    let kept = app.db.rows(kept).await;
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(
+        (&kept[0]["path"], &kept[0]["code"]),
+        (&json!("/spool"), &json!("database_refused"))
+    );
+    assert!(kept[0]["detail"].as_str().unwrap().contains("23514"));
+    assert_eq!(
+        app.get("/groups/h").await.ok()["checkReason"],
+        "callback_lost"
     );
 }

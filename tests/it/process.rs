@@ -1,14 +1,15 @@
 //! The binary as users run it: started, stopped, killed.
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Service, TestDb, kill, member_info, run, wait_for};
+use crate::support::{Service, TestDb, kill, member_info, run, until, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -186,19 +187,37 @@ fn it_says_what_one_needs_to_use_it() {
     assert_eq!(service.banner, expected);
 }
 
-#[test]
-fn when_the_private_postgres_dies_the_service_says_so_and_ends() {
+#[tokio::test]
+async fn when_the_private_postgres_dies_it_is_started_again_and_nothing_is_lost() {
     let data_dir = run().folder("data");
-    let mut service = Service::private(&data_dir);
-    kill("KILL", &postmaster(&data_dir));
-    assert_eq!(service.ended().code(), Some(1));
-    let log = service.log();
-    assert!(
-        log.contains("the private Postgres has ended by itself; its log is"),
-        "{log}"
+    let service = Service::private(&data_dir);
+    let ok = |reply: Value| assert_eq!(reply["actionCode"], 0, "{reply}");
+    ok(callback(
+        &service.base,
+        member_info("g", "u", json!({"roleLevel": 20})),
+    )
+    .await
+    .unwrap());
+    let first = postmaster(&data_dir);
+    kill("KILL", &first);
+    let said = format!(
+        "the private Postgres has ended by itself; starting it again log=\"{}\"",
+        data_dir.join("postgres/postgres.log").display()
     );
-    // And it starts again.
-    Service::private(&data_dir);
+    // Whatever of it is still there when this comes.
+    ok(callback(
+        &service.base,
+        member_info("g", "u", json!({"roleLevel": 60})),
+    )
+    .await
+    .unwrap());
+    until("it is there again", async || {
+        let member = reqwest::get(format!("{}/groups/g/members/u", service.base)).await;
+        let member = member.unwrap().text().await.unwrap();
+        member.contains("\"roleLevel\":60") && postmaster(&data_dir) != first
+    })
+    .await;
+    assert!(service.log().contains(&said), "{}", service.log());
 }
 
 #[tokio::test]
@@ -303,22 +322,72 @@ async fn with_a_database_url_that_database_is_used_and_no_private_one_started() 
             .contains("database      postgres://postgres:***@[")
     );
     assert!(!service.banner.contains("private"), "{}", service.banner);
-    assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 0);
+    let made = std::fs::read_dir(&data_dir).unwrap();
+    let made: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(made, ["spool"]);
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
+async fn it_starts_without_its_database_which_is_named_without_its_password() {
     // Nobody listens on port 1.
     let url = "postgres://me:hunter2@127.0.0.1:1/mirror";
-    let out = Service::to_end(
-        &[],
-        &[("LISTEN_ADDR", "127.0.0.1:0"), ("DATABASE_URL", url)],
-    );
-    assert_eq!(out.code, Some(1));
-    let said = out.stderr;
+    let spool = run().folder("spool");
+    let variables = [
+        ("DATABASE_URL", url),
+        ("SPOOL_DIR", spool.to_str().unwrap()),
+    ];
+    let mut service = Service::start(&variables);
+    let reply = callback(
+        &service.base,
+        member_info("g", "u", json!({"roleLevel": 20})),
+    )
+    .await;
+    assert_eq!(reply.unwrap()["actionCode"], 0);
+    let read = reqwest::get(format!("{}/groups/g", service.base)).await;
+    assert_eq!(read.unwrap().status(), 503);
+    let ready = reqwest::get(format!("{}/readyz", service.base)).await;
+    let ready: Value = serde_json::from_slice(&ready.unwrap().bytes().await.unwrap()).unwrap();
+    assert_eq!(ready["detail"], "database: away; callbacks: spooled");
+    service.signal("TERM");
+    assert!(service.ended().success());
+    let said = service.log();
     let place = "cannot connect to postgres://me:***@127.0.0.1:1/mirror: ";
     assert!(said.contains(place), "{said}");
+    assert!(said.contains("the spool is not empty"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
+
+    // Still away: nothing is drained.
+    let drain = Service::to_end(&["drain"], &variables);
+    assert_eq!(drain.code, Some(1), "{}", drain.stderr);
+    assert!(drain.stderr.contains("1 entries wait"), "{}", drain.stderr);
+    // On a database that is there, though nobody has made its tables.
+    let db = TestDb::empty("").await;
+    let variables = [("DATABASE_URL", db.url.as_str()), variables[1]];
+    let drain = Service::to_end(&["drain"], &variables);
+    assert_eq!(drain.code, Some(0), "{}", drain.stderr);
+    let rows = db.rows("select role_level from group_members").await;
+    assert_eq!(rows, [json!({"role_level": 20})]);
+}
+
+#[tokio::test]
+async fn two_instances_do_not_share_a_spool() {
+    let db = TestDb::new().await;
+    let spool = run().folder("spool");
+    let variables = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("SPOOL_DIR", spool.to_str().unwrap()),
+    ];
+    let first = Service::start(&variables);
+    for arguments in [&[][..], &["drain"]] {
+        let second = Service::to_end(arguments, &variables);
+        assert_eq!(second.code, Some(1));
+        let expected = format!(
+            "the spool in {} is in use by another running instance (pid {})",
+            spool.display(),
+            first.pid()
+        );
+        assert!(second.stderr.contains(&expected), "{}", second.stderr);
+    }
 }
 
 #[test]
@@ -455,4 +524,24 @@ fn the_health_check_asks_the_service_that_listens() {
     ];
     let out = Service::to_end(&["healthcheck"], &variables);
     assert_eq!(out.code, Some(0), "{}", out.stderr);
+}
+
+/// The folder of the spool is the service's alone; those above it are not, for the private Postgres,
+/// which is another account's where the service is root's, has to pass.
+#[tokio::test]
+async fn a_data_folder_is_made_with_all_above_it() {
+    /// What it makes here belongs to it alone, and the run could not delete it.
+    struct Made(PathBuf);
+    impl Drop for Made {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+    let made = Made(run().folder("above").join("not"));
+    let data_dir = made.0.join("there");
+    let service = Service::private(&data_dir);
+    assert_eq!(get(&service.base, "/readyz").await["status"], "ok");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data_dir.join("spool")), 0o700);
+    assert_ne!(mode(&data_dir), 0o700);
 }

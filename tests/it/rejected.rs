@@ -115,13 +115,21 @@ async fn the_first_mib_of_a_long_body_is_kept() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_kept_is_refused_all_the_same() {
+async fn what_cannot_be_kept_now_waits_until_it_can() {
     let app = TestApp::start().await;
-    app.db.execute("drop table rejected_callbacks").await;
+    app.db
+        .execute("alter table rejected_callbacks rename to not_there")
+        .await;
     let reply = app.callback_text("no JSON").await;
     assert_eq!((reply.status, &reply.body["errCode"]), (400, &json!(5101)));
-    let lost = "rejected_callbacks_total{code=\"body_malformed\",kept=\"no\"}";
-    assert_eq!(app.metric(lost).await, 1.0);
+    let kept = "rejected_callbacks_total{code=\"body_malformed\",kept=\"yes\"}";
+    assert_eq!(app.metric(kept).await, 1.0);
+    assert_eq!(app.metric("spool_entries").await, 1.0);
+    app.db
+        .execute("alter table not_there rename to rejected_callbacks")
+        .await;
+    until("it is kept", async || app.db.rows(ALL).await.len() == 1).await;
+    app.assert_kept(b"no JSON", &reply).await;
 }
 
 #[tokio::test]

@@ -77,8 +77,8 @@ async fn a_database_that_does_not_let_go_does_not_hold_up_the_stop() {
     let db = TestDb::new().await;
     let mut service = Service::start(&[
         ("DATABASE_URL", &db.url),
-        ("DATABASE_TIMEOUT_MS", "60000"),
-        ("SHUTDOWN_TIMEOUT_SECS", "6"),
+        ("SPOOL_AFTER_MS", "4000"),
+        ("SHUTDOWN_TIMEOUT_SECS", "2"),
     ]);
     assert_eq!(callback(&service, "u").await.unwrap().status(), 200);
     let holder = db.hold_members().await;
@@ -97,7 +97,7 @@ async fn a_database_that_does_not_let_go_does_not_hold_up_the_stop() {
     };
     let (answer, took) = tokio::join!(write, stop);
     assert!(answer.is_err());
-    let bounds = Duration::from_secs(6)..Duration::from_secs(11);
+    let bounds = Duration::from_secs(2)..Duration::from_secs(7);
     assert!(bounds.contains(&took), "{took:?}");
     drop(holder);
 }
@@ -106,8 +106,7 @@ async fn a_database_that_does_not_let_go_does_not_hold_up_the_stop() {
 #[tokio::test]
 async fn what_is_under_way_is_finished() {
     let db = TestDb::new().await;
-    let mut service =
-        Service::start(&[("DATABASE_URL", &db.url), ("DATABASE_TIMEOUT_MS", "20000")]);
+    let mut service = Service::start(&[("DATABASE_URL", &db.url), ("SPOOL_AFTER_MS", "4000")]);
     assert_eq!(callback(&service, "u").await.unwrap().status(), 200);
     let holder = db.hold_members().await;
     let waiting = "select 1 from pg_stat_activity

@@ -92,6 +92,7 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
         "im_mirror._sqlx_migrations",
         "im_mirror.group_members",
         "im_mirror.groups",
+        "im_mirror.lane_positions",
         "im_mirror.rejected_callbacks",
         "public.group_members",
     ];
@@ -101,7 +102,8 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
 #[tokio::test]
 async fn replicas_that_start_at_once_make_the_schema_together() {
     let db = TestDb::empty("").await;
-    let database = Database::new(&db.url, "fresh", 1, Duration::from_secs(5)).unwrap();
+    let wait = Duration::from_secs(5);
+    let database = Database::new(&db.url, "fresh", 1, wait, wait).unwrap();
     let starts = (0..8).map(|_| database.migrate());
     for started in futures_util::future::join_all(starts).await {
         started.unwrap();
@@ -311,7 +313,7 @@ async fn any_page_of_a_large_group_costs_as_much_as_the_first() {
 async fn lanes_look_for_rows_by_their_keys_whatever_the_planner_believes() {
     let db = TestDb::new().await;
     let store = db.database().open().await.unwrap();
-    let mut writer = store.writer();
+    let mut writer = store.writer(None);
     let patch = |user: u32, nickname: &str| {
         let patch = MemberPatch {
             user_id: UserId::parse(format!("u{user}")).unwrap(),

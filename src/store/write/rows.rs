@@ -10,11 +10,17 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, FromRow, PgConnection, Row};
 use time::OffsetDateTime;
 
-use crate::domain::{Change, Group, GroupId, GroupRows, Member, Profile, Text, UserId, apply};
+use super::fence::Position;
+use crate::domain::{self, Change, Group, GroupId, GroupRows, Member, Profile, Text, UserId};
 
 statements! {
-    /// In the order of their ids.
+    /// In the order of their ids. Moves the lane's position too, if there is one, for that needs no
+    /// statement of its own.
     LOCK_GROUPS = "
+WITH moved AS (
+    INSERT INTO lane_positions (spool_id, lane, seq)
+    SELECT $2::bigint, $3::smallint, $4::bigint WHERE $2::bigint IS NOT NULL
+    ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
 SELECT group_id, name, notification, introduction, face_url, ex,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, created_at
@@ -119,25 +125,36 @@ ON CONFLICT (group_id) DO UPDATE SET
  WHERE stored.created_at = EXCLUDED.created_at";
 }
 
-/// Applies changes, all or none; committed when this returns.
+/// Applies changes, all or none, and moves the lane's position with them; committed when this
+/// returns.
 pub(super) async fn apply_all(
     connection: &mut PgConnection,
     changes: &[&Change],
+    position: Option<Position>,
 ) -> Result<(), sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        let mut stored = Stored::lock(&mut transaction, changes).await?;
-        for change in changes {
-            if let Some(rows) = stored.rows.get_mut(&change.group_id) {
-                apply(rows, change);
-            }
-        }
-        if stored.write(&mut transaction).await? {
+        if apply(&mut transaction, changes, position).await? {
             return transaction.commit().await;
         }
-        // Another replica was the first to write a row that was not there. Now it is.
         transaction.rollback().await?;
     }
+}
+
+/// Applies changes within a transaction, and moves a position. False where it is to be rolled back and begun anew:
+/// another replica was the first to write a row that was not there. Now it is.
+pub(super) async fn apply(
+    transaction: &mut PgConnection,
+    changes: &[&Change],
+    position: Option<Position>,
+) -> Result<bool, sqlx::Error> {
+    let mut stored = Stored::lock(transaction, changes, position).await?;
+    for change in changes {
+        if let Some(rows) = stored.rows.get_mut(&change.group_id) {
+            domain::apply(rows, change);
+        }
+    }
+    stored.write(transaction).await
 }
 
 /// The rows that changes concern, and when each was made.
@@ -149,7 +166,11 @@ struct Stored {
 }
 
 impl Stored {
-    async fn lock(connection: &mut PgConnection, changes: &[&Change]) -> Result<Self, sqlx::Error> {
+    async fn lock(
+        connection: &mut PgConnection,
+        changes: &[&Change],
+        position: Option<Position>,
+    ) -> Result<Self, sqlx::Error> {
         let mut stored = Self::default();
         for change in changes {
             stored.rows.entry(change.group_id.clone()).or_default();
@@ -157,6 +178,9 @@ impl Stored {
         let ids: Vec<&str> = stored.rows.keys().map(GroupId::as_str).collect();
         let groups: Vec<GroupRow> = sqlx::query_as(LOCK_GROUPS)
             .bind(ids)
+            .bind(position.map(|position| position.spool_id))
+            .bind(position.map(|position| position.lane))
+            .bind(position.map(|position| position.seq))
             .fetch_all(&mut *connection)
             .await?;
         for GroupRow {

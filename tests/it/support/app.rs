@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use openim_group_mirror::app;
 use openim_group_mirror::config::{
-    AccessSettings, BodySettings, Config, DatabaseSettings, LogFormat, Patience, StopSettings,
+    AccessSettings, BodySettings, Config, DatabaseSettings, LogFormat, Patience, SpoolSettings,
+    StopSettings,
 };
 use openim_group_mirror::domain::MAX_KEPT_BYTES;
 use openim_group_mirror::ingest::Retention;
@@ -15,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::TestDb;
-use super::run::search;
+use super::run::{run, search};
 
 pub const COMMAND: &str = "callbackAfterSetGroupMemberInfoCommand";
 
@@ -61,6 +62,13 @@ impl TestApp {
                 schema: "public".into(),
                 pool_size: 4,
                 timeout: Duration::from_secs(10),
+            },
+            spool: SpoolSettings {
+                dir: Some(run().folder("spool")),
+                // Longer than a busy machine needs: a reader who asks after the answer is to see
+                // what was written.
+                after: Duration::from_secs(10),
+                max_bytes: 64 << 20,
             },
             data_dir: None,
             search: search(),

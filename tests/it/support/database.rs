@@ -17,6 +17,8 @@ use sqlx::{
 use super::run;
 
 const TEMPLATE: &str = "template_mirror";
+/// For every statement.
+const WAIT: Duration = Duration::from_secs(5);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static DONE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -84,7 +86,7 @@ impl TestDb {
 
     /// As the service sees it.
     pub fn database(&self) -> Database {
-        Database::new(&self.url, "public", 4, Duration::from_secs(5)).unwrap()
+        Database::new(&self.url, "public", 4, WAIT, WAIT).unwrap()
     }
 
     pub async fn execute(&self, sql: &str) {
@@ -148,7 +150,7 @@ async fn ensure_template(admin: &mut PgConnection) {
         execute(admin, "drop database if exists making").await;
         execute(admin, "create database making").await;
         let url = run().database_url("making");
-        let database = Database::new(&url, "public", 1, Duration::from_secs(5)).unwrap();
+        let database = Database::new(&url, "public", 1, WAIT, WAIT).unwrap();
         database.migrate().await.unwrap();
         execute(
             admin,

@@ -2,21 +2,31 @@
 //! service in this process or as one of its own. Whatever a test starts ends with it, also when
 //! the test panics or is killed.
 
+mod abuse;
 mod app;
 mod browser;
+mod cluster;
 mod database;
+mod faults;
 mod openim;
+mod random;
 mod run;
+mod senders;
 mod service;
 mod wire;
 
+pub use abuse::abuse;
 pub use app::{
     COMMAND, Reply, TestApp, answer, body_of, head_of_callback, member_info, path_segment, sample,
     until,
 };
 pub use browser::Browser;
+pub use cluster::Frozen;
 pub use database::TestDb;
+pub use faults::{End, Fault, damage, suffer, tamper};
 pub use openim::{ADMIN, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values};
+pub use random::{Random, new_seed};
 pub use run::{own_server, run, search, wait_for};
+pub use senders::{TIMEOUT, Tally};
 pub use service::{Ended, Service, kill};
 pub use wire::Wire;

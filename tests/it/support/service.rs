@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -30,9 +31,20 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// A command of the binary with a clean environment.
-fn command(variables: &BTreeMap<&str, String>, folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_openim-group-mirror"));
+const BINARY: &str = env!("CARGO_BIN_EXE_openim-group-mirror");
+
+/// A command of the binary with a clean environment, and a bound on the size of its files.
+fn command(variables: &BTreeMap<&str, String>, folder: &Path, kib: Option<u32>) -> Command {
+    let mut command = match kib {
+        None => Command::new(BINARY),
+        Some(kib) => {
+            // In blocks of 512 bytes, as POSIX has it.
+            let limit = format!("ulimit -f {}; exec \"$0\" \"$@\"", 2 * kib);
+            let mut command = Command::new("sh");
+            command.args(["-c", &limit, BINARY]);
+            command
+        }
+    };
     command.env_clear();
     for name in ["PATH", "PG_BIN_DIR"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
@@ -52,10 +64,25 @@ pub fn kill(signal: &str, pid: &str) {
     assert!(killed.unwrap().success());
 }
 
+/// Makes the folder of the spool as whoever deletes it needs it.
+fn hand_over_spool(data_dir: &Path) {
+    let spool = data_dir.join("spool");
+    if data_dir.exists() && !spool.exists() {
+        std::fs::create_dir(&spool).unwrap();
+        let owner = std::fs::metadata(data_dir).unwrap();
+        chown(&spool, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+}
+
 impl Service {
     /// Starts it on a free port and waits until it is up.
     pub fn start(variables: &[(&str, &str)]) -> Service {
-        let mut service = Self::spawn(&[], variables);
+        Self::start_within(variables, None)
+    }
+
+    /// The same with a bound on the size of its files, in KiB.
+    pub fn start_within(variables: &[(&str, &str)], kib: Option<u32>) -> Service {
+        let mut service = Self::spawn_in(&run().folder("cwd"), &[], variables, kib);
         let (lines, received) = mpsc::channel();
         let stdout = BufReader::new(service.child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -85,7 +112,7 @@ impl Service {
     /// As [`Service::to_end`], in a folder.
     #[track_caller]
     pub fn to_end_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
-        let mut service = Self::spawn_in(folder, arguments, variables);
+        let mut service = Self::spawn_in(folder, arguments, variables, None);
         let mut stdout = service.child.stdout.take().unwrap();
         // What it prints fits the pipe.
         let code = service.ended().code();
@@ -100,18 +127,31 @@ impl Service {
 
     /// Starts it on a free port and does not wait.
     pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Service {
-        Self::spawn_in(&run().folder("cwd"), arguments, variables)
+        Self::spawn_in(&run().folder("cwd"), arguments, variables, None)
     }
 
-    fn spawn_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Service {
+    fn spawn_in(
+        folder: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        kib: Option<u32>,
+    ) -> Service {
+        let spool = run().folder("spool").display().to_string();
         let mut all = BTreeMap::from([("LISTEN_ADDR", "127.0.0.1:0".to_owned())]);
+        match variables.iter().find(|(name, _)| *name == "DATA_DIR") {
+            None => {
+                all.insert("SPOOL_DIR", spool);
+            }
+            // Made by the service, it would be its alone, and stay when the run deletes its own.
+            Some((_, data_dir)) => hand_over_spool(Path::new(data_dir)),
+        }
         all.extend(
             variables
                 .iter()
                 .map(|(name, value)| (*name, (*value).to_owned())),
         );
         let stderr = run().folder("log").join("stderr");
-        let child = command(&all, folder)
+        let child = command(&all, folder, kib)
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr).unwrap())

@@ -1,0 +1,33 @@
+//! The spool that the settings ask for, and draining it without serving.
+
+use super::database::{self, Private};
+use super::{Error, PRIVATE_STOP};
+use crate::config::Config;
+use crate::ingest::{self, Spool};
+
+/// Opens it: reading all that is in it can take a while.
+pub(super) async fn open(config: &Config) -> Result<Spool, Error> {
+    let dir = config.spool.dir.clone().ok_or(Error::NoSpoolDir)?;
+    let max_bytes = config.spool.max_bytes;
+    let opened = tokio::task::spawn_blocking(move || Spool::in_folder(&dir, max_bytes)).await;
+    Ok(opened.map_err(|e| Error::Print(std::io::Error::other(e)))??)
+}
+
+/// Writes what waits in the spool to the database.
+///
+/// # Errors
+/// [`Error::Drain`] where something is left, and see [`Error`].
+pub async fn drain(config: &Config) -> Result<(), Error> {
+    let spool = open(config).await?;
+    let (database, server) = database::find(config, Private::Own).await?;
+    let drained = ingest::drain(&spool, database.store()).await;
+    database::stop(server, PRIVATE_STOP).await?;
+    let state = spool.state();
+    let drained = drained.map_err(|error| Error::Drain {
+        left: state.waiting,
+        error,
+    });
+    drained?;
+    tracing::info!(drained = state.drained, %database, "the spool is drained");
+    Ok(())
+}

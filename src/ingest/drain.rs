@@ -1,0 +1,298 @@
+//! Drains the spool: writes what waits in it, in its order, once the database is there.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::lanes::Lanes;
+use super::spool::{Broken, Entry, Spool, Spooled, write_change};
+use crate::domain::{Change, CheckReason, Event, Rejected};
+use crate::store::{self, Drainer, Store};
+
+/// Where rejected callbacks say that they came from if the database did not take them out of the
+/// spool.
+pub(super) const REFUSED_PATH: &str = "/spool";
+/// Their code.
+const REFUSED_CODE: &str = "database_refused";
+
+/// Pauses between two attempts to reach the database.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long an attempt waits for a connection, and for the sessions before it to end.
+const BEGIN: Duration = Duration::from_secs(5);
+/// How much is written at a time.
+const MOST_ENTRIES: usize = 512;
+const MOST_BYTES: usize = 4 << 20;
+/// How long one write is waited for after one that took too long; each time twice as long.
+const LONGEST_WRITE: Duration = Duration::from_secs(65);
+
+/// Why the drain does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error("the database: {0}")]
+    Store(#[from] store::Error),
+    /// The database, before anything can be asked of it.
+    #[error(transparent)]
+    Open(#[from] store::OpenError),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] Broken),
+}
+
+/// Writes what is in the spool.
+pub(super) struct Drain {
+    spool: Spool,
+    store: Store,
+    /// Which have to leave the database alone meanwhile.
+    lanes: Option<Lanes>,
+    drainer: Drainer,
+    /// How long one write is waited for at first: callbacks may wait for it.
+    first_patience: Duration,
+    patience: Duration,
+}
+
+impl Drain {
+    pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
+        let drainer = store.drainer(spool.id());
+        let first_patience = store.patience_of_lanes();
+        Self {
+            spool,
+            store,
+            lanes,
+            drainer,
+            first_patience,
+            patience: first_patience,
+        }
+    }
+
+    /// Drains the spool whenever it is open, until `closing`, and then for as long as it gets
+    /// somewhere. `settled` is told of the end of the first attempt.
+    pub(super) async fn run(mut self, settled: CancellationToken, closing: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.spool.opened() => {}
+                () = closing.cancelled() => return,
+            }
+            let began = Instant::now();
+            let before = self.spool.state();
+            let mut was_told = false;
+            let mut pauses = pauses();
+            loop {
+                let spool = self.spool.clone();
+                let error = tokio::select! {
+                    drained = self.drain_all() => match drained {
+                        Ok(()) => break,
+                        Err(error) => error,
+                    },
+                    () = stalled(&spool, &closing) => return,
+                };
+                let error = error.to_string();
+                if was_told {
+                    tracing::debug!(error, "the spool cannot be drained yet");
+                } else if !settled.is_cancelled() {
+                    tracing::error!(
+                        error,
+                        "the database cannot be used: callbacks go to the spool until it can"
+                    );
+                }
+                was_told = true;
+                settled.cancel();
+                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                if timeout(pause, closing.cancelled()).await.is_ok() {
+                    return;
+                }
+            }
+            let after = self.spool.state();
+            let drained = after.drained - before.drained;
+            if was_told || drained > 0 || settled.is_cancelled() {
+                tracing::info!(
+                    drained,
+                    refused = after.refused - before.refused,
+                    seconds = began.elapsed().as_secs_f64(),
+                    "the spool is drained: callbacks are written to the database again"
+                );
+            }
+            settled.cancel();
+        }
+    }
+
+    /// Drains the spool and closes it. Whatever fails can be tried again.
+    pub(super) async fn drain_all(&mut self) -> Result<(), Error> {
+        self.store.prepare().await?;
+        if let Some(lanes) = &self.lanes {
+            lanes.close_connections().await;
+        }
+        self.drainer.begin(Instant::now() + BEGIN).await?;
+        // Written, but the answer or the deletion was not to be.
+        self.spool.delete_to(self.drainer.position()).await?;
+        let mut before = u64::MAX;
+        loop {
+            let waiting = self.spool.state().waiting;
+            // The last are written while nothing more comes in, or there would always be some. So
+            // are those that do not get fewer, because as many come meanwhile. But nobody waits
+            // for a write that may take long.
+            let is_short = self.patience == self.first_patience;
+            let hold = is_short && (waiting <= MOST_ENTRIES as u64 || waiting >= before);
+            before = waiting;
+            let held = if hold {
+                Some(self.spool.hold().await)
+            } else {
+                None
+            };
+            let mut is_empty = !self.write_some().await?;
+            if let Some(held) = held {
+                while waiting <= MOST_ENTRIES as u64 && !is_empty {
+                    is_empty = !self.write_some().await?;
+                }
+                if is_empty {
+                    held.close();
+                    self.drainer.close().await;
+                    self.spool.shrink().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Whether there was something to write.
+    async fn write_some(&mut self) -> Result<bool, Error> {
+        let is_short = self.patience == self.first_patience;
+        let most = if is_short { MOST_ENTRIES } else { 1 };
+        let batch = self.spool.first(most, MOST_BYTES).await?;
+        let Some(last) = batch.last_seq else {
+            self.patience = self.first_patience;
+            return Ok(false);
+        };
+        for (seq, why) in &batch.unreadable {
+            tracing::error!(seq, why, "an entry of the spool is unreadable, and lost");
+        }
+        let written = self.write(&batch.entries, last).await;
+        if let Err(Error::Store(error)) = &written
+            && error.is_of_time()
+        {
+            self.patience = (self.patience * 2).min(LONGEST_WRITE);
+        }
+        written?;
+        self.patience = self.first_patience;
+        self.spool.delete_to(last).await?;
+        Ok(true)
+    }
+
+    async fn write(&mut self, entries: &[Spooled], last: i64) -> Result<(), Error> {
+        let left: Vec<&Spooled> = entries.iter().filter(|entry| !self.is_in(entry)).collect();
+        let (mut changes, mut rejected) = (Vec::new(), Vec::new());
+        for entry in &left {
+            match &entry.entry {
+                Entry::Change(change) => changes.push(change),
+                Entry::Rejected(body) => rejected.push(body),
+            }
+        }
+        match self.write_as_one(&changes, &rejected, last).await {
+            Err(store::Error::Permanent(_)) => {}
+            written => return Ok(written?),
+        }
+        for entry in left {
+            self.write_alone(entry).await?;
+        }
+        // Those at the end may be in already.
+        Ok(self.write_as_one(&[], &[], last).await?)
+    }
+
+    /// Whether a lane has written it, and did not hear so.
+    fn is_in(&self, entry: &Spooled) -> bool {
+        let attempt = entry.attempt.as_ref();
+        attempt.is_some_and(|attempt| self.drainer.is_in(attempt.lane, attempt.seq))
+    }
+
+    /// One of a batch that the database does not take. If it is this one, it is kept with the
+    /// rejected callbacks, and its group is to be checked.
+    async fn write_alone(&mut self, entry: &Spooled) -> Result<(), Error> {
+        let seq = entry.seq;
+        let (change, rejected) = match &entry.entry {
+            Entry::Change(change) => (Some(change), None),
+            Entry::Rejected(body) => (None, Some(body)),
+        };
+        let changes: Vec<&Change> = change.into_iter().collect();
+        let bodies: Vec<&Rejected> = rejected.into_iter().collect();
+        let refused = match self.write_as_one(&changes, &bodies, seq).await {
+            Err(error @ store::Error::Permanent(_)) => error,
+            written => return Ok(written?),
+        };
+        let error = refused.to_string();
+        tracing::error!(
+            seq,
+            error,
+            "the database does not take an entry of the spool"
+        );
+        if let Some(change) = change {
+            let reason = Event::WantCheck(CheckReason::CallbackLost);
+            let mark = Change::new(change.group_id.clone(), change.received_at, reason);
+            let kept = refused_entry(change, &refused);
+            for (changes, rejected) in [(vec![&mark], vec![&kept]), (vec![], vec![&kept])] {
+                match self.write_as_one(&changes, &rejected, seq).await {
+                    Err(store::Error::Permanent(_)) => {}
+                    written => return Ok(written?),
+                }
+            }
+        }
+        // Nothing can be kept of it, and nothing may wait for it for ever.
+        Ok(self.write_as_one(&[], &[], seq).await?)
+    }
+
+    async fn write_as_one(
+        &mut self,
+        changes: &[&Change],
+        rejected: &[&Rejected],
+        seq: i64,
+    ) -> Result<(), store::Error> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let written = self.drainer.write(changes, rejected, seq, deadline).await;
+            match written {
+                Err(error) if error.is_of_conflict() && Instant::now() < deadline => {}
+                written => return written,
+            }
+        }
+    }
+}
+
+/// Resolves once we are to end and the drain gets nowhere.
+async fn stalled(spool: &Spool, closing: &CancellationToken) {
+    closing.cancelled().await;
+    loop {
+        let before = spool.state().drained;
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        if spool.state().drained == before {
+            return;
+        }
+    }
+}
+
+/// With jitter: replicas that lost one database do not all come back at one moment.
+fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// A change that the database did not take, as it is kept.
+fn refused_entry(change: &Change, why: &store::Error) -> Rejected {
+    let body = Bytes::from(write_change(change));
+    let body_bytes = body.len() as u64;
+    Rejected {
+        received_at: change.received_at,
+        path: REFUSED_PATH.into(),
+        operation_id: None,
+        code: REFUSED_CODE.into(),
+        detail: why.to_string(),
+        body: body.slice(..body.len().min(crate::domain::MAX_KEPT_BYTES)),
+        body_bytes,
+    }
+}

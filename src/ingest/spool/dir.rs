@@ -1,0 +1,254 @@
+//! The spool's folder: whose it is, and a file in it that can be used, whatever was found.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::file::SpoolFile;
+use super::salvage::{self, Aside, LOG, beside};
+use super::wal::Found;
+use super::{lock, verify};
+
+/// Why there is no spool.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another instance of the program runs on the same folder.
+    #[error(
+        "the spool in {} is in use by another running instance (pid {pid}); stop that one, or give this one its own SPOOL_DIR",
+        dir.display()
+    )]
+    InUse {
+        /// The folder.
+        dir: PathBuf,
+        /// The other instance's process id, as it wrote it.
+        pid: String,
+    },
+    /// A file operation failed.
+    #[error("SPOOL_DIR: {}: {error}", path.display())]
+    File {
+        /// What was touched.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// No file can be made, or one that was just made cannot be used. What was there before is
+    /// there still.
+    #[error("SPOOL_DIR: {}: {error}", path.display())]
+    Sqlite {
+        /// What was touched.
+        path: PathBuf,
+        /// What SQLite said.
+        error: rusqlite::Error,
+    },
+    /// The same, of a file that was just made.
+    #[error("SPOOL_DIR: {}: the file that was just made cannot be used: {why}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Names the path in an I/O error, which by itself does not.
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::File {
+        path: path.to_path_buf(),
+        error,
+    }
+}
+
+/// What was found, for the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::ingest) struct Report {
+    /// How many entries wait.
+    pub(in crate::ingest) waiting: u64,
+    /// Where a damaged file is now, or a part of one that had no file.
+    pub(in crate::ingest) set_aside: Option<PathBuf>,
+    /// How many rows of it were read and still wait.
+    pub(in crate::ingest) recovered: u64,
+    /// How many rows of it were reached, and not read.
+    pub(in crate::ingest) unreadable: u64,
+    /// How much of the log beside the file SQLite did not take: a commit that was under way when
+    /// the process ended, or damage.
+    pub(in crate::ingest) lost_tail_bytes: Option<u64>,
+    /// What is wrong with what was set aside. Quotes nothing of what waits.
+    pub(in crate::ingest) why: Option<String>,
+}
+
+/// A folder that this process uses alone, for as long as the value lives.
+#[derive(Debug)]
+pub(in crate::ingest) struct SpoolDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// A spool that is ready.
+#[derive(Debug)]
+pub(in crate::ingest) struct Opened {
+    /// It keeps the folder locked.
+    pub(in crate::ingest) file: SpoolFile,
+    /// Of the folder, for good; greater than 0.
+    pub(in crate::ingest) id: i64,
+    pub(in crate::ingest) report: Report,
+}
+
+impl SpoolDir {
+    /// Opens the spool in `dir`, making it the first time. All of it is read; what is damaged goes
+    /// aside, and what can be read of it into a new file. Blocks.
+    ///
+    /// # Errors
+    /// See [`Error`]: only where there cannot be a file at all.
+    pub(in crate::ingest) fn open(dir: &Path, max_bytes: u64) -> Result<Opened, Error> {
+        let path = std::path::absolute(dir).map_err(at(dir))?;
+        // Others have to pass through those above, such as the private Postgres.
+        if let Some(above) = path.parent() {
+            fs::create_dir_all(above).map_err(at(above))?;
+        }
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(at(&path)(error));
+            }
+            _ => {}
+        }
+        let dir = Self {
+            _lock: lock::lock(&path)?,
+            path,
+        };
+        let id = lock::id(&dir.path)?;
+        let (mut file, mut report) = dir.open_file(max_bytes)?;
+        report.waiting = file.len();
+        file.keep(dir);
+        Ok(Opened { file, id, report })
+    }
+
+    /// Throws the file away, of which nothing is needed any more and which nobody has open, and makes
+    /// a new one.
+    pub(super) fn begin_anew(&self, max_bytes: u64) -> Result<SpoolFile, Error> {
+        let path = &self.path.join("spool.sqlite");
+        let ready = &self.path.join("spool.ready.sqlite");
+        salvage::delete(path).map_err(at(path))?;
+        self.make(ready, None)?;
+        self.install(ready, path)?;
+        verify::open(path, max_bytes, &mut 0).map_err(|unsound| Error::Unusable {
+            path: path.clone(),
+            why: unsound.to_string(),
+        })
+    }
+
+    fn open_file(&self, max_bytes: u64) -> Result<(SpoolFile, Report), Error> {
+        let path = &self.path.join("spool.sqlite");
+        let ready = &self.path.join("spool.ready.sqlite");
+        let mut report = Report::default();
+        let mut aside = Aside::new(&self.path);
+        if fs::symlink_metadata(path).is_err() {
+            self.set_up(path, ready, &mut aside, &mut report)?;
+        } else {
+            // Of a repair that was cut short before it took the place of anything: it is done anew.
+            salvage::delete(ready).map_err(at(ready))?;
+        }
+
+        let log = Found::look(&beside(path, LOG), self.path.join("spool.log-copy"));
+        let mut frames = 0;
+        let opened = verify::open(path, max_bytes, &mut frames);
+        report.lost_tail_bytes = report.lost_tail_bytes.or(log.lost(frames));
+        let file = match opened {
+            Ok(file) => {
+                if !log.is_empty() {
+                    file.tidy();
+                }
+                Ok(file)
+            }
+            Err(unsound) => {
+                report.why = Some(unsound.to_string());
+                self.replace(path, ready, &mut aside, &mut report)?;
+                verify::open(path, max_bytes, &mut 0)
+            }
+        };
+        if report.lost_tail_bytes.is_some() {
+            // For whoever looks into it; nothing depends on it.
+            if let Err(error) = log.keep(&aside.name_of_log()) {
+                tracing::debug!(%error, "the spool's log could not be kept");
+            }
+        } else {
+            log.forget();
+        }
+        let file = file.map_err(|unsound| Error::Unusable {
+            path: path.clone(),
+            why: unsound.to_string(),
+        })?;
+        Ok((file, report))
+    }
+
+    /// Puts a file where there is none: the first time, or when a repair was cut short between its
+    /// two last steps.
+    fn set_up(
+        &self,
+        path: &Path,
+        ready: &Path,
+        aside: &mut Aside,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let log = fs::metadata(beside(path, LOG)).map_or(0, |meta| meta.len());
+        if log > 0 {
+            report.set_aside = Some(aside.name());
+            report.lost_tail_bytes = Some(log);
+            report.why = Some("there was no file to this log".into());
+        }
+        // A new file must not be taken together with the log of another.
+        aside.put(path).map_err(at(path))?;
+        if fs::symlink_metadata(ready).is_err() {
+            self.make(ready, None)?;
+        } else {
+            report.why = Some("an earlier repair was cut short; it is done now".into());
+        }
+        self.install(ready, path)
+    }
+
+    /// Replaces a damaged file by a new one with what can be read of it. The new one is complete
+    /// before the other goes, so a process that ends in between loses nothing.
+    fn replace(
+        &self,
+        path: &Path,
+        ready: &Path,
+        aside: &mut Aside,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let salvaged = self.make(ready, Some(path))?;
+        report.recovered = salvaged.recovered;
+        report.unreadable = salvaged.unreadable;
+        if let (Some(why), Some(broke_off)) = (&mut report.why, salvaged.broke_off) {
+            why.push_str("; reading it broke off: ");
+            why.push_str(&broke_off);
+        }
+        report.set_aside = Some(aside.put(path).map_err(at(path))?);
+        self.install(ready, path)
+    }
+
+    /// Makes the file `ready`, with what can be read of another. It has that name only when it is
+    /// complete.
+    fn make(&self, ready: &Path, damaged: Option<&Path>) -> Result<salvage::Salvaged, Error> {
+        let making = &self.path.join("spool.making.sqlite");
+        let sqlite = |error| Error::Sqlite {
+            path: making.clone(),
+            error,
+        };
+        salvage::delete(making).map_err(at(making))?;
+        salvage::delete(ready).map_err(at(ready))?;
+        let new = verify::create(making).map_err(sqlite)?;
+        let salvaged = damaged.map(|damaged| salvage::copy(damaged, &new));
+        new.close().map_err(|(_, error)| sqlite(error))?;
+        fs::rename(making, ready).map_err(at(making))?;
+        lock::sync(&self.path)?;
+        Ok(salvaged.unwrap_or_default())
+    }
+
+    fn install(&self, ready: &Path, path: &Path) -> Result<(), Error> {
+        fs::rename(ready, path).map_err(at(ready))?;
+        lock::sync(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! The spool's file: what is appended, read and deleted.
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use time::OffsetDateTime;
+
+use super::bounds::{BYTES_OF_ROW, Bounds, Held};
+use super::dir::SpoolDir;
+use super::record::{Entry, EntryRef, Kind};
+use super::row::{Stored, columns, micros, of_micros};
+
+/// An empty file that is not larger is left as it is.
+const WORTH_SHRINKING: i64 = 16 << 20;
+
+pub(super) const INSERT: &str = concat!(
+    "INSERT INTO entries (",
+    columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+);
+
+/// A write to Postgres that may be in although nobody could tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ingest) struct Attempt {
+    /// Whose it was.
+    pub(in crate::ingest) lane: i16,
+    /// Its number in that lane.
+    pub(in crate::ingest) seq: i64,
+}
+
+/// What waits, in its place.
+#[derive(Clone)]
+pub(in crate::ingest) struct Spooled {
+    /// Larger than that of whatever was appended before.
+    pub(in crate::ingest) seq: i64,
+    pub(in crate::ingest) entry: Entry,
+    pub(in crate::ingest) attempt: Option<Attempt>,
+}
+
+/// The first of what waits.
+#[derive(Default)]
+pub(in crate::ingest) struct Batch {
+    /// By number.
+    pub(in crate::ingest) entries: Vec<Spooled>,
+    /// Rows that stand among them and are not what was written, or are not understood, and why.
+    /// They say nothing that is worth waiting for.
+    pub(in crate::ingest) unreadable: Vec<(i64, String)>,
+    /// The last row of either kind: [`SpoolFile::delete_to`] it when all is done.
+    pub(in crate::ingest) last_seq: Option<i64>,
+}
+
+/// Why entries were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// As much waits as may, or the disk is full.
+    #[error("it is full")]
+    Full,
+    /// Something else is wrong with the disk, or the file.
+    #[error("it cannot be written: {0}")]
+    Disk(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Refused {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Disk(error),
+        }
+    }
+}
+
+/// The file cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the spool cannot be read: {0}")]
+pub(in crate::ingest) struct Damage(#[from] rusqlite::Error);
+
+/// The spool's file. Whatever fails, it can be tried again.
+#[derive(Debug)]
+pub(in crate::ingest) struct SpoolFile {
+    connection: Connection,
+    bounds: Bounds,
+    held: Held,
+    oldest: Option<OffsetDateTime>,
+    last_seq: i64,
+    /// Rows up to here are done with, whether they could be deleted or not: deleting needs room too,
+    /// in the log, and the disk may be full.
+    done: i64,
+    /// Whether some could not be.
+    has_remains: bool,
+    /// Its lock; after the connection, which is closed first.
+    _dir: Option<SpoolDir>,
+}
+
+impl SpoolFile {
+    /// A file in which `held` is known to be.
+    pub(super) fn new(
+        connection: Connection,
+        bounds: Bounds,
+        held: Held,
+        oldest: Option<OffsetDateTime>,
+        last_seq: i64,
+    ) -> Self {
+        Self {
+            connection,
+            bounds,
+            held,
+            oldest,
+            last_seq,
+            done: i64::MIN,
+            has_remains: false,
+            _dir: None,
+        }
+    }
+
+    /// Keeps the folder locked for as long as the file is used.
+    pub(super) fn keep(&mut self, dir: SpoolDir) {
+        self._dir = Some(dir);
+    }
+
+    /// Has the log that a crash left behind done with, so that its end is not found again.
+    pub(super) fn tidy(&self) {
+        if let Err(error) = truncate_wal(&self.connection) {
+            tracing::debug!(%error, "the spool's log could not be emptied");
+        }
+    }
+
+    /// Appends all of them or, with an error, none. They are on the disk when this returns.
+    ///
+    /// # Errors
+    /// See [`Refused`]. Where the disk failed in the midst of a commit, and the process ends before
+    /// the next, they may be found there after all.
+    pub(in crate::ingest) fn append(
+        &mut self,
+        entries: &[(EntryRef<'_>, Option<Attempt>)],
+    ) -> Result<(), Refused> {
+        let Some((first, _)) = entries.first() else {
+            return Ok(());
+        };
+        let mut held = self.held;
+        let mut records = Vec::with_capacity(entries.len());
+        for (entry, attempt) in entries {
+            // It cannot fail: there are no maps with odd keys in a record.
+            let record = entry.encode().map_err(|error| {
+                Refused::Disk(rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+            })?;
+            held.add(entry.kind(), record.len() as u64);
+            if !self.bounds.admit(&held, entry.kind(), entry.is_mark()) {
+                return Err(Refused::Full);
+            }
+            records.push((*entry, *attempt, record));
+        }
+        self.roll_back()?;
+        let mut seq = self.last_seq;
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let mut insert = transaction.prepare(INSERT)?;
+            for (entry, attempt, record) in &records {
+                // Numbered here, for the checksum covers the number; SQLite remembers the highest.
+                seq = seq.saturating_add(1);
+                let stored = Stored {
+                    seq,
+                    kind: entry.kind().code(),
+                    received_at: micros(entry.received_at()),
+                    lane: attempt.map(|attempt| i64::from(attempt.lane)),
+                    attempt: attempt.map(|attempt| attempt.seq),
+                    record,
+                };
+                insert.execute(stored.values(&stored.checksum()))?;
+            }
+        }
+        transaction.commit()?;
+        self.held = held;
+        self.last_seq = seq;
+        self.oldest.get_or_insert(first.received_at());
+        Ok(())
+    }
+
+    /// Ends what an earlier call could not: as a rule a transaction ends itself, but where the disk
+    /// fails its end can fail too.
+    fn roll_back(&self) -> rusqlite::Result<()> {
+        if self.connection.is_autocommit() {
+            return Ok(());
+        }
+        self.connection.execute_batch("ROLLBACK")
+    }
+
+    /// What waits, from the first on: at least one, and no more than `most_rows` or `most_bytes`.
+    ///
+    /// # Errors
+    /// Where SQLite cannot read on; a row that is damaged in itself is in the batch's own list.
+    pub(in crate::ingest) fn first(
+        &self,
+        most_rows: usize,
+        most_bytes: usize,
+    ) -> Result<Batch, Damage> {
+        let mut batch = Batch::default();
+        let mut bytes = 0_u64;
+        let mut statement = self.connection.prepare(concat!(
+            "SELECT ",
+            columns!(),
+            ", length(record) FROM entries WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+        ))?;
+        let most_rows = i64::try_from(most_rows.max(1)).unwrap_or(i64::MAX);
+        let mut rows = statement.query([self.done, most_rows])?;
+        while let Some(row) = rows.next()? {
+            bytes += row
+                .get::<_, Option<i64>>(7)?
+                .unwrap_or_default()
+                .cast_unsigned()
+                + BYTES_OF_ROW;
+            if bytes > most_bytes as u64 && batch.last_seq.is_some() {
+                break;
+            }
+            batch.last_seq = Some(row.get(0)?);
+            match Stored::read(row)?.and_then(|stored| stored.decode()) {
+                Ok(spooled) => batch.entries.push(spooled),
+                Err(unreadable) => batch.unreadable.push(unreadable),
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Forgets all up to a number.
+    ///
+    /// # Errors
+    /// Where SQLite cannot read; then nothing is forgotten.
+    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<(), rusqlite::Error> {
+        if seq <= self.done {
+            return Ok(());
+        }
+        self.roll_back()?;
+        let held = left_after(&self.connection, self.held, self.done, seq)?;
+        let oldest = self
+            .connection
+            .prepare("SELECT received_at FROM entries WHERE seq > ?1 ORDER BY seq LIMIT 1")?
+            .query_map([seq], |row| row.get(0))?
+            .next()
+            .transpose()?;
+        self.held = held;
+        self.oldest = oldest.and_then(of_micros);
+        self.done = seq;
+        let deleted = self
+            .connection
+            .execute("DELETE FROM entries WHERE seq <= ?1", [seq]);
+        if let Err(error) = deleted {
+            self.has_remains = true;
+            tracing::debug!(%error, "what is done with stays in the spool's file for now");
+        }
+        Ok(())
+    }
+
+    /// How many wait.
+    pub(in crate::ingest) fn len(&self) -> u64 {
+        self.held.rows
+    }
+
+    /// What they count against the bound.
+    pub(in crate::ingest) fn bytes(&self) -> u64 {
+        self.held.bytes()
+    }
+
+    /// When the first of them came.
+    pub(in crate::ingest) fn oldest(&self) -> Option<OffsetDateTime> {
+        self.oldest
+    }
+
+    /// The last number that was given; the next is larger.
+    #[cfg(test)]
+    pub(in crate::ingest) fn last_seq(&self) -> i64 {
+        self.last_seq
+    }
+
+    /// Gives the disk back what an empty file still takes of it, or what is left in it though it is
+    /// done with: begins with a new one.
+    pub(in crate::ingest) fn shrink(&mut self) {
+        if self.len() > 0 || !(self.has_remains || self.is_large().unwrap_or(true)) {
+            return;
+        }
+        // Nobody must have it open.
+        let (Some(dir), Ok(nothing)) = (self._dir.take(), Connection::open_in_memory()) else {
+            return;
+        };
+        self.connection = nothing;
+        // Where this fails nothing can be appended until it succeeds.
+        self.has_remains = true;
+        match dir.begin_anew(self.bounds.max_bytes()) {
+            Ok(mut file) => {
+                // Whatever the clock says.
+                file.last_seq = file.last_seq.max(self.last_seq);
+                *self = file;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::error!(error, "the spool's file cannot be made anew");
+            }
+        }
+        self.keep(dir);
+    }
+
+    fn is_large(&self) -> rusqlite::Result<bool> {
+        let pragma = |name| {
+            self.connection
+                .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+        };
+        let size = pragma("page_count")?.saturating_mul(pragma("page_size")?);
+        Ok(size > WORTH_SHRINKING)
+    }
+}
+
+/// What is held when all up to a number are deleted.
+fn left_after(
+    connection: &Connection,
+    mut held: Held,
+    done: i64,
+    seq: i64,
+) -> rusqlite::Result<Held> {
+    let mut statement = connection.prepare(
+        "SELECT kind, count(*), sum(length(record)) FROM entries
+          WHERE seq > ?1 AND seq <= ?2 GROUP BY kind",
+    )?;
+    let mut rows = statement.query([done, seq])?;
+    while let Some(row) = rows.next()? {
+        let (kind, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (count, records) = (count.cast_unsigned(), row.get::<_, i64>(2)?.cast_unsigned());
+        let bytes = records.saturating_add(count * BYTES_OF_ROW);
+        held.remove(Kind::of_code(kind), count, bytes);
+    }
+    Ok(held)
+}
+
+/// Writes all into the file itself, and empties the log beside it.
+fn truncate_wal(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+}
+
+impl<'a> Stored<'a> {
+    /// For [`INSERT`].
+    pub(super) fn values(&self, checksum: &'a [u8; 8]) -> impl rusqlite::Params {
+        (
+            self.seq,
+            self.kind,
+            self.received_at,
+            self.lane,
+            self.attempt,
+            self.record,
+            checksum.as_slice(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! One process uses a folder, and it has an id.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::dir::{Error, at};
+
+/// How long another instance that is just ending is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Never through a symbolic link: we may be root.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+
+/// Locks a folder for as long as the file is open.
+pub(super) fn lock(dir: &Path) -> Result<File, Error> {
+    let path = &dir.join("spool.lock");
+    let mut file = fs::OpenOptions::new()
+        .custom_flags(NO_FOLLOW)
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(at(path))?;
+    if !lock_within(&file, PATIENCE).map_err(at(path))? {
+        let mut pid = String::new();
+        file.read_to_string(&mut pid).map_err(at(path))?;
+        return Err(Error::InUse {
+            dir: dir.to_path_buf(),
+            pid: pid.trim().to_owned(),
+        });
+    }
+    // Only for the message above: a disk that is full is no reason not to start.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// Takes the lock, waiting up to `patience`; false when somebody else keeps it.
+fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// The id of a folder's spool; a new one where there is none that can be read.
+pub(super) fn id(dir: &Path) -> Result<i64, Error> {
+    let path = &dir.join("spool.id");
+    let known = fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|id| *id > 0);
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    let id = random().map_err(|error| Error::Sqlite {
+        path: path.clone(),
+        error,
+    })?;
+    let new = &dir.join("spool.id.new");
+    fs::write(new, id.to_string())
+        .and_then(|()| File::open(new)?.sync_all())
+        .map_err(at(new))?;
+    fs::rename(new, path).map_err(at(path))?;
+    sync(dir)?;
+    Ok(id)
+}
+
+fn random() -> rusqlite::Result<i64> {
+    let random: i64 =
+        Connection::open_in_memory()?.query_row("SELECT random()", [], |row| row.get(0))?;
+    Ok((random & i64::MAX).max(1))
+}
+
+/// Makes what was renamed in a folder last.
+pub(super) fn sync(dir: &Path) -> Result<(), Error> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(at(dir))
+}

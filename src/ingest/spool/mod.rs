@@ -1,0 +1,383 @@
+//! Where changes wait on disk while the database is away.
+//!
+//! While it is open, nothing is written to the database but from it, in its order; `drain` does
+//! that. It opens with the first write that fails, and closes when nothing is left in it.
+
+mod bounds;
+mod dir;
+mod file;
+mod lock;
+mod record;
+mod row;
+mod salvage;
+#[cfg(test)]
+mod testing;
+mod verify;
+mod wal;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
+
+use time::OffsetDateTime;
+
+use super::Error;
+use super::lane::{Waiting, answer_all};
+use crate::domain::Rejected;
+use crate::store;
+use dir::SpoolDir;
+use file::{Batch, SpoolFile};
+use record::EntryRef;
+use row::micros;
+
+pub use dir::Error as OpenError;
+pub use file::Refused;
+pub(super) use file::{Attempt, Spooled};
+pub(super) use record::{Entry, read_change, write_change};
+
+/// The spool of this process. Shared by its clones.
+#[derive(Clone, Debug)]
+pub struct Spool(Arc<Shared>);
+
+struct Shared {
+    id: i64,
+    /// Used where blocking is allowed only.
+    file: Mutex<SpoolFile>,
+    /// Held by whoever puts something in, and by whoever closes it.
+    entrance: Arc<AsyncMutex<()>>,
+    is_open: AtomicBool,
+    /// Wakes the drain.
+    opened: Notify,
+    /// Whether the last to come was refused.
+    is_refusing: AtomicBool,
+    counts: Counts,
+}
+
+/// What there is, as far as somebody asks for it who must not wait.
+#[derive(Debug, Default)]
+struct Counts {
+    waiting: AtomicU64,
+    bytes: AtomicU64,
+    /// When the first came, in microseconds since 1970; 0: there is none.
+    oldest: AtomicU64,
+    spooled: AtomicU64,
+    drained: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What waits in the spool, and what has been done with it since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SpoolState {
+    /// Entries in it.
+    pub waiting: u64,
+    /// What they take.
+    pub bytes: u64,
+    /// How long the first has waited.
+    pub age: Duration,
+    /// Entries that were put in.
+    pub spooled: u64,
+    /// Entries that were written to the database from it.
+    pub drained: u64,
+    /// Changes and bodies that it did not take.
+    pub refused: u64,
+    /// Whether the last to come was refused.
+    pub is_refusing: bool,
+    /// Whether callbacks go there.
+    pub is_open: bool,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spool").field("id", &self.id).finish()
+    }
+}
+
+impl Spool {
+    /// The spool in a folder, made if it is not there. What is damaged is set aside, reported, and
+    /// read as far as it can be. It is open: nothing is written directly before what is in it, and
+    /// before the sessions of an earlier process are over. Blocks.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or is in use by another process.
+    pub fn in_folder(dir: &Path, max_bytes: u64) -> Result<Self, OpenError> {
+        let opened = SpoolDir::open(dir, max_bytes)?;
+        report(dir, &opened.report);
+        let spool = Self(Arc::new(Shared {
+            id: opened.id,
+            file: Mutex::new(opened.file),
+            entrance: Arc::default(),
+            is_open: AtomicBool::new(true),
+            opened: Notify::new(),
+            is_refusing: AtomicBool::new(false),
+            counts: Counts::default(),
+        }));
+        spool.0.count(&spool.0.file());
+        let entries = spool.state().waiting;
+        if entries > 0 {
+            let folder = dir.display();
+            tracing::info!(%folder, entries, "an earlier process has left entries in the spool");
+        }
+        Ok(spool)
+    }
+
+    /// Its number, in the database too.
+    pub(super) fn id(&self) -> i64 {
+        self.0.id
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        // With Acquire: whoever sees it closed sees what was written before.
+        self.0.is_open.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing is written directly.
+    pub(super) fn open(&self) {
+        self.0.is_open.store(true, Ordering::Release);
+        self.0.opened.notify_one();
+    }
+
+    /// Waits until it is open.
+    pub(super) async fn opened(&self) {
+        while !self.is_open() {
+            self.0.opened.notified().await;
+        }
+    }
+
+    /// What is in it, and what was done with it.
+    pub fn state(&self) -> SpoolState {
+        let counts = &self.0.counts;
+        let oldest = counts.oldest.load(Ordering::Relaxed);
+        let now = micros(OffsetDateTime::now_utc());
+        let age = match oldest {
+            0 => 0,
+            oldest => now.cast_unsigned().saturating_sub(oldest),
+        };
+        SpoolState {
+            waiting: counts.waiting.load(Ordering::Relaxed),
+            bytes: counts.bytes.load(Ordering::Relaxed),
+            age: Duration::from_micros(age),
+            spooled: counts.spooled.load(Ordering::Relaxed),
+            drained: counts.drained.load(Ordering::Relaxed),
+            refused: counts.refused.load(Ordering::Relaxed),
+            is_refusing: self.0.is_refusing.load(Ordering::Relaxed),
+            is_open: self.is_open(),
+        }
+    }
+
+    /// Takes changes that could not be written because of `error`, opens, and answers all.
+    pub(super) async fn append(
+        &self,
+        changes: Vec<(Waiting, Option<Attempt>)>,
+        error: &store::Error,
+    ) {
+        let _entrance = self.0.entrance.lock().await;
+        if !self.is_open() {
+            let error = error.to_string();
+            tracing::warn!(error, "the database is away: callbacks go to the spool");
+        }
+        self.put_in(changes).await;
+        // Also where it took nothing: what was given up on may be written yet, and before it is
+        // over nothing else may be.
+        self.open();
+    }
+
+    /// Takes changes and answers them, if it is open; else they come back.
+    pub(super) async fn append_if_open(
+        &self,
+        changes: Vec<(Waiting, Option<Attempt>)>,
+    ) -> Result<(), Vec<(Waiting, Option<Attempt>)>> {
+        let _entrance = self.0.entrance.lock().await;
+        if !self.is_open() {
+            return Err(changes);
+        }
+        self.put_in(changes).await;
+        Ok(())
+    }
+
+    async fn put_in(&self, changes: Vec<(Waiting, Option<Attempt>)>) {
+        let shared = Arc::clone(&self.0);
+        let taken = tokio::task::spawn_blocking(move || {
+            let mut file = shared.file();
+            let entries: Vec<_> = changes
+                .iter()
+                .map(|(change, attempt)| (EntryRef::Change(change.as_ref()), *attempt))
+                .collect();
+            let all = file.append(&entries);
+            drop(entries);
+            let parts = match all {
+                // Some may fit.
+                Err(Refused::Full) if changes.len() > 1 => changes
+                    .into_iter()
+                    .map(|change| {
+                        let entry = (EntryRef::Change(change.0.as_ref()), change.1);
+                        let taken = file.append(&[entry]);
+                        (vec![change], taken)
+                    })
+                    .collect(),
+                all => vec![(changes, all)],
+            };
+            shared.count(&file);
+            parts
+        });
+        // Where it panicked they are gone, and each says so itself.
+        for (changes, taken) in taken.await.unwrap_or_default() {
+            let taken = self.counted(changes.len(), taken);
+            answer_all(changes, &taken);
+        }
+    }
+
+    /// Takes a callback that could not be understood.
+    pub(super) async fn append_rejected(&self, rejected: Rejected) -> Result<(), Error> {
+        let shared = Arc::clone(&self.0);
+        let _entrance = self.0.entrance.lock().await;
+        let taken = tokio::task::spawn_blocking(move || {
+            let mut file = shared.file();
+            let taken = file.append(&[(EntryRef::Rejected(&rejected), None)]);
+            shared.count(&file);
+            taken
+        });
+        let taken = taken.await.map_err(|_panicked| Error::Lost)?;
+        self.counted(1, taken)?;
+        // The drain has to come for it.
+        self.open();
+        Ok(())
+    }
+
+    fn counted(&self, entries: usize, taken: Result<(), Refused>) -> Result<(), Error> {
+        let counts = &self.0.counts;
+        let count = match taken {
+            Ok(()) => &counts.spooled,
+            Err(_) => &counts.refused,
+        };
+        count.fetch_add(entries as u64, Ordering::Relaxed);
+        let was_refusing = self.0.is_refusing.swap(taken.is_err(), Ordering::Relaxed);
+        taken.map_err(|refused| {
+            if !was_refusing {
+                let reason = refused.to_string();
+                tracing::error!(reason, "the spool takes no more: callbacks are refused");
+            }
+            Error::Refused(Arc::new(refused))
+        })
+    }
+
+    /// The first that wait, in their order.
+    pub(super) async fn first(&self, rows: usize, bytes: usize) -> Result<Batch, Broken> {
+        let first = move |file: &mut SpoolFile| file.first(rows, bytes);
+        self.with_file(move |file| first(file).map_err(|damage| Broken::Read(damage.to_string())))
+            .await
+    }
+
+    /// Forgets all up to a number, which are in the database.
+    pub(super) async fn delete_to(&self, seq: i64) -> Result<(), Broken> {
+        let before = self.0.counts.waiting.load(Ordering::Relaxed);
+        self.with_file(move |file| Ok(file.delete_to(seq)?)).await?;
+        let after = self.0.counts.waiting.load(Ordering::Relaxed);
+        let deleted = before.saturating_sub(after);
+        self.0.counts.drained.fetch_add(deleted, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets nothing in for as long as it is held.
+    pub(super) async fn hold(&self) -> Held {
+        Held {
+            spool: self.clone(),
+            _entrance: Arc::clone(&self.0.entrance).lock_owned().await,
+        }
+    }
+
+    /// Gives room back to the disk.
+    pub(super) async fn shrink(&self) {
+        let shrunk = self.with_file(|file| {
+            file.shrink();
+            Ok(())
+        });
+        // A panic of it is logged.
+        let _ = shrunk.await;
+    }
+
+    async fn with_file<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut SpoolFile) -> Result<T, Broken> + Send + 'static,
+    ) -> Result<T, Broken> {
+        let shared = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || {
+            let mut file = shared.file();
+            let done = work(&mut file);
+            shared.count(&file);
+            done
+        });
+        done.await.unwrap_or_else(|_panicked| Err(Broken::Panicked))
+    }
+}
+
+/// The spool cannot be read or written any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// What SQLite says.
+    #[error("{0}")]
+    Read(String),
+    /// What SQLite says where something is to be forgotten.
+    #[error("the spool: {0}")]
+    File(#[from] rusqlite::Error),
+    /// A mistake of ours.
+    #[error("the spool: the reader panicked")]
+    Panicked,
+}
+
+/// The right to close the spool.
+pub(super) struct Held {
+    spool: Spool,
+    _entrance: OwnedMutexGuard<()>,
+}
+
+impl Held {
+    /// From now on changes are written directly. Nothing is left in it.
+    pub(super) fn close(self) {
+        self.spool.0.is_refusing.store(false, Ordering::Relaxed);
+        self.spool.0.is_open.store(false, Ordering::Release);
+    }
+}
+
+impl Shared {
+    fn file(&self) -> MutexGuard<'_, SpoolFile> {
+        // A transaction that a panic interrupted was rolled back.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, file: &SpoolFile) {
+        let oldest = file.oldest().map_or(0, micros);
+        let counts = &self.counts;
+        counts.waiting.store(file.len(), Ordering::Relaxed);
+        counts.bytes.store(file.bytes(), Ordering::Relaxed);
+        let oldest = u64::try_from(oldest).unwrap_or(0);
+        counts.oldest.store(oldest, Ordering::Relaxed);
+    }
+}
+
+/// What was found in the folder, where somebody has to know.
+fn report(dir: &Path, report: &dir::Report) {
+    let folder = dir.display();
+    if let Some(aside) = &report.set_aside {
+        tracing::error!(
+            %folder,
+            set_aside = %aside.display(),
+            why = report.why.as_deref().unwrap_or("unknown"),
+            recovered = report.recovered,
+            unreadable = report.unreadable,
+            "the spool was damaged: it is set aside, and what could be read of it is kept; \
+             callbacks that were answered may be lost"
+        );
+    }
+    if let Some(bytes) = report.lost_tail_bytes {
+        tracing::warn!(
+            %folder,
+            bytes,
+            "the end of the spool is unreadable: a write that was under way when the process \
+             ended, or damage; callbacks that were answered may be lost"
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! What can be read of a damaged file goes into a new one, and the damaged one aside.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use time::OffsetDateTime;
+
+use super::file::INSERT;
+use super::row::Stored;
+use super::verify::{self, Order, Unsound, each_row};
+
+/// Rows of a transaction.
+const AT_ONCE: u64 = 1000;
+
+/// What SQLite keeps beside a file.
+pub(super) const LOG: &str = "-wal";
+const BESIDE: [&str; 3] = [LOG, "-shm", "-journal"];
+
+/// The path of a file beside another.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Salvaged {
+    pub(super) recovered: u64,
+    pub(super) unreadable: u64,
+    /// What the copy ended with, where it did not reach the end.
+    pub(super) broke_off: Option<String>,
+}
+
+/// Copies what can be read of `damaged` to `new`, an empty file: from the first row until one that
+/// cannot be reached, and from the last back to that.
+pub(super) fn copy(damaged: &Path, new: &Connection) -> Salvaged {
+    let mut salvaged = Salvaged::default();
+    if let Err(error) = try_to_copy(damaged, new, &mut salvaged) {
+        salvaged.broke_off = Some(error.to_string());
+    }
+    // The last rows, where it broke off.
+    if !new.is_autocommit() && new.execute_batch("COMMIT").is_err() {
+        let _ = new.execute_batch("ROLLBACK");
+    }
+    // What is really there, whatever failed.
+    salvaged.recovered = new
+        .query_row("SELECT count(*) FROM entries", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .unwrap_or_default()
+        .cast_unsigned();
+    salvaged
+}
+
+fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Result<(), Unsound> {
+    let damaged = verify::connect_to_damaged(damaged)?;
+    let mut insert = new.prepare(INSERT)?;
+    let mut done = 0_u64;
+    let mut last = i64::MIN;
+    let mut take = |salvaged: &mut Salvaged, stored: Result<Stored<'_>, _>| {
+        // What another version wrote is not understood here either, and kept in what goes aside.
+        let Ok(stored) = stored.and_then(|stored| stored.decode().map(|_| stored)) else {
+            salvaged.unreadable += 1;
+            return Ok(());
+        };
+        if done.is_multiple_of(AT_ONCE) {
+            if !new.is_autocommit() {
+                new.execute_batch("COMMIT")?;
+            }
+            new.execute_batch("BEGIN")?;
+        }
+        done += 1;
+        insert.execute(stored.values(&stored.checksum()))?;
+        Ok::<_, Unsound>(())
+    };
+    let Err(error) = each_row(&damaged, Order::Ascending, |seq, stored| {
+        last = seq;
+        take(salvaged, stored)
+    }) else {
+        return Ok(());
+    };
+    let mut is_met = false;
+    let from_the_end = each_row(&damaged, Order::Descending, |seq, stored| {
+        if seq <= last {
+            is_met = true;
+            return Err(Unsound::Order); // only to end it
+        }
+        take(salvaged, stored)
+    });
+    match from_the_end {
+        // All rows are there, or those between are not.
+        Ok(()) => Err(error),
+        Err(_) if is_met => Err(error),
+        Err(other) => Err(other),
+    }
+}
+
+/// A name under which a damaged file is kept, chosen when it is first needed.
+pub(super) struct Aside {
+    dir: PathBuf,
+    name: Option<PathBuf>,
+}
+
+impl Aside {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+            name: None,
+        }
+    }
+
+    /// That of the file; those beside it follow from it.
+    pub(super) fn name(&mut self) -> PathBuf {
+        let dir = &self.dir;
+        self.name.get_or_insert_with(|| free_name(dir)).clone()
+    }
+
+    /// The log of a file, as it was found.
+    pub(super) fn name_of_log(&mut self) -> PathBuf {
+        beside(&self.name(), "-wal-tail")
+    }
+
+    /// Renames a file and those beside it. The file goes first: as long as it is in its place, what
+    /// is beside it must be too.
+    pub(super) fn put(&mut self, file: &Path) -> io::Result<PathBuf> {
+        let name = self.name();
+        rename(file, &name)?;
+        for suffix in BESIDE {
+            rename(&beside(file, suffix), &beside(&name, suffix))?;
+        }
+        Ok(name)
+    }
+}
+
+/// Whether it is there does not matter.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Deletes a file and those beside it, where they are there.
+pub(super) fn delete(file: &Path) -> io::Result<()> {
+    let beside = BESIDE.map(|suffix| beside(file, suffix));
+    for path in beside.iter().map(PathBuf::as_path).chain([file]) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn free_name(dir: &Path) -> PathBuf {
+    let now = OffsetDateTime::now_utc();
+    let (date, time) = (now.date(), now.time());
+    let stamp = format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    );
+    let name = |number: u64| match number {
+        0 => dir.join(format!("spool.damaged-{stamp}.sqlite")),
+        number => dir.join(format!("spool.damaged-{stamp}-{number}.sqlite")),
+    };
+    let is_free = |name: &PathBuf| {
+        let suffixes = BESIDE.iter().chain(&["", "-wal-tail"]);
+        suffixes.into_iter().all(|suffix| {
+            // Also a link that leads nowhere.
+            fs::symlink_metadata(beside(name, suffix)).is_err()
+        })
+    };
+    (0..).map(name).find(is_free).unwrap_or_else(|| name(0))
+}

@@ -1,0 +1,200 @@
+//! The form of the file, and whether what is in it is whole.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+use time::OffsetDateTime;
+
+use super::bounds::{Bounds, Held};
+use super::file::SpoolFile;
+use super::record::Kind;
+use super::row::{Stored, columns, micros, of_micros};
+
+/// "ogms", so that `file` and others can tell what it is.
+const APPLICATION: i64 = 0x6f67_6d73;
+/// Of the table and of the records.
+const FORMAT: i64 = 1;
+const PAGE: u64 = 4096;
+
+/// SQLite keeps this text, and [`check_form`] compares it.
+const TABLE: &str = "CREATE TABLE entries (seq INTEGER PRIMARY KEY AUTOINCREMENT, \
+     kind INTEGER NOT NULL, received_at INTEGER NOT NULL, lane INTEGER, attempt INTEGER, \
+     record BLOB NOT NULL, checksum BLOB NOT NULL)";
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsound {
+    #[error("SQLite says: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("it is not a spool of format {FORMAT}")]
+    OtherFormat,
+    #[error("its check says: {0}")]
+    Check(String),
+    #[error("the row {0} cannot be read: {1}")]
+    Row(i64, String),
+    #[error("its rows are out of order")]
+    Order,
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(std::time::Duration::ZERO)?; // the folder is locked
+    connection.execute_batch(
+        "PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY; \
+         PRAGMA synchronous = FULL",
+    )?;
+    Ok(connection)
+}
+
+/// Opens a file of which nothing is known.
+pub(super) fn connect_to_damaged(path: &Path) -> rusqlite::Result<Connection> {
+    // Cells are not checked at once: what is whole on a page is read, and every row has a checksum.
+    connect(path, OpenFlags::empty())
+}
+
+/// Makes an empty file. It has no log beside it until it is opened, so it can be renamed alone.
+pub(super) fn create(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+    connection.execute_batch(&format!(
+        "PRAGMA page_size = {PAGE}; BEGIN; PRAGMA application_id = {APPLICATION}; \
+         PRAGMA user_version = {FORMAT}; {TABLE}; COMMIT"
+    ))?;
+    Ok(connection)
+}
+
+/// Opens a file, where all of it is whole. `frames` is set to the number of frames that SQLite
+/// found in the log beside it, as soon as that is known.
+///
+/// # Errors
+/// See [`Unsound`].
+pub(super) fn open(path: &Path, max_bytes: u64, frames: &mut u64) -> Result<SpoolFile, Unsound> {
+    let connection = connect(path, OpenFlags::empty())?;
+    let bounds = Bounds::new(max_bytes);
+    // A log is cut to what is in it when it begins anew: nothing old ever stands behind its end.
+    connection.execute_batch(&format!(
+        "PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 0; \
+         PRAGMA max_page_count = {}",
+        bounds.pages(PAGE).clamp(1, u64::from(u32::MAX - 1))
+    ))?;
+    check_form(&connection)?;
+    let found: i64 =
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))?;
+    *frames = u64::try_from(found).unwrap_or_default(); // -1 without a log
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Unsound::OtherFormat);
+    }
+
+    let mut held = Held::default();
+    let mut oldest = None;
+    let mut last = 0;
+    each_row(&connection, Order::Ascending, |seq, stored| {
+        let bad = |(seq, why)| Unsound::Row(seq, why);
+        let stored = stored.map_err(bad)?;
+        stored.decode().map_err(bad)?;
+        let kind = Kind::of_code(stored.kind).ok_or(Unsound::OtherFormat)?;
+        if held.rows == 0 {
+            oldest = of_micros(stored.received_at);
+        }
+        held.add(kind, stored.record.len() as u64);
+        last = seq;
+        Ok(())
+    })?;
+    let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if check != "ok" {
+        return Err(Unsound::Check(check));
+    }
+    let last = first_free(&connection, last);
+    Ok(SpoolFile::new(connection, bounds, held, oldest, last))
+}
+
+/// Numbers go on from the highest that was ever given and, in any case, from the current time in
+/// microseconds. So they stay ahead of those that Postgres has seen also when the folder is an
+/// older copy that was restored, or the file a new one.
+fn first_free(connection: &Connection, last: i64) -> i64 {
+    let given = connection
+        .query_row(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'entries'",
+            [],
+            |row| row.get::<_, i64>(0),
+        )
+        .unwrap_or_default();
+    // This number has no checksum; a flipped bit could leave none for the future.
+    let given = if given > i64::MAX / 2 { 0 } else { given };
+    let first = given.max(last).max(micros(OffsetDateTime::now_utc()));
+    // What is appended raises it too, so a full disk does no harm.
+    let raised = connection
+        .execute(
+            "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'entries'",
+            [first],
+        )
+        .and_then(|rows| match rows {
+            0 => connection.execute(
+                "INSERT INTO sqlite_sequence VALUES ('entries', ?1)",
+                [first],
+            ),
+            rows => Ok(rows),
+        });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the spool's next number is not written yet");
+    }
+    first
+}
+
+fn check_form(connection: &Connection) -> Result<(), Unsound> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let table: (i64, Option<String>) = connection.query_row(
+        "SELECT count(*), max(sql) FILTER (WHERE name = 'entries') FROM sqlite_schema",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    // Besides ours there is that in which SQLite keeps the highest number.
+    let is_ours = table.0 == 2
+        && table.1.as_deref() == Some(TABLE)
+        && pragma("application_id")? == APPLICATION
+        && pragma("user_version")? == FORMAT
+        && pragma("page_size")?.cast_unsigned() == PAGE;
+    if is_ours {
+        Ok(())
+    } else {
+        Err(Unsound::OtherFormat)
+    }
+}
+
+/// From which end rows are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    Ascending,
+    Descending,
+}
+
+/// Reads rows one by one until there are no more or `take` has had enough.
+///
+/// # Errors
+/// Those of `take` and of SQLite. Rows out of order too: a damaged tree can lead in a circle.
+pub(super) fn each_row(
+    connection: &Connection,
+    order: Order,
+    mut take: impl FnMut(i64, Result<Stored<'_>, (i64, String)>) -> Result<(), Unsound>,
+) -> Result<(), Unsound> {
+    let mut statement = connection.prepare(match order {
+        Order::Ascending => concat!("SELECT ", columns!(), " FROM entries ORDER BY seq"),
+        Order::Descending => concat!("SELECT ", columns!(), " FROM entries ORDER BY seq DESC"),
+    })?;
+    let mut rows = statement.query([])?;
+    let mut before = None;
+    while let Some(row) = rows.next()? {
+        let seq: i64 = row.get(0)?;
+        let is_in_order = before.is_none_or(|before| match order {
+            Order::Ascending => before < seq,
+            Order::Descending => before > seq,
+        });
+        if !is_in_order {
+            return Err(Unsound::Order);
+        }
+        before = Some(seq);
+        take(seq, Stored::read(row)?)?;
+    }
+    Ok(())
+}
