@@ -14,7 +14,7 @@ RUN touch src/lib.rs src/main.rs && cargo build --release --locked && mkdir /dat
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/openim-group-mirror /usr/local/bin/openim-group-mirror
 # Callbacks that wait for the database: keep it when the container is replaced.
-COPY --from=build --chown=nonroot:nonroot /data /var/lib/openim-group-mirror
+COPY --from=build --chown=65532:65532 /data /var/lib/openim-group-mirror
 VOLUME /var/lib/openim-group-mirror
 ENV DATA_DIR=/var/lib/openim-group-mirror
 EXPOSE 8080

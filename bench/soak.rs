@@ -54,9 +54,9 @@ fn main() -> ExitCode {
     eprint(&format!("seed {seed}"));
     let rows = runtime.block_on(soak(long, seed));
     println!(
-        "| fault | rounds | sent | answered | refused | unanswered | lost | reordered | slowest answer |"
+        "| fault | rounds | sent | answered | refused | unanswered | stored | lost | reordered | slowest answer |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let mut all = Row {
         name: "all".into(),
         rounds: 0,
@@ -96,11 +96,12 @@ fn print(row: &Row) {
         tally,
     } = row;
     println!(
-        "| {name} | {rounds} | {} | {} | {} | {} | {} | {} | {:.2} s |",
+        "| {name} | {rounds} | {} | {} | {} | {} | {} | {} | {} | {:.2} s |",
         tally.sent,
         tally.answered,
         tally.refused,
         tally.unanswered,
+        tally.stored,
         tally.lost,
         tally.reordered,
         tally.slowest.as_secs_f64()
@@ -157,6 +158,7 @@ fn add(sum: &mut Tally, other: &Tally) {
     sum.refused += other.refused;
     sum.odd += other.odd;
     sum.unanswered += other.unanswered;
+    sum.stored += other.stored;
     sum.lost += other.lost;
     sum.reordered += other.reordered;
     sum.marks += other.marks;

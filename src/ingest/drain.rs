@@ -1,14 +1,16 @@
 //! Drains the spool: writes what waits in it, in its order, once the database is there.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::Lanes;
-use super::spool::{Broken, Entry, Spool, Spooled, write_change};
+use super::spool::{Broken, Entry, Spool, SpoolState, Spooled, write_change};
 use crate::domain::{Change, CheckReason, Event, Rejected};
 use crate::store::{self, Drainer, Store};
 
@@ -41,6 +43,20 @@ pub enum Error {
     /// The spool.
     #[error(transparent)]
     Spool(#[from] Broken),
+    /// A mistake of ours, or a value that nobody thought of.
+    #[error("the drain panicked")]
+    Panicked,
+}
+
+impl Error {
+    /// Whether it is what everybody knows already: the database does not answer.
+    fn is_of_absence(&self) -> bool {
+        match self {
+            Error::Store(error) => error.is_of_connection() || error.is_of_time(),
+            Error::Open(error) => error.is_away(),
+            Error::Spool(_) | Error::Panicked => false,
+        }
+    }
 }
 
 /// Writes what is in the spool.
@@ -53,12 +69,17 @@ pub(super) struct Drain {
     /// How long one write is waited for at first: callbacks may wait for it.
     first_patience: Duration,
     patience: Duration,
+    /// How many entries are written at a time: fewer where many take too long.
+    most: usize,
 }
 
 impl Drain {
     pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
         let drainer = store.drainer(spool.id());
-        let first_patience = store.patience_of_lanes();
+        let first_patience = match lanes {
+            Some(_) => store.patience_of_lanes(),
+            None => LONGEST_WRITE,
+        };
         Self {
             spool,
             store,
@@ -66,6 +87,7 @@ impl Drain {
             drainer,
             first_patience,
             patience: first_patience,
+            most: MOST_ENTRIES,
         }
     }
 
@@ -80,24 +102,31 @@ impl Drain {
             let began = Instant::now();
             let before = self.spool.state();
             let mut was_told = false;
+            let mut told: Option<String> = None;
             let mut pauses = pauses();
             loop {
                 let spool = self.spool.clone();
+                let attempt = AssertUnwindSafe(self.drain_all()).catch_unwind();
                 let error = tokio::select! {
-                    drained = self.drain_all() => match drained {
-                        Ok(()) => break,
-                        Err(error) => error,
+                    drained = attempt => match drained {
+                        Ok(Ok(())) => break,
+                        Ok(Err(error)) => error,
+                        // Of one entry, perhaps; the others must not wait in silence.
+                        Err(_panic) => Error::Panicked,
                     },
                     () = stalled(&spool, &closing) => return,
                 };
-                let error = error.to_string();
-                if was_told {
-                    tracing::debug!(error, "the spool cannot be drained yet");
-                } else if !settled.is_cancelled() {
+                let text = error.to_string();
+                if !settled.is_cancelled() {
                     tracing::error!(
-                        error,
+                        error = text,
                         "the database cannot be used: callbacks go to the spool until it can"
                     );
+                } else if !error.is_of_absence() && told.as_ref() != Some(&text) {
+                    tracing::error!(error = text, "the spool cannot be drained");
+                    told = Some(text);
+                } else {
+                    tracing::debug!(error = text, "the spool cannot be drained yet");
                 }
                 was_told = true;
                 settled.cancel();
@@ -122,30 +151,34 @@ impl Drain {
 
     /// Drains the spool and closes it. Whatever fails can be tried again.
     pub(super) async fn drain_all(&mut self) -> Result<(), Error> {
+        // Where it had to be made anew, and could not.
+        self.spool.shrink().await;
         self.store.prepare().await?;
         if let Some(lanes) = &self.lanes {
             lanes.close_connections().await;
         }
         self.drainer.begin(Instant::now() + BEGIN).await?;
         // Written, but the answer or the deletion was not to be.
-        self.spool.delete_to(self.drainer.position()).await?;
+        self.spool.written_before(self.drainer.position()).await?;
         let mut before = u64::MAX;
         loop {
-            let waiting = self.spool.state().waiting;
+            let SpoolState { waiting, bytes, .. } = self.spool.state();
+            let is_little = waiting <= MOST_ENTRIES as u64 && bytes <= MOST_BYTES as u64;
             // The last are written while nothing more comes in, or there would always be some. So
             // are those that do not get fewer, because as many come meanwhile. But nobody waits
             // for a write that may take long.
-            let is_short = self.patience == self.first_patience;
-            let hold = is_short && (waiting <= MOST_ENTRIES as u64 || waiting >= before);
+            let is_quick = self.patience == self.first_patience;
+            let hold = is_quick && (is_little || waiting >= before);
             before = waiting;
             let held = if hold {
                 Some(self.spool.hold().await)
             } else {
                 None
             };
+            let until = Instant::now() + self.first_patience / 2;
             let mut is_empty = !self.write_some().await?;
             if let Some(held) = held {
-                while waiting <= MOST_ENTRIES as u64 && !is_empty {
+                while is_little && !is_empty && Instant::now() < until {
                     is_empty = !self.write_some().await?;
                 }
                 if is_empty {
@@ -160,11 +193,9 @@ impl Drain {
 
     /// Whether there was something to write.
     async fn write_some(&mut self) -> Result<bool, Error> {
-        let is_short = self.patience == self.first_patience;
-        let most = if is_short { MOST_ENTRIES } else { 1 };
-        let batch = self.spool.first(most, MOST_BYTES).await?;
+        let batch = self.spool.first(self.most, MOST_BYTES).await?;
         let Some(last) = batch.last_seq else {
-            self.patience = self.first_patience;
+            (self.patience, self.most) = (self.first_patience, MOST_ENTRIES);
             return Ok(false);
         };
         for (seq, why) in &batch.unreadable {
@@ -175,9 +206,13 @@ impl Drain {
             && error.is_of_time()
         {
             self.patience = (self.patience * 2).min(LONGEST_WRITE);
+            self.most = (self.most / 8).max(1);
         }
         written?;
-        self.patience = self.first_patience;
+        self.most = (self.most * 2).min(MOST_ENTRIES);
+        if self.most == MOST_ENTRIES {
+            self.patience = self.first_patience;
+        }
         self.spool.delete_to(last).await?;
         Ok(true)
     }
@@ -292,7 +327,8 @@ fn refused_entry(change: &Change, why: &store::Error) -> Rejected {
         operation_id: None,
         code: REFUSED_CODE.into(),
         detail: why.to_string(),
-        body: body.slice(..body.len().min(crate::domain::MAX_KEPT_BYTES)),
+        // Whole, however long: it was answered.
+        body,
         body_bytes,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::connections::{Connector, Pool};
 use super::{Store, migrate};
@@ -58,6 +59,9 @@ const DRAIN_LOCK: Duration = Duration::from_secs(5);
 
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
+
+/// How long the start waits for an answer that needs no more than a look.
+const PREPARE: Duration = Duration::from_secs(30);
 
 /// Where the database is and how it is used.
 #[derive(Clone, Debug)]
@@ -277,11 +281,16 @@ impl Database {
             .clone()
             .options([("statement_timeout", "0"), migrate::LOCK_TIMEOUT]);
         let mut connection = self.connect(&options).await?;
-        self.check_server(&mut connection).await?;
-        sqlx::query(ENSURE_SCHEMA)
-            .execute(&mut connection)
-            .await
-            .map_err(|error| self.cannot_prepare(error))?;
+        let prepare = async {
+            self.check_server(&mut connection).await?;
+            let made = sqlx::query(ENSURE_SCHEMA).execute(&mut connection).await;
+            made.map_err(|error| self.cannot_prepare(error))
+        };
+        // A host that falls silent now would be waited for for ever.
+        match timeout(PREPARE, prepare).await {
+            Ok(prepared) => prepared?,
+            Err(_elapsed) => return Err(self.cannot_prepare(sqlx::Error::PoolTimedOut)),
+        };
         migrate::run(&mut connection)
             .await
             .map_err(|error| OpenError::Migrate {

@@ -520,6 +520,8 @@ async fn more_than_the_queue_holds_waits_and_is_answered_in_time() {
         !ingest.spool().unwrap().is_open
     })
     .await;
+    let state = ingest.spool().unwrap();
+    assert_eq!((state.waiting, state.drained), (0, state.spooled));
     let rows = db
         .rows("select nickname, count(*) as n from group_members group by 1")
         .await;

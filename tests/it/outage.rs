@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use openim_group_mirror::http::understand;
+use openim_group_mirror::ingest::{Ingest, Retention, Spool, drain};
 use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
+use openim_group_mirror::store::Database;
 use serde_json::json;
 use sqlx::Executor;
+use time::OffsetDateTime;
 
 use crate::support::{Frozen, TestApp, TestDb, Wire, member_info, run, search, until};
 
@@ -310,4 +314,78 @@ async fn what_the_database_refuses_for_good_holds_up_nothing() {
         app.get("/groups/h").await.ok()["checkReason"],
         "callback_lost"
     );
+}
+
+/// A value that no library of ours can read makes the drain panic, not end.
+#[tokio::test]
+async fn a_panic_of_the_drain_is_not_its_end() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.spool.after = Duration::from_millis(500);
+    })
+    .await;
+    app.set("g", "u", json!({"roleLevel": 20})).await;
+    app.set("h", "u", json!({"roleLevel": 20})).await;
+    app.db
+        .execute("update group_members set left_at = 'infinity' where group_id = 'g'")
+        .await;
+    let mut holder = app.db.pool.begin().await.unwrap();
+    let lock = "lock table groups, group_members in exclusive mode";
+    holder.execute(lock).await.unwrap();
+    app.set("g", "u", json!({"roleLevel": 60})).await;
+    app.set("h", "u", json!({"roleLevel": 60})).await;
+    holder.rollback().await.unwrap();
+    // Whatever it is at: it goes on when the value is one.
+    let fix = "update group_members set left_at = null where group_id = 'g'";
+    until("the drain has tried", async || {
+        let sessions = "select 1 as n from pg_stat_activity
+             where datname = current_database() and query like '%FROM unnest%JOIN group_members%'";
+        !app.db.rows(sessions).await.is_empty()
+    })
+    .await;
+    app.db.execute(fix).await;
+    drained(&app).await;
+    for group in ["g", "h"] {
+        assert_eq!(app.member(group, "u").await.unwrap()[0], json!(60));
+    }
+}
+
+/// With a copy of another's folder, or of its number, nothing is taken for written that is not.
+#[tokio::test]
+async fn what_waits_is_not_given_up_for_numbers_of_another_spool() {
+    let retention = Retention {
+        keep_days: 1,
+        max_bytes: 0,
+    };
+    let folder = run().folder("spool");
+    let spool = Spool::in_folder(&folder, 1 << 20).unwrap();
+    let wait = Duration::from_secs(5);
+    let away = "postgres://nobody@127.0.0.1:1/away";
+    let away = Database::new(away, "public", 4, wait, wait)
+        .unwrap()
+        .store();
+    let ingest = Ingest::new(away, retention, Some(spool.clone()));
+    let body = member_info("g", "u", json!({"roleLevel": 60}));
+    let path = "/callbackAfterSetGroupMemberInfoCommand";
+    let change = understand(path, body.as_bytes(), OffsetDateTime::now_utc()).unwrap();
+    ingest.submit(change).await.unwrap();
+    ingest.close().await;
+    assert_eq!(spool.state().waiting, 1);
+
+    let db = TestDb::new().await;
+    let id = std::fs::read_to_string(folder.join("spool.id")).unwrap();
+    let id: i64 = id.trim().parse().unwrap();
+    sqlx::query("insert into lane_positions values ($1, 0, $2)")
+        .bind(id)
+        .bind(i64::MAX / 2)
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    let refused = drain(&spool, db.database().store()).await.unwrap_err();
+    assert!(refused.to_string().contains("spool.id"), "{refused}");
+    assert_eq!(spool.state().waiting, 1);
+    db.execute("delete from lane_positions").await;
+    drain(&spool, db.database().store()).await.unwrap();
+    assert_eq!(spool.state().waiting, 0);
+    let rows = db.rows("select role_level from group_members").await;
+    assert_eq!(rows, [json!({"role_level": 60})]);
 }

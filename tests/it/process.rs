@@ -185,6 +185,8 @@ fn it_says_what_one_needs_to_use_it() {
             .concat()
     );
     assert_eq!(service.banner, expected);
+    // It syncs what it commits.
+    assert!(!service.log().contains("fsync"), "{}", service.log());
 }
 
 #[tokio::test]
@@ -322,6 +324,9 @@ async fn with_a_database_url_that_database_is_used_and_no_private_one_started() 
             .contains("database      postgres://postgres:***@[")
     );
     assert!(!service.banner.contains("private"), "{}", service.banner);
+    // The run's server syncs nothing.
+    let said = "fsync or synchronous_commit is off in the database";
+    assert!(service.log().contains(said), "{}", service.log());
     let made = std::fs::read_dir(&data_dir).unwrap();
     let made: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(made, ["spool"]);

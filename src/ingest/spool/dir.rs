@@ -41,8 +41,8 @@ pub enum Error {
         /// What SQLite said.
         error: rusqlite::Error,
     },
-    /// The same, of a file that was just made.
-    #[error("SPOOL_DIR: {}: the file that was just made cannot be used: {why}", path.display())]
+    /// The file cannot be opened, which says nothing of what is in it.
+    #[error("SPOOL_DIR: {}: the file cannot be opened: {why}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -131,7 +131,7 @@ impl SpoolDir {
         salvage::delete(path).map_err(at(path))?;
         self.make(ready, None)?;
         self.install(ready, path)?;
-        verify::open(path, max_bytes, &mut 0).map_err(|unsound| Error::Unusable {
+        verify::open(path, max_bytes, &mut None).map_err(|unsound| Error::Unusable {
             path: path.clone(),
             why: unsound.to_string(),
         })
@@ -150,7 +150,7 @@ impl SpoolDir {
         }
 
         let log = Found::look(&beside(path, LOG), self.path.join("spool.log-copy"));
-        let mut frames = 0;
+        let mut frames = None;
         let opened = verify::open(path, max_bytes, &mut frames);
         report.lost_tail_bytes = report.lost_tail_bytes.or(log.lost(frames));
         let file = match opened {
@@ -160,10 +160,11 @@ impl SpoolDir {
                 }
                 Ok(file)
             }
+            Err(unsound) if path.is_file() && !unsound.is_damage() => Err(unsound),
             Err(unsound) => {
                 report.why = Some(unsound.to_string());
                 self.replace(path, ready, &mut aside, &mut report)?;
-                verify::open(path, max_bytes, &mut 0)
+                verify::open(path, max_bytes, &mut None)
             }
         };
         if report.lost_tail_bytes.is_some() {
@@ -238,6 +239,7 @@ impl SpoolDir {
         salvage::delete(ready).map_err(at(ready))?;
         let new = verify::create(making).map_err(sqlite)?;
         let salvaged = damaged.map(|damaged| salvage::copy(damaged, &new));
+        let salvaged = salvaged.transpose().map_err(sqlite)?;
         new.close().map_err(|(_, error)| sqlite(error))?;
         fs::rename(making, ready).map_err(at(making))?;
         lock::sync(&self.path)?;

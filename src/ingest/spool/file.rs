@@ -220,13 +220,13 @@ impl SpoolFile {
         Ok(batch)
     }
 
-    /// Forgets all up to a number.
+    /// Forgets all up to a number. Returns how many.
     ///
     /// # Errors
     /// Where SQLite cannot read; then nothing is forgotten.
-    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<(), rusqlite::Error> {
+    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<u64, rusqlite::Error> {
         if seq <= self.done {
-            return Ok(());
+            return Ok(0);
         }
         self.roll_back()?;
         let held = left_after(&self.connection, self.held, self.done, seq)?;
@@ -236,6 +236,7 @@ impl SpoolFile {
             .query_map([seq], |row| row.get(0))?
             .next()
             .transpose()?;
+        let forgotten = self.held.rows - held.rows;
         self.held = held;
         self.oldest = oldest.and_then(of_micros);
         self.done = seq;
@@ -246,7 +247,7 @@ impl SpoolFile {
             self.has_remains = true;
             tracing::debug!(%error, "what is done with stays in the spool's file for now");
         }
-        Ok(())
+        Ok(forgotten)
     }
 
     /// How many wait.
@@ -265,9 +266,13 @@ impl SpoolFile {
     }
 
     /// The last number that was given; the next is larger.
-    #[cfg(test)]
     pub(in crate::ingest) fn last_seq(&self) -> i64 {
         self.last_seq
+    }
+
+    /// Goes on from a number, where nothing waits.
+    pub(in crate::ingest) fn go_on_from(&mut self, seq: i64) {
+        self.last_seq = self.last_seq.max(seq);
     }
 
     /// Gives the disk back what an empty file still takes of it, or what is left in it though it is
@@ -277,11 +282,14 @@ impl SpoolFile {
             return;
         }
         // Nobody must have it open.
-        let (Some(dir), Ok(nothing)) = (self._dir.take(), Connection::open_in_memory()) else {
+        let Ok(nothing) = Connection::open_in_memory() else {
+            return;
+        };
+        let Some(dir) = self._dir.take() else {
             return;
         };
         self.connection = nothing;
-        // Where this fails nothing can be appended until it succeeds.
+        // Where this fails nothing can be appended until it is called again and succeeds.
         self.has_remains = true;
         match dir.begin_anew(self.bounds.max_bytes()) {
             Ok(mut file) => {

@@ -225,7 +225,10 @@ impl Spool {
         });
         // Where it panicked they are gone, and each says so itself.
         for (changes, taken) in taken.await.unwrap_or_default() {
-            let taken = self.counted(changes.len(), taken);
+            let are_marks =
+                |(change, _): &(Waiting, _)| EntryRef::Change(change.as_ref()).is_mark();
+            let are_marks = changes.iter().all(are_marks);
+            let taken = self.counted(changes.len(), taken, are_marks);
             answer_all(changes, &taken);
         }
     }
@@ -241,20 +244,31 @@ impl Spool {
             taken
         });
         let taken = taken.await.map_err(|_panicked| Error::Lost)?;
-        self.counted(1, taken)?;
+        self.counted(1, taken, false)?;
         // The drain has to come for it.
         self.open();
         Ok(())
     }
 
-    fn counted(&self, entries: usize, taken: Result<(), Refused>) -> Result<(), Error> {
+    /// Marks have room where others do not, so they do not say that there is some.
+    fn counted(
+        &self,
+        entries: usize,
+        taken: Result<(), Refused>,
+        are_marks: bool,
+    ) -> Result<(), Error> {
         let counts = &self.0.counts;
         let count = match taken {
             Ok(()) => &counts.spooled,
             Err(_) => &counts.refused,
         };
         count.fetch_add(entries as u64, Ordering::Relaxed);
-        let was_refusing = self.0.is_refusing.swap(taken.is_err(), Ordering::Relaxed);
+        let is_refusing = &self.0.is_refusing;
+        let was_refusing = is_refusing.load(Ordering::Relaxed);
+        is_refusing.store(
+            taken.is_err() || was_refusing && are_marks,
+            Ordering::Relaxed,
+        );
         taken.map_err(|refused| {
             if !was_refusing {
                 let reason = refused.to_string();
@@ -271,12 +285,28 @@ impl Spool {
             .await
     }
 
+    /// Forgets what is in the database already, of which the last has this number.
+    ///
+    /// # Errors
+    /// [`Broken::Foreign`] where that number was never given here: another folder has the same id,
+    /// and what waits here may not be in.
+    pub(super) async fn written_before(&self, position: i64) -> Result<(), Broken> {
+        let is_ours = self.with_file(move |file| {
+            if file.len() == 0 {
+                // The clock may have been set back, and the file be a new one.
+                file.go_on_from(position);
+            }
+            Ok(position <= file.last_seq())
+        });
+        if !is_ours.await? {
+            return Err(Broken::Foreign);
+        }
+        self.delete_to(position).await
+    }
+
     /// Forgets all up to a number, which are in the database.
     pub(super) async fn delete_to(&self, seq: i64) -> Result<(), Broken> {
-        let before = self.0.counts.waiting.load(Ordering::Relaxed);
-        self.with_file(move |file| Ok(file.delete_to(seq)?)).await?;
-        let after = self.0.counts.waiting.load(Ordering::Relaxed);
-        let deleted = before.saturating_sub(after);
+        let deleted = self.with_file(move |file| Ok(file.delete_to(seq)?)).await?;
         self.0.counts.drained.fetch_add(deleted, Ordering::Relaxed);
         Ok(())
     }
@@ -323,6 +353,12 @@ pub enum Broken {
     /// What SQLite says where something is to be forgotten.
     #[error("the spool: {0}")]
     File(#[from] rusqlite::Error),
+    /// Numbers were written that were not given here.
+    #[error(
+        "the spool: the database has numbers that this folder has not given; is its spool.id that \
+         of another one? (with spool.id deleted, what waits here is written, perhaps again)"
+    )]
+    Foreign,
     /// A mistake of ours.
     #[error("the spool: the reader panicked")]
     Panicked,

@@ -37,14 +37,19 @@ pub(super) struct Salvaged {
 
 /// Copies what can be read of `damaged` to `new`, an empty file: from the first row until one that
 /// cannot be reached, and from the last back to that.
-pub(super) fn copy(damaged: &Path, new: &Connection) -> Salvaged {
+///
+/// # Errors
+/// Where `new` cannot be written, so that nothing may take its place.
+pub(super) fn copy(damaged: &Path, new: &Connection) -> rusqlite::Result<Salvaged> {
     let mut salvaged = Salvaged::default();
-    if let Err(error) = try_to_copy(damaged, new, &mut salvaged) {
-        salvaged.broke_off = Some(error.to_string());
+    match try_to_copy(damaged, new, &mut salvaged) {
+        Ok(()) => {}
+        Err(Unsound::New(error)) => return Err(error),
+        Err(error) => salvaged.broke_off = Some(error.to_string()),
     }
-    // The last rows, where it broke off.
-    if !new.is_autocommit() && new.execute_batch("COMMIT").is_err() {
-        let _ = new.execute_batch("ROLLBACK");
+    // The last rows.
+    if !new.is_autocommit() {
+        new.execute_batch("COMMIT")?;
     }
     // What is really there, whatever failed.
     salvaged.recovered = new
@@ -53,12 +58,12 @@ pub(super) fn copy(damaged: &Path, new: &Connection) -> Salvaged {
         })
         .unwrap_or_default()
         .cast_unsigned();
-    salvaged
+    Ok(salvaged)
 }
 
 fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Result<(), Unsound> {
     let damaged = verify::connect_to_damaged(damaged)?;
-    let mut insert = new.prepare(INSERT)?;
+    let mut insert = new.prepare(INSERT).map_err(Unsound::New)?;
     let mut done = 0_u64;
     let mut last = i64::MIN;
     let mut take = |salvaged: &mut Salvaged, stored: Result<Stored<'_>, _>| {
@@ -69,12 +74,14 @@ fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Res
         };
         if done.is_multiple_of(AT_ONCE) {
             if !new.is_autocommit() {
-                new.execute_batch("COMMIT")?;
+                new.execute_batch("COMMIT").map_err(Unsound::New)?;
             }
-            new.execute_batch("BEGIN")?;
+            new.execute_batch("BEGIN").map_err(Unsound::New)?;
         }
         done += 1;
-        insert.execute(stored.values(&stored.checksum()))?;
+        insert
+            .execute(stored.values(&stored.checksum()))
+            .map_err(Unsound::New)?;
         Ok::<_, Unsound>(())
     };
     let Err(error) = each_row(&damaged, Order::Ascending, |seq, stored| {
@@ -83,6 +90,9 @@ fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Res
     }) else {
         return Ok(());
     };
+    if matches!(error, Unsound::New(_)) {
+        return Err(error);
+    }
     let mut is_met = false;
     let from_the_end = each_row(&damaged, Order::Descending, |seq, stored| {
         if seq <= last {

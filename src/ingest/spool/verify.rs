@@ -1,8 +1,10 @@
 //! The form of the file, and whether what is in it is whole.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use time::OffsetDateTime;
 
 use super::bounds::{Bounds, Held};
@@ -34,6 +36,34 @@ pub(super) enum Unsound {
     Row(i64, String),
     #[error("its rows are out of order")]
     Order,
+    /// Of the file that is to take its place.
+    #[error("the new file cannot be written: {0}")]
+    New(rusqlite::Error),
+}
+
+impl Unsound {
+    /// Whether it says something of the file. A disk that is full or fails, too many open files, or
+    /// somebody who looks into it are no reason to put it aside: it can be opened later.
+    pub(super) fn is_damage(&self) -> bool {
+        let Unsound::Sqlite(error) = self else {
+            return !matches!(self, Unsound::New(_));
+        };
+        !matches!(
+            error.sqlite_error_code(),
+            Some(
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::CannotOpen
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::FileLockingProtocolFailed
+                    | ErrorCode::PermissionDenied
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::OperationInterrupted
+            )
+        )
+    }
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
@@ -55,6 +85,15 @@ pub(super) fn connect_to_damaged(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Makes an empty file. It has no log beside it until it is opened, so it can be renamed alone.
 pub(super) fn create(path: &Path) -> rusqlite::Result<Connection> {
+    // With the mode of this one SQLite makes those beside it.
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
+    // SQLite says better what is wrong.
+    drop(made);
     let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
     connection.execute_batch(&format!(
         "PRAGMA page_size = {PAGE}; BEGIN; PRAGMA application_id = {APPLICATION}; \
@@ -68,7 +107,11 @@ pub(super) fn create(path: &Path) -> rusqlite::Result<Connection> {
 ///
 /// # Errors
 /// See [`Unsound`].
-pub(super) fn open(path: &Path, max_bytes: u64, frames: &mut u64) -> Result<SpoolFile, Unsound> {
+pub(super) fn open(
+    path: &Path,
+    max_bytes: u64,
+    frames: &mut Option<u64>,
+) -> Result<SpoolFile, Unsound> {
     let connection = connect(path, OpenFlags::empty())?;
     let bounds = Bounds::new(max_bytes);
     // A log is cut to what is in it when it begins anew: nothing old ever stands behind its end.
@@ -78,9 +121,13 @@ pub(super) fn open(path: &Path, max_bytes: u64, frames: &mut u64) -> Result<Spoo
         bounds.pages(PAGE).clamp(1, u64::from(u32::MAX - 1))
     ))?;
     check_form(&connection)?;
-    let found: i64 =
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))?;
-    *frames = u64::try_from(found).unwrap_or_default(); // -1 without a log
+    // On a full disk it fails, and nothing is wrong with the file.
+    let found = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        row.get::<_, i64>(1)
+    });
+    *frames = found
+        .ok()
+        .map(|found| u64::try_from(found).unwrap_or_default()); // -1 without a log
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return Err(Unsound::OtherFormat);

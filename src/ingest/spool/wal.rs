@@ -39,10 +39,10 @@ impl Found {
         self.bytes == 0
     }
 
-    /// How much stands behind the frames that SQLite took. Where the header is broken it takes none.
+    /// How much stands behind the frames that SQLite took, where it could say how many. Where the header is broken it takes none.
     /// A log never holds old frames behind its end, see `journal_size_limit`.
-    pub(super) fn lost(&self, frames: u64) -> Option<u64> {
-        let taken = match frames {
+    pub(super) fn lost(&self, frames: Option<u64>) -> Option<u64> {
+        let taken = match frames? {
             0 if self.bytes == HEADER => HEADER,
             0 => 0,
             frames => HEADER + frames * FRAME,

@@ -32,7 +32,9 @@ pub struct Tally {
     pub odd: u64,
     /// Neither in time: it may be in, and need not be.
     pub unanswered: u64,
-    /// Values that were answered and are not there.
+    /// Members and groups that are as they were answered.
+    pub stored: u64,
+    /// Those that are not.
     pub lost: u64,
     /// Those of them of which something newer of the same member is there.
     pub reordered: u64,
@@ -131,6 +133,8 @@ impl Senders {
             {
                 tally.lost += 1;
                 tally.note(format!("{group:?}, but {shown}"));
+            } else {
+                tally.stored += 1;
             }
             let path = format!("/groups/{}/members?state=current&limit=1000", group.id);
             let members = get(base, &path).await;
@@ -152,6 +156,7 @@ impl Senders {
                     _ => false,
                 };
                 if is_same {
+                    tally.stored += 1;
                     continue;
                 }
                 tally.note(format!("{} {user}: {held:?}, but {shown:?}", group.id));

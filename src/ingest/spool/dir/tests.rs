@@ -286,3 +286,42 @@ fn a_repair_that_was_cut_short_is_done_at_the_next_start() {
     assert_eq!(check(&opened, &appended), 30);
     assert_eq!(opened.report.lost_tail_bytes, Some(5000));
 }
+
+/// A file that cannot be opened now is as good as it was.
+#[test]
+fn what_only_cannot_be_opened_is_left_alone() {
+    let dir = TempDir::new();
+    let mut appended = Appended::new();
+    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
+    append(&mut opened.file, 50, 10, &mut appended);
+    drop(opened);
+    let path = dir.path().join("spool.sqlite");
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other
+        .execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE")
+        .unwrap();
+    assert!(matches!(
+        SpoolDir::open(dir.path(), MAX),
+        Err(Error::Unusable { .. })
+    ));
+    drop(other);
+    let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+    assert_eq!(opened.report.set_aside, None);
+    assert_eq!(check(&opened, &appended), 50);
+}
+
+/// A new file that cannot be written takes nobody's place.
+#[test]
+fn a_repair_without_room_leaves_all_as_it_was() {
+    let dir = TempDir::new();
+    let mut appended = Appended::new();
+    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
+    append(&mut opened.file, 50, 10, &mut appended);
+    drop(opened);
+    let path = dir.path().join("spool.sqlite");
+    let new = verify::create(&dir.path().join("new.sqlite")).unwrap();
+    new.execute_batch("PRAGMA max_page_count = 4").unwrap();
+    assert!(salvage::copy(&path, &new).is_err());
+    let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+    assert_eq!(check(&opened, &appended), 50);
+}

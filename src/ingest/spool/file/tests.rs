@@ -174,3 +174,26 @@ fn an_empty_file_gives_the_disk_back() {
     append(&mut file, &[&mark()]).unwrap();
     assert!(file.last_seq() > last);
 }
+
+/// An empty file that is large is made anew; where that fails it is tried again.
+#[test]
+fn a_new_file_that_cannot_be_made_is_made_later() {
+    let dir = TempDir::new();
+    let mut file = open(&dir, 64 << 20);
+    for _ in 0..18 {
+        append(&mut file, &[&profile("a", 1 << 20)]).unwrap();
+    }
+    let last = file.last_seq();
+    file.delete_to(last).unwrap();
+    // No file can have this name.
+    let in_the_way = dir.path().join("spool.ready.sqlite");
+    std::fs::create_dir(&in_the_way).unwrap();
+    file.shrink();
+    assert!(append(&mut file, &[&profile("b", 10)]).is_err());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    file.shrink();
+    append(&mut file, &[&profile("b", 10)]).unwrap();
+    assert!(matches!(numbers(&file)[..], [seq] if seq > last));
+    // The folder was ours all the time.
+    assert!(SpoolDir::open(dir.path(), 1 << 20).is_err());
+}
