@@ -12,7 +12,7 @@ use serde_json::json;
 use sqlx::Executor;
 use time::OffsetDateTime;
 
-use crate::support::{Frozen, TestApp, TestDb, Wire, member_info, run, search, until};
+use crate::support::{Frozen, Service, TestApp, TestDb, Wire, member_info, run, search, until};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -314,6 +314,14 @@ async fn what_the_database_refuses_for_good_holds_up_nothing() {
         app.get("/groups/h").await.ok()["checkReason"],
         "callback_lost"
     );
+    // When the database takes it, it can be sent in again.
+    app.db
+        .execute("alter table group_members drop constraint no_admins")
+        .await;
+    let variables = [("DATABASE_URL", app.db.url.as_str())];
+    let replayed = Service::to_end(&["rejected", "replay", "--all"], &variables);
+    assert_eq!(replayed.code, Some(0), "{}", replayed.stderr);
+    assert_eq!(app.member("h", "bad").await.unwrap()[0], json!(60));
 }
 
 /// A value that no library of ours can read makes the drain panic, not end.
