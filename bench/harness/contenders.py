@@ -58,7 +58,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         began = time.monotonic()
         WORK.mkdir(parents=True, exist_ok=True)
-        self.log = WORK / f"{self.name.split()[0]}.log"
+        self.log = WORK / f"{self.name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [part.replace("$PORT", str(port)) for part in self.command],
@@ -103,8 +103,14 @@ def target(name: str) -> Path:
 
 
 def service(postgres: Postgres) -> Server:
-    env = {"DATABASE_URL": postgres.url(), "SPOOL_DIR": str(WORK / "spool"), "RUST_LOG": "info"}
-    return Server("this service", [str(target("openim-group-mirror"))], cwd=WORK, env=env)
+    return of_binary("this service", target("openim-group-mirror"), postgres)
+
+
+def of_binary(name: str, binary: Path, postgres: Postgres) -> Server:
+    """The service, or another build of it."""
+    spool = WORK / f"spool of {name}"
+    env = {"DATABASE_URL": postgres.url(), "SPOOL_DIR": str(spool), "RUST_LOG": "info"}
+    return Server(name, [str(binary)], cwd=WORK, env=env)
 
 
 def fastify(postgres: Postgres) -> Server:

@@ -5,6 +5,7 @@ from statistics import median
 from .load import Figures
 
 SERVICE, CEILING, PGBENCH = "this service", "HTTP alone", "pgbench"
+BEFORE = "this service before"
 FASTIFY = "fastify + pg"
 
 KINDS = {

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use time::OffsetDateTime;
 
 use super::bounds::{Bounds, Held};
@@ -41,13 +41,25 @@ pub(super) enum Unsound {
     New(rusqlite::Error),
 }
 
+/// What the disk says of a part that it does not give back.
+const UNREADABLE: [i32; 4] = [
+    ffi::SQLITE_IOERR_READ,
+    ffi::SQLITE_IOERR_SHORT_READ,
+    ffi::SQLITE_IOERR_DATA,
+    ffi::SQLITE_IOERR_CORRUPTFS,
+];
+
 impl Unsound {
-    /// Whether it says something of the file. A disk that is full or fails, too many open files, or
-    /// somebody who looks into it are no reason to put it aside: it can be opened later.
+    /// Whether it says something of the file. A disk that is full or takes nothing, too many open
+    /// files, or somebody who looks into it are no reason to put it aside: it can be opened later.
     pub(super) fn is_damage(&self) -> bool {
         let Unsound::Sqlite(error) = self else {
             return !matches!(self, Unsound::New(_));
         };
+        let extended = error.sqlite_error().map(|error| error.extended_code);
+        if extended.is_some_and(|code| UNREADABLE.contains(&code)) {
+            return true;
+        }
         !matches!(
             error.sqlite_error_code(),
             Some(
@@ -70,9 +82,10 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::ZERO)?; // the folder is locked
+    // macOS' fsync leaves what is written in the disk's own memory, unless it is asked for more.
     connection.execute_batch(
         "PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY; \
-         PRAGMA synchronous = FULL",
+         PRAGMA synchronous = FULL; PRAGMA fullfsync = ON",
     )?;
     Ok(connection)
 }
@@ -244,4 +257,24 @@ pub(super) fn each_row(
         take(seq, Stored::read(row)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_does_not_give_back_is_damage_and_one_that_takes_nothing_is_not() {
+        let is_damage = |code| {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            Unsound::from(error).is_damage()
+        };
+        assert!(is_damage(ffi::SQLITE_IOERR_READ));
+        assert!(is_damage(ffi::SQLITE_CORRUPT));
+        assert!(is_damage(ffi::SQLITE_NOTADB));
+        assert!(!is_damage(ffi::SQLITE_IOERR_WRITE));
+        assert!(!is_damage(ffi::SQLITE_IOERR_FSYNC));
+        assert!(!is_damage(ffi::SQLITE_FULL));
+        assert!(!is_damage(ffi::SQLITE_CANTOPEN));
+    }
 }
