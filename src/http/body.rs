@@ -21,6 +21,9 @@ use tokio::time::{Instant, timeout_at};
 use super::error::{Code, Door, Error};
 use super::memory::{BodyLimits, Shares};
 
+/// Parsing a longer body would keep others waiting, who share the thread.
+const LONG: usize = 256 << 10;
+
 /// A body, and its share of the memory for as long as it is there.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
@@ -101,6 +104,20 @@ pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
     T::parse(text)
 }
 
+/// The same, beside everything else if it takes long.
+async fn parse_aside<T>(body: &Bytes) -> Result<T::Parsed, Error>
+where
+    T: FromBody,
+    T::Parsed: Send + 'static,
+{
+    if body.len() <= LONG {
+        return parse::<T>(body);
+    }
+    let body = body.clone();
+    let parsed = tokio::task::spawn_blocking(move || parse::<T>(&body)).await;
+    parsed.unwrap_or_else(|_panicked| Err(Error::new(Code::Internal, "the log says more")))
+}
+
 /// A JSON body, read whole and parsed. Its share of the memory is held with it, so until the
 /// answer. What was refused goes with the error, for whoever keeps it.
 #[derive(Debug)]
@@ -113,7 +130,7 @@ pub(super) struct JsonBody<T: FromBody> {
 
 impl<'a, T: Type + FromBody> ApiExtractor<'a> for JsonBody<T>
 where
-    T::Parsed: Send,
+    T::Parsed: Send + 'static,
 {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
     type ParamType = ();
@@ -144,7 +161,7 @@ where
             .content_type()
             .is_some_and(Json::<T>::check_content_type);
         let parsed = if is_json {
-            parse::<T>(&received.bytes)
+            parse_aside::<T>(&received.bytes).await
         } else {
             let detail = "Content-Type: expected application/json";
             Err(Error::new(Code::NotJson, detail))
