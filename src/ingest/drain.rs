@@ -30,6 +30,10 @@ const MOST_ENTRIES: usize = 512;
 const MOST_BYTES: usize = 4 << 20;
 /// How long one write is waited for after one that took too long; each time twice as long.
 const LONGEST_WRITE: Duration = Duration::from_secs(65);
+/// While nothing is let in: how long one write is waited for, and when no other is begun any more.
+/// Callbacks wait for both, and OpenIM for 5 s.
+const HELD_WRITE: Duration = Duration::from_secs(2);
+const HELD: Duration = Duration::from_millis(500);
 
 /// Why the drain does not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +75,8 @@ pub(super) struct Drain {
     patience: Duration,
     /// How many entries are written at a time: fewer where many take too long.
     most: usize,
+    /// When whoever waits to be let in is let in again, if anybody has to wait.
+    held_until: Option<Instant>,
 }
 
 impl Drain {
@@ -88,6 +94,7 @@ impl Drain {
             first_patience,
             patience: first_patience,
             most: MOST_ENTRIES,
+            held_until: None,
         }
     }
 
@@ -151,6 +158,7 @@ impl Drain {
 
     /// Drains the spool and closes it. Whatever fails can be tried again.
     pub(super) async fn drain_all(&mut self) -> Result<(), Error> {
+        self.held_until = None;
         // Where it had to be made anew, and could not.
         self.spool.shrink().await;
         self.store.prepare().await?;
@@ -175,12 +183,13 @@ impl Drain {
             } else {
                 None
             };
-            let until = Instant::now() + self.first_patience / 2;
+            self.held_until = held.as_ref().map(|_| Instant::now() + HELD);
             let mut is_empty = !self.write_some().await?;
             if let Some(held) = held {
-                while is_little && !is_empty && Instant::now() < until {
+                while is_little && !is_empty && !self.has_to_let_in() {
                     is_empty = !self.write_some().await?;
                 }
+                self.held_until = None;
                 if is_empty {
                     held.close();
                     self.drainer.close().await;
@@ -189,6 +198,10 @@ impl Drain {
                 }
             }
         }
+    }
+
+    fn has_to_let_in(&self) -> bool {
+        self.held_until.is_some_and(|until| Instant::now() >= until)
     }
 
     /// Whether there was something to write.
@@ -202,39 +215,61 @@ impl Drain {
             tracing::error!(seq, why, "an entry of the spool is unreadable, and lost");
         }
         let written = self.write(&batch.entries, last).await;
-        if let Err(Error::Store(error)) = &written
+        if let Err(error) = &written
             && error.is_of_time()
         {
             self.patience = (self.patience * 2).min(LONGEST_WRITE);
             self.most = (self.most / 8).max(1);
         }
-        written?;
+        let done = written?;
         self.most = (self.most * 2).min(MOST_ENTRIES);
         if self.most == MOST_ENTRIES {
             self.patience = self.first_patience;
         }
-        self.spool.delete_to(last).await?;
+        self.spool.delete_to(done).await?;
         Ok(true)
     }
 
-    async fn write(&mut self, entries: &[Spooled], last: i64) -> Result<(), Error> {
-        let left: Vec<&Spooled> = entries.iter().filter(|entry| !self.is_in(entry)).collect();
+    /// Writes entries, where `last` is the number of the last row. Those that the database does not
+    /// take are found by halves, or one of them would make as many commits as there are entries.
+    /// Returns the number up to which all is done, less than `last` where time is up.
+    async fn write(&mut self, entries: &[Spooled], last: i64) -> Result<i64, store::Error> {
+        // The next part is the last of them.
+        let mut parts = vec![(entries, last)];
+        let mut done = None;
+        while let Some((part, last)) = parts.pop() {
+            if let Some(done) = done
+                && self.has_to_let_in()
+            {
+                return Ok(done);
+            }
+            match (self.write_part(part, last).await, part) {
+                (Ok(()), _) => done = Some(last),
+                (Err(refused @ store::Error::Permanent(_)), [entry]) => {
+                    self.keep_refused(entry, &refused, last).await?;
+                    done = Some(last);
+                }
+                (Err(store::Error::Permanent(_)), [_, _, ..]) => {
+                    let (first, rest) = part.split_at(part.len() / 2);
+                    let middle = first.last().map_or(last, |entry| entry.seq);
+                    parts.extend([(rest, last), (first, middle)]);
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(last)
+    }
+
+    async fn write_part(&mut self, part: &[Spooled], last: i64) -> Result<(), store::Error> {
         let (mut changes, mut rejected) = (Vec::new(), Vec::new());
-        for entry in &left {
-            match &entry.entry {
+        for spooled in part {
+            match &spooled.entry {
+                        _ if self.is_in(spooled) => {}
                 Entry::Change(change) => changes.push(change),
                 Entry::Rejected(body) => rejected.push(body),
             }
         }
-        match self.write_as_one(&changes, &rejected, last).await {
-            Err(store::Error::Permanent(_)) => {}
-            written => return Ok(written?),
-        }
-        for entry in left {
-            self.write_alone(entry).await?;
-        }
-        // Those at the end may be in already.
-        Ok(self.write_as_one(&[], &[], last).await?)
+        self.write_as_one(&changes, &rejected, last).await
     }
 
     /// Whether a lane has written it, and did not hear so.
@@ -243,39 +278,32 @@ impl Drain {
         attempt.is_some_and(|attempt| self.drainer.is_in(attempt.lane, attempt.seq))
     }
 
-    /// One of a batch that the database does not take. If it is this one, it is kept with the
-    /// rejected callbacks, and its group is to be checked.
-    async fn write_alone(&mut self, entry: &Spooled) -> Result<(), Error> {
-        let seq = entry.seq;
-        let (change, rejected) = match &entry.entry {
-            Entry::Change(change) => (Some(change), None),
-            Entry::Rejected(body) => (None, Some(body)),
-        };
-        let changes: Vec<&Change> = change.into_iter().collect();
-        let bodies: Vec<&Rejected> = rejected.into_iter().collect();
-        let refused = match self.write_as_one(&changes, &bodies, seq).await {
-            Err(error @ store::Error::Permanent(_)) => error,
-            written => return Ok(written?),
-        };
-        let error = refused.to_string();
+    /// Keeps what the database does not take with the rejected callbacks, and has its group checked.
+    async fn keep_refused(
+        &mut self,
+        entry: &Spooled,
+        refused: &store::Error,
+        last: i64,
+    ) -> Result<(), store::Error> {
+        let (seq, error) = (entry.seq, refused.to_string());
         tracing::error!(
             seq,
             error,
             "the database does not take an entry of the spool"
         );
-        if let Some(change) = change {
+        if let Entry::Change(change) = &entry.entry {
             let reason = Event::WantCheck(CheckReason::CallbackLost);
             let mark = Change::new(change.group_id.clone(), change.received_at, reason);
-            let kept = refused_entry(change, &refused);
+            let kept = refused_entry(change, refused);
             for (changes, rejected) in [(vec![&mark], vec![&kept]), (vec![], vec![&kept])] {
-                match self.write_as_one(&changes, &rejected, seq).await {
+                match self.write_as_one(&changes, &rejected, last).await {
                     Err(store::Error::Permanent(_)) => {}
-                    written => return Ok(written?),
+                    written => return written,
                 }
             }
         }
         // Nothing can be kept of it, and nothing may wait for it for ever.
-        Ok(self.write_as_one(&[], &[], seq).await?)
+        self.write_as_one(&[], &[], last).await
     }
 
     async fn write_as_one(
@@ -284,7 +312,11 @@ impl Drain {
         rejected: &[&Rejected],
         seq: i64,
     ) -> Result<(), store::Error> {
-        let deadline = Instant::now() + self.patience;
+        let patience = match self.held_until {
+            Some(_) => self.patience.min(HELD_WRITE),
+            None => self.patience,
+        };
+        let deadline = Instant::now() + patience;
         loop {
             let written = self.drainer.write(changes, rejected, seq, deadline).await;
             match written {

@@ -78,7 +78,7 @@ impl Drop for Waiting {
 }
 
 /// With the number of the write that it may be in by, if any.
-type Left = (Waiting, Option<Attempt>);
+pub(super) type Left = (Waiting, Option<Attempt>);
 
 pub(super) struct Lane {
     /// From 0.

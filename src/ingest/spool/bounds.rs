@@ -64,16 +64,25 @@ impl Bounds {
 
     /// Whether there is room for what would be held with one more.
     pub(super) fn admit(&self, held: &Held, kind: Kind, is_mark: bool) -> bool {
-        let of_rejected = self.max_bytes / 10;
-        let of_changes = self.max_bytes - of_rejected;
+        let of_changes = self.of_changes();
         match kind {
-            Kind::Rejected => held.rejected <= of_rejected,
+            Kind::Rejected => held.rejected <= self.max_bytes - of_changes,
             // A mark is small, and says that something did not come in.
             Kind::Change if is_mark => {
                 held.changes <= of_changes.saturating_add(self.max_bytes / 16)
             }
             Kind::Change => held.changes <= of_changes,
         }
+    }
+
+    fn of_changes(&self) -> u64 {
+        self.max_bytes - self.max_bytes / 10
+    }
+
+    /// Whether there is room for more than the next change: a bound that is reached again at once
+    /// was never left.
+    pub(super) fn has_room(&self, held: &Held) -> bool {
+        held.changes <= self.of_changes() / 16 * 15
     }
 
     /// As many pages as a file that keeps the bounds needs, as a rule.

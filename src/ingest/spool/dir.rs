@@ -107,16 +107,16 @@ impl SpoolDir {
             fs::create_dir_all(above).map_err(at(above))?;
         }
         match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(at(&path)(error));
-            }
-            _ => {}
+            Ok(()) => path.parent().map_or(Ok(()), lock::sync)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(at(&path)(error)),
         }
         let dir = Self {
             _lock: lock::lock(&path)?,
             path,
         };
-        let id = lock::id(&dir.path)?;
+        let has_file = fs::symlink_metadata(dir.path.join("spool.sqlite")).is_ok();
+        let id = lock::id(&dir.path, has_file)?;
         let (mut file, mut report) = dir.open_file(max_bytes)?;
         report.waiting = file.len();
         file.keep(dir);
@@ -137,7 +137,16 @@ impl SpoolDir {
         })
     }
 
-    fn open_file(&self, max_bytes: u64) -> Result<(SpoolFile, Report), Error> {
+    /// What SQLite says before it has touched anything here.
+    pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
+        Error::Sqlite {
+            path: self.path.clone(),
+            error,
+        }
+    }
+
+    /// Opens the file as it is found, with a report of that. Nobody has it open.
+    pub(super) fn open_file(&self, max_bytes: u64) -> Result<(SpoolFile, Report), Error> {
         let path = &self.path.join("spool.sqlite");
         let ready = &self.path.join("spool.ready.sqlite");
         let mut report = Report::default();

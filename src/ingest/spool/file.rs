@@ -4,7 +4,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use time::OffsetDateTime;
 
 use super::bounds::{BYTES_OF_ROW, Bounds, Held};
-use super::dir::SpoolDir;
+use super::dir::{self, Report, SpoolDir};
 use super::record::{Entry, EntryRef, Kind};
 use super::row::{Stored, columns, micros, of_micros};
 
@@ -67,10 +67,16 @@ impl From<rusqlite::Error> for Refused {
     }
 }
 
-/// The file cannot be read.
+/// The file cannot be read, or not all of it.
 #[derive(Debug, thiserror::Error)]
-#[error("the spool cannot be read: {0}")]
-pub(in crate::ingest) struct Damage(#[from] rusqlite::Error);
+pub enum Damage {
+    /// What SQLite says.
+    #[error("the spool cannot be read: {0}")]
+    Unreadable(#[from] rusqlite::Error),
+    /// So many entries, and SQLite says nothing.
+    #[error("{0} entries of the spool are not found any more")]
+    Missing(u64),
+}
 
 /// The spool's file. Whatever fails, it can be tried again.
 #[derive(Debug)]
@@ -83,10 +89,12 @@ pub(in crate::ingest) struct SpoolFile {
     /// Rows up to here are done with, whether they could be deleted or not: deleting needs room too,
     /// in the log, and the disk may be full.
     done: i64,
-    /// Whether some could not be.
+    /// Whether some could not be, or the file was to be made anew and could not be.
     has_remains: bool,
+    /// Whether that has been told.
+    is_told: bool,
     /// Its lock; after the connection, which is closed first.
-    _dir: Option<SpoolDir>,
+    dir: Option<SpoolDir>,
 }
 
 impl SpoolFile {
@@ -106,13 +114,14 @@ impl SpoolFile {
             last_seq,
             done: i64::MIN,
             has_remains: false,
-            _dir: None,
+            is_told: false,
+            dir: None,
         }
     }
 
     /// Keeps the folder locked for as long as the file is used.
     pub(super) fn keep(&mut self, dir: SpoolDir) {
-        self._dir = Some(dir);
+        self.dir = Some(dir);
     }
 
     /// Has the log that a crash left behind done with, so that its end is not found again.
@@ -184,16 +193,20 @@ impl SpoolFile {
         self.connection.execute_batch("ROLLBACK")
     }
 
-    /// What waits, from the first on: at least one, and no more than `most_rows` or `most_bytes`.
+    /// What waits, from the first on: at least one, and no more than `most_rows` or `most_bytes`, nor
+    /// what SQLite cannot read or comes after that.
     ///
     /// # Errors
-    /// Where SQLite cannot read on; a row that is damaged in itself is in the batch's own list.
+    /// Where that is the first; a row that is damaged in itself is in the batch's own list.
     pub(in crate::ingest) fn first(
         &self,
         most_rows: usize,
         most_bytes: usize,
     ) -> Result<Batch, Damage> {
         let mut batch = Batch::default();
+        if self.held.rows == 0 {
+            return Ok(batch);
+        }
         let mut bytes = 0_u64;
         let mut statement = self.connection.prepare(concat!(
             "SELECT ",
@@ -202,14 +215,22 @@ impl SpoolFile {
         ))?;
         let most_rows = i64::try_from(most_rows.max(1)).unwrap_or(i64::MAX);
         let mut rows = statement.query([self.done, most_rows])?;
-        while let Some(row) = rows.next()? {
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) if batch.last_seq.is_none() => {
+                    return Err(Damage::Missing(self.held.rows));
+                }
+                Err(error) if batch.last_seq.is_none() => return Err(error.into()),
+                _ => return Ok(batch),
+            };
             bytes += row
                 .get::<_, Option<i64>>(7)?
                 .unwrap_or_default()
                 .cast_unsigned()
                 + BYTES_OF_ROW;
             if bytes > most_bytes as u64 && batch.last_seq.is_some() {
-                break;
+                return Ok(batch);
             }
             batch.last_seq = Some(row.get(0)?);
             match Stored::read(row)?.and_then(|stored| stored.decode()) {
@@ -217,15 +238,14 @@ impl SpoolFile {
                 Err(unreadable) => batch.unreadable.push(unreadable),
             }
         }
-        Ok(batch)
     }
 
     /// Forgets all up to a number. Returns how many.
     ///
     /// # Errors
     /// Where SQLite cannot read; then nothing is forgotten.
-    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<u64, rusqlite::Error> {
-        if seq <= self.done {
+    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<u64, Damage> {
+        if seq <= self.done || self.held.rows == 0 {
             return Ok(0);
         }
         self.roll_back()?;
@@ -248,6 +268,11 @@ impl SpoolFile {
             tracing::debug!(%error, "what is done with stays in the spool's file for now");
         }
         Ok(forgotten)
+    }
+
+    /// Whether changes are well below their bound.
+    pub(in crate::ingest) fn has_room(&self) -> bool {
+        self.bounds.has_room(&self.held)
     }
 
     /// How many wait.
@@ -281,28 +306,52 @@ impl SpoolFile {
         if self.len() > 0 || !(self.has_remains || self.is_large().unwrap_or(true)) {
             return;
         }
-        // Nobody must have it open.
-        let Ok(nothing) = Connection::open_in_memory() else {
-            return;
-        };
-        let Some(dir) = self._dir.take() else {
-            return;
-        };
-        self.connection = nothing;
-        // Where this fails nothing can be appended until it is called again and succeeds.
-        self.has_remains = true;
-        match dir.begin_anew(self.bounds.max_bytes()) {
-            Ok(mut file) => {
-                // Whatever the clock says.
-                file.last_seq = file.last_seq.max(self.last_seq);
-                *self = file;
-            }
-            Err(error) => {
-                let error = error.to_string();
-                tracing::error!(error, "the spool's file cannot be made anew");
-            }
+        let max_bytes = self.bounds.max_bytes();
+        let made = self.replace(|dir| dir.begin_anew(max_bytes).map(|file| (file, ())));
+        if let Err(error) = made
+            && !std::mem::replace(&mut self.is_told, true)
+        {
+            let error = error.to_string();
+            tracing::error!(error, "the spool's file cannot be made anew");
         }
+    }
+
+    /// Looks at all of it as at the start, where it turned out to be damaged: what is whole stays, in
+    /// a new file. What was done with may be there again.
+    ///
+    /// # Errors
+    /// When there can be no new file either. Nothing is lost by that, and it can be tried again.
+    pub(in crate::ingest) fn repair(&mut self) -> Result<Report, dir::Error> {
+        let max_bytes = self.bounds.max_bytes();
+        self.replace(|dir| dir.open_file(max_bytes))
+    }
+
+    /// Puts another file in the place of this one, which nobody must have open meanwhile. Where that
+    /// fails nothing can be appended until it is called again and succeeds.
+    fn replace<T: Default>(
+        &mut self,
+        other: impl FnOnce(&SpoolDir) -> Result<(SpoolFile, T), dir::Error>,
+    ) -> Result<T, dir::Error> {
+        let Some(dir) = self.dir.take() else {
+            return Ok(T::default()); // cannot be: whoever opens it keeps the folder
+        };
+        let (last_seq, is_told) = (self.last_seq, self.is_told);
+        let replaced = Connection::open_in_memory()
+            .map_err(|error| dir.sqlite(error))
+            .and_then(|nothing| {
+                self.connection = nothing;
+                self.has_remains = true;
+                other(&dir)
+            });
+        let done = replaced.map(|(mut file, done)| {
+            // Whatever the clock says.
+            file.last_seq = file.last_seq.max(last_seq);
+            *self = file;
+            done
+        });
+        self.is_told = is_told && done.is_err();
         self.keep(dir);
+        done
     }
 
     fn is_large(&self) -> rusqlite::Result<bool> {

@@ -56,15 +56,29 @@ fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
     }
 }
 
-/// The id of a folder's spool; a new one where there is none that can be read.
-pub(super) fn id(dir: &Path) -> Result<i64, Error> {
+/// The id of a folder's spool; a new one where there is none, or none that makes sense. What waits
+/// under a lost one (`has_file`) is written all the same.
+pub(super) fn id(dir: &Path, has_file: bool) -> Result<i64, Error> {
     let path = &dir.join("spool.id");
-    let known = fs::read_to_string(path)
-        .ok()
+    let found = match fs::read(path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(at(path)(error)),
+    };
+    let known = found
+        .as_deref()
+        .and_then(|found| str::from_utf8(found).ok())
         .and_then(|text| text.trim().parse().ok())
         .filter(|id| *id > 0);
     if let Some(id) = known {
         return Ok(id);
+    }
+    if found.is_some() || has_file {
+        tracing::error!(
+            path = %path.display(),
+            "the spool's number is lost, and it gets a new one: what was being written to the \
+             database when the last process ended may be written again"
+        );
     }
     let id = random().map_err(|error| Error::Sqlite {
         path: path.clone(),

@@ -16,7 +16,7 @@ mod verify;
 mod wal;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,11 +26,11 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use time::OffsetDateTime;
 
 use super::Error;
-use super::lane::{Waiting, answer_all};
+use super::lane::{Left, Waiting, answer_all};
 use crate::domain::Rejected;
 use crate::store;
 use dir::SpoolDir;
-use file::{Batch, SpoolFile};
+use file::{Batch, Damage, SpoolFile};
 use record::EntryRef;
 use row::micros;
 
@@ -44,6 +44,7 @@ pub(super) use record::{Entry, read_change, write_change};
 pub struct Spool(Arc<Shared>);
 
 struct Shared {
+    folder: PathBuf,
     id: i64,
     /// Used where blocking is allowed only.
     file: Mutex<SpoolFile>,
@@ -52,7 +53,7 @@ struct Shared {
     is_open: AtomicBool,
     /// Wakes the drain.
     opened: Notify,
-    /// Whether the last to come was refused.
+    /// Whether the last change to come was refused, and no room was made since.
     is_refusing: AtomicBool,
     counts: Counts,
 }
@@ -80,11 +81,11 @@ pub struct SpoolState {
     pub age: Duration,
     /// Entries that were put in.
     pub spooled: u64,
-    /// Entries that were written to the database from it.
+    /// Entries that were taken out: written to the database or, where one was damaged, given up.
     pub drained: u64,
     /// Changes and bodies that it did not take.
     pub refused: u64,
-    /// Whether the last to come was refused.
+    /// Whether the last change to come was refused, and no room was made since.
     pub is_refusing: bool,
     /// Whether callbacks go there.
     pub is_open: bool,
@@ -107,6 +108,7 @@ impl Spool {
         let opened = SpoolDir::open(dir, max_bytes)?;
         report(dir, &opened.report);
         let spool = Self(Arc::new(Shared {
+            folder: dir.to_path_buf(),
             id: opened.id,
             file: Mutex::new(opened.file),
             entrance: Arc::default(),
@@ -171,7 +173,7 @@ impl Spool {
     /// Takes changes that could not be written because of `error`, opens, and answers all.
     pub(super) async fn append(
         &self,
-        changes: Vec<(Waiting, Option<Attempt>)>,
+        changes: Vec<Left>,
         error: &store::Error,
     ) {
         let _entrance = self.0.entrance.lock().await;
@@ -188,8 +190,8 @@ impl Spool {
     /// Takes changes and answers them, if it is open; else they come back.
     pub(super) async fn append_if_open(
         &self,
-        changes: Vec<(Waiting, Option<Attempt>)>,
-    ) -> Result<(), Vec<(Waiting, Option<Attempt>)>> {
+        changes: Vec<Left>,
+    ) -> Result<(), Vec<Left>> {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             return Err(changes);
@@ -198,37 +200,25 @@ impl Spool {
         Ok(())
     }
 
-    async fn put_in(&self, changes: Vec<(Waiting, Option<Attempt>)>) {
+    async fn put_in(&self, changes: Vec<Left>) {
         let shared = Arc::clone(&self.0);
         let taken = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
-            let entries: Vec<_> = changes
-                .iter()
-                .map(|(change, attempt)| (EntryRef::Change(change.as_ref()), *attempt))
-                .collect();
-            let all = file.append(&entries);
-            drop(entries);
-            let parts = match all {
-                // Some may fit.
-                Err(Refused::Full) if changes.len() > 1 => changes
-                    .into_iter()
-                    .map(|change| {
-                        let entry = (EntryRef::Change(change.0.as_ref()), change.1);
-                        let taken = file.append(&[entry]);
-                        (vec![change], taken)
-                    })
-                    .collect(),
-                all => vec![(changes, all)],
-            };
+            let mut parts = Vec::new();
+            append_what_fits(&mut file, changes, &mut parts);
             shared.count(&file);
             parts
         });
         // Where it panicked they are gone, and each says so itself.
         for (changes, taken) in taken.await.unwrap_or_default() {
-            let are_marks =
-                |(change, _): &(Waiting, _)| EntryRef::Change(change.as_ref()).is_mark();
-            let are_marks = changes.iter().all(are_marks);
-            let taken = self.counted(changes.len(), taken, are_marks);
+            let are_marks = changes.iter().all(|(change, _)| as_entry(change).is_mark());
+            let taken = self.counted(changes.len(), taken);
+            // Marks have room where others do not, so they do not say that there is some.
+            match &taken {
+                Ok(()) if are_marks => {}
+                Ok(()) => self.0.is_refusing.store(false, Ordering::Relaxed),
+                Err(why) => self.0.refuses(&why.to_string()),
+            }
             answer_all(changes, &taken);
         }
     }
@@ -244,45 +234,25 @@ impl Spool {
             taken
         });
         let taken = taken.await.map_err(|_panicked| Error::Lost)?;
-        self.counted(1, taken, false)?;
+        self.counted(1, taken)?;
         // The drain has to come for it.
         self.open();
         Ok(())
     }
 
-    /// Marks have room where others do not, so they do not say that there is some.
-    fn counted(
-        &self,
-        entries: usize,
-        taken: Result<(), Refused>,
-        are_marks: bool,
-    ) -> Result<(), Error> {
+    fn counted(&self, entries: usize, taken: Result<(), Refused>) -> Result<(), Error> {
         let counts = &self.0.counts;
         let count = match taken {
             Ok(()) => &counts.spooled,
             Err(_) => &counts.refused,
         };
         count.fetch_add(entries as u64, Ordering::Relaxed);
-        let is_refusing = &self.0.is_refusing;
-        let was_refusing = is_refusing.load(Ordering::Relaxed);
-        is_refusing.store(
-            taken.is_err() || was_refusing && are_marks,
-            Ordering::Relaxed,
-        );
-        taken.map_err(|refused| {
-            if !was_refusing {
-                let reason = refused.to_string();
-                tracing::error!(reason, "the spool takes no more: callbacks are refused");
-            }
-            Error::Refused(Arc::new(refused))
-        })
+        taken.map_err(|refused| Error::Refused(Arc::new(refused)))
     }
 
     /// The first that wait, in their order.
     pub(super) async fn first(&self, rows: usize, bytes: usize) -> Result<Batch, Broken> {
-        let first = move |file: &mut SpoolFile| file.first(rows, bytes);
-        self.with_file(move |file| first(file).map_err(|damage| Broken::Read(damage.to_string())))
-            .await
+        self.with_file(move |file| file.first(rows, bytes)).await
     }
 
     /// Forgets what is in the database already, of which the last has this number.
@@ -306,8 +276,12 @@ impl Spool {
 
     /// Forgets all up to a number, which are in the database.
     pub(super) async fn delete_to(&self, seq: i64) -> Result<(), Broken> {
-        let deleted = self.with_file(move |file| Ok(file.delete_to(seq)?)).await?;
+        let deleted = self.with_file(move |file| Ok((file.delete_to(seq)?, file.has_room())));
+        let (deleted, has_room) = deleted.await?;
         self.0.counts.drained.fetch_add(deleted, Ordering::Relaxed);
+        if deleted > 0 && has_room {
+            self.0.is_refusing.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -329,14 +303,19 @@ impl Spool {
         let _ = shrunk.await;
     }
 
+    /// Does something with the file. Where it turns out to be damaged, it is repaired, and whoever
+    /// asked has to begin anew.
     async fn with_file<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut SpoolFile) -> Result<T, Broken> + Send + 'static,
+        work: impl FnOnce(&mut SpoolFile) -> Result<T, Damage> + Send + 'static,
     ) -> Result<T, Broken> {
         let shared = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
-            let done = work(&mut file);
+            let done = work(&mut file).or_else(|damage| {
+                report(&shared.folder, &file.repair()?);
+                Err(Broken::Damaged(damage))
+            });
             shared.count(&file);
             done
         });
@@ -344,15 +323,38 @@ impl Spool {
     }
 }
 
-/// The spool cannot be read or written any more.
+fn as_entry(change: &Waiting) -> EntryRef<'_> {
+    EntryRef::Change(change.as_ref())
+}
+
+/// Appends changes as one or, where there is no room for all, in parts that are as large as may be.
+fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Left>, parts: &mut Vec<Part>) {
+    let entries: Vec<_> = changes
+        .iter()
+        .map(|(change, attempt)| (as_entry(change), *attempt))
+        .collect();
+    match file.append(&entries) {
+        Err(Refused::Full) if changes.len() > 1 => {
+            let rest = changes.split_off(changes.len() / 2);
+            append_what_fits(file, changes, parts);
+            append_what_fits(file, rest, parts);
+        }
+        taken => parts.push((changes, taken)),
+    }
+}
+
+/// Changes, and what became of them.
+type Part = (Vec<Left>, Result<(), Refused>);
+
+/// What waits in the spool cannot be written as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// What SQLite says.
+    /// It was damaged, and is repaired as far as it can be.
     #[error("{0}")]
-    Read(String),
-    /// What SQLite says where something is to be forgotten.
-    #[error("the spool: {0}")]
-    File(#[from] rusqlite::Error),
+    Damaged(Damage),
+    /// It is damaged, and could not be repaired.
+    #[error(transparent)]
+    Unusable(#[from] OpenError),
     /// Numbers were written that were not given here.
     #[error(
         "the spool: the database has numbers that this folder has not given; is its spool.id that \
@@ -382,6 +384,13 @@ impl Shared {
     fn file(&self) -> MutexGuard<'_, SpoolFile> {
         // A transaction that a panic interrupted was rolled back.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says so once, until there is room again.
+    fn refuses(&self, reason: &str) {
+        if !self.is_refusing.swap(true, Ordering::Relaxed) {
+            tracing::error!(reason, "the spool takes no more: callbacks are refused");
+        }
     }
 
     fn count(&self, file: &SpoolFile) {
@@ -417,3 +426,6 @@ fn report(dir: &Path, report: &dir::Report) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

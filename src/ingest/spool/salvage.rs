@@ -85,7 +85,10 @@ fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Res
         Ok::<_, Unsound>(())
     };
     let Err(error) = each_row(&damaged, Order::Ascending, |seq, stored| {
-        last = seq;
+        // The number of a row that is not whole can be any.
+        if stored.is_ok() {
+            last = seq;
+        }
         take(salvaged, stored)
     }) else {
         return Ok(());
@@ -95,7 +98,7 @@ fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Res
     }
     let mut is_met = false;
     let from_the_end = each_row(&damaged, Order::Descending, |seq, stored| {
-        if seq <= last {
+        if stored.is_ok() && seq <= last {
             is_met = true;
             return Err(Unsound::Order); // only to end it
         }

@@ -238,9 +238,49 @@ fn a_folder_has_one_id_and_is_used_by_one() {
     let id = first.id;
     drop(first);
     assert_eq!(SpoolDir::open(&dir, MAX).unwrap().id, id);
-    fs::write(dir.join("spool.id"), "-7").unwrap();
+    let path = dir.join("spool.id");
+    fs::write(&path, "-7").unwrap();
     let new = SpoolDir::open(&dir, MAX).unwrap().id;
     assert!(new > 0 && new != id);
+    // One that cannot be read may be as it was.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = SpoolDir::open(&dir, MAX).unwrap_err().to_string();
+    assert!(error.contains("spool.id"), "{error}");
+    fs::remove_dir(&path).unwrap();
+    assert!(SpoolDir::open(&dir, MAX).unwrap().id > 0);
+}
+
+/// SQLite's number of variable length, where it has eight bytes.
+fn varint(number: i64) -> [u8; 8] {
+    let bits = |place: usize| (number >> (7 * (7 - place))) & 0x7f;
+    std::array::from_fn(|place| bits(place) as u8 | if place < 7 { 0x80 } else { 0 })
+}
+
+/// The number of a row decides where the others are looked for.
+#[test]
+fn a_row_with_another_number_costs_no_other_row() {
+    for raised in [true, false] {
+        let dir = TempDir::new();
+        let mut appended = Appended::new();
+        let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
+        append(&mut opened.file, 200, 20, &mut appended);
+        let harmed = opened.file.last_seq() - 100;
+        drop(opened);
+        let path = dir.path().join("spool.sqlite");
+        let mut bytes = fs::read(&path).unwrap();
+        let (from, to) = if raised {
+            (harmed, harmed + (1 << 45))
+        } else {
+            (harmed, harmed - (1 << 45))
+        };
+        let place = bytes.windows(8).position(|at| at == varint(from)).unwrap();
+        bytes[place..place + 8].copy_from_slice(&varint(to));
+        fs::write(&path, bytes).unwrap();
+        let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+        assert!(opened.report.set_aside.is_some());
+        assert_eq!(check(&opened, &appended), 199, "{:?}", opened.report);
+    }
 }
 
 #[test]

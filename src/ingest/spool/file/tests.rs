@@ -190,10 +190,51 @@ fn a_new_file_that_cannot_be_made_is_made_later() {
     std::fs::create_dir(&in_the_way).unwrap();
     file.shrink();
     assert!(append(&mut file, &[&profile("b", 10)]).is_err());
+    // Nothing waits, so nothing hinders whoever drains it.
+    assert_eq!(file.first(10, usize::MAX).unwrap().last_seq, None);
+    assert_eq!(file.delete_to(last + 1).unwrap(), 0);
     std::fs::remove_dir(&in_the_way).unwrap();
     file.shrink();
     append(&mut file, &[&profile("b", 10)]).unwrap();
     assert!(matches!(numbers(&file)[..], [seq] if seq > last));
     // The folder was ours all the time.
     assert!(SpoolDir::open(dir.path(), 1 << 20).is_err());
+}
+
+/// As on a disk that gives back other things than it was given.
+#[test]
+fn what_turns_bad_while_it_is_open_is_repaired() {
+    let dir = TempDir::new();
+    let mut file = open(&dir, 64 << 20);
+    let changes: Vec<Change> = (0..300)
+        .map(|n| profile(&n.to_string(), 500 + n % 7))
+        .collect();
+    append(&mut file, &changes.iter().collect::<Vec<_>>()).unwrap();
+    let all = numbers(&file);
+    file.delete_to(all[9]).unwrap();
+    file.tidy();
+    file.connection
+        .execute_batch("PRAGMA shrink_memory")
+        .unwrap();
+    let path = dir.path().join("spool.sqlite");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0xa5);
+    std::fs::write(&path, bytes).unwrap();
+
+    // What comes before it can be written, but no more.
+    let before = numbers(&file);
+    assert!(!before.is_empty() && before.len() < 290 && all[10..].starts_with(&before));
+    let damage = file.delete_to(*before.last().unwrap()).unwrap_err();
+    assert!(matches!(damage, Damage::Unreadable(_)), "{damage}");
+    let report = file.repair().unwrap();
+    assert!(report.set_aside.is_some_and(|aside| aside.exists()));
+    let after = numbers(&file);
+    assert!(after.starts_with(&before) && after.ends_with(&all[200..]));
+    // A page has room for seven of these.
+    assert!(after.len() >= 290 - 7, "{}", after.len());
+    assert_eq!(report.recovered, after.len() as u64);
+    append(&mut file, &[&mark()]).unwrap();
+    assert!(numbers(&file).last() > all.last());
+    assert_eq!(file.len(), after.len() as u64 + 1);
 }
