@@ -2,6 +2,7 @@
 //! to happen unheard. Nobody waits for these marks; they are written when the database can.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(super) struct Marks(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<HashMap<GroupId, CheckReason>>,
+    /// Taken from there, and not known to be durable.
+    under_way: AtomicUsize,
     added: Notify,
 }
 
@@ -68,12 +71,13 @@ impl Marks {
 
     /// How many are not written yet.
     pub(super) fn count(&self) -> usize {
-        self.waiting().len()
+        self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
     }
 
     fn take(&self) -> Vec<(GroupId, CheckReason)> {
         let mut waiting = self.waiting();
         let some: Vec<GroupId> = waiting.keys().take(AT_ONCE).cloned().collect();
+        self.0.under_way.store(some.len(), Ordering::Relaxed);
         some.iter()
             .filter_map(|group| waiting.remove_entry(group))
             .collect()
@@ -94,7 +98,9 @@ impl Marks {
             let write = marks.into_iter().map(|(group, reason)| {
                 self.write_one(&lanes, group, reason, Instant::now() + patience)
             });
-            if join_all(write).await.into_iter().all(|done| done) {
+            let done = join_all(write).await;
+            self.0.under_way.store(0, Ordering::Relaxed);
+            if done.into_iter().all(|done| done) {
                 pause = FIRST_PAUSE;
                 continue;
             }

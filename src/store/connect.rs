@@ -60,8 +60,10 @@ const DRAIN_LOCK: Duration = Duration::from_secs(5);
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
 
-/// How long the start waits for an answer that needs no more than a look.
+/// How long the start waits for an answer that needs no more than a look, and for a migration. A
+/// host that falls silent would be waited for for ever.
 const PREPARE: Duration = Duration::from_secs(30);
+const MIGRATION: Duration = Duration::from_secs(3600);
 
 /// Where the database is and how it is used.
 #[derive(Clone, Debug)]
@@ -281,18 +283,24 @@ impl Database {
             .clone()
             .options([("statement_timeout", "0"), migrate::LOCK_TIMEOUT]);
         let mut connection = self.connect(&options).await?;
+        let elapsed = || self.cannot_prepare(sqlx::Error::PoolTimedOut);
         let prepare = async {
             self.check_server(&mut connection).await?;
-            let made = sqlx::query(ENSURE_SCHEMA).execute(&mut connection).await;
-            made.map_err(|error| self.cannot_prepare(error))
+            let prepare = async {
+                sqlx::query(ENSURE_SCHEMA).execute(&mut connection).await?;
+                migrate::is_due(&mut connection).await
+            };
+            prepare.await.map_err(|error| self.cannot_prepare(error))
         };
-        // A host that falls silent now would be waited for for ever.
-        match timeout(PREPARE, prepare).await {
-            Ok(prepared) => prepared?,
-            Err(_elapsed) => return Err(self.cannot_prepare(sqlx::Error::PoolTimedOut)),
-        };
-        migrate::run(&mut connection)
-            .await
+        let is_due = timeout(PREPARE, prepare).await.map_err(|_| elapsed())??;
+        if is_due {
+            tracing::info!(database = %self, "the schema is brought up to date");
+        }
+        // Also where there is nothing to apply: what was applied has to be what we know.
+        let patience = if is_due { MIGRATION } else { PREPARE };
+        let migrated = timeout(patience, migrate::run(&mut connection)).await;
+        migrated
+            .map_err(|_| elapsed())?
             .map_err(|error| OpenError::Migrate {
                 database: self.to_string(),
                 error,

@@ -12,6 +12,28 @@ pub(super) const LOCK_TIMEOUT: (&str, &str) = ("lock_timeout", "3s");
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_secs(1);
 
+statements! {
+    HAS_LIST = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+    /// How many of these are there.
+    APPLIED = "SELECT count(*) FROM _sqlx_migrations WHERE success AND version = ANY($1)";
+}
+
+/// Whether there is something to apply.
+pub(super) async fn is_due(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let has_list: bool = sqlx::query_scalar(HAS_LIST)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !has_list {
+        return Ok(true);
+    }
+    let ours: Vec<i64> = sqlx::migrate!().iter().map(|one| one.version).collect();
+    let applied: i64 = sqlx::query_scalar(APPLIED)
+        .bind(&ours)
+        .fetch_one(connection)
+        .await?;
+    Ok(usize::try_from(applied) != Ok(ours.len()))
+}
+
 /// Applies what is missing, one replica at a time (sqlx holds an advisory lock meanwhile).
 pub(super) async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let mut migrator: Migrator = sqlx::migrate!();

@@ -205,6 +205,7 @@ impl Store {
             .chain(rejected::STATEMENTS)
             .chain(write::statements())
             .chain(connect::STATEMENTS)
+            .chain(migrate::STATEMENTS)
             .chain(STATEMENTS)
     }
 }

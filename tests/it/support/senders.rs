@@ -18,6 +18,8 @@ const CONNECTIONS: u64 = 2;
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// Groups that each has at a time.
 const GROUPS: usize = 5;
+/// After so many callbacks a group is left as it is: what came last must not hide what was lost.
+const CALLBACKS: u32 = 30;
 const USERS: [&str; 6] = ["u0", "u1", "u2", "u3", "u4", "u5"];
 
 /// What was sent, and what became of it.
@@ -34,12 +36,13 @@ pub struct Tally {
     pub unanswered: u64,
     /// Members and groups that are as they were answered.
     pub stored: u64,
-    /// Those that are not.
+    /// Those that are not; of a group whose last callback was not answered with success, as they were
+    /// before it or after it.
     pub lost: u64,
     /// Those of them of which something newer of the same member is there.
     pub reordered: u64,
-    /// Groups that want a check though all of theirs was answered, as after a transfer that was
-    /// written twice; and groups that do not though something was refused.
+    /// Groups that want a check though nothing of theirs was refused, as after a transfer that was
+    /// written twice; and groups that do not though something was.
     pub marks: u64,
     pub slowest: Duration,
     /// The first things that are not as they should be.
@@ -74,12 +77,19 @@ struct Shared {
 #[derive(Default)]
 struct State {
     tally: Tally,
-    /// Of which every callback was answered.
-    sound: Vec<Group>,
-    /// Users that were ever members of them.
+    /// To which nothing is sent any more.
+    left: Vec<Left>,
+    /// Users that were ever members of a group.
     known: BTreeMap<String, BTreeSet<String>>,
-    /// Of which the last callback was refused, and all others were answered.
-    refused: BTreeSet<String>,
+}
+
+/// What a group may be found as.
+struct Left {
+    id: String,
+    /// All that was answered, and perhaps the last that was not. `None`: it was never created.
+    states: Vec<Option<Group>>,
+    /// Whether that was refused.
+    is_refused: bool,
 }
 
 impl Senders {
@@ -122,71 +132,90 @@ impl Senders {
     pub async fn verify(&self, base: &str) -> Tally {
         let state = std::mem::take(&mut *self.shared.state.lock().unwrap());
         let mut tally = state.tally;
-        for group in &state.sound {
-            let shown = get(base, &format!("/groups/{}", group.id)).await;
-            if shown["checkReason"] != json!(null) {
-                tally.marks += 1;
-                tally.note(format!("{} wants a check: {shown}", group.id));
-            }
-            if shown["groupName"] != group.profile["groupName"]
-                || shown["ownerUserID"] != json!(group.owner())
-            {
-                tally.lost += 1;
-                tally.note(format!("{group:?}, but {shown}"));
+        let client = client();
+        for left in &state.left {
+            let shown = get(&client, base, &format!("/groups/{}", left.id)).await;
+            let path = format!("/groups/{}/members?state=current&limit=1000", left.id);
+            let members = get(&client, base, &path).await;
+            let expected = if left.is_refused {
+                json!("callback_lost")
             } else {
-                tally.stored += 1;
-            }
-            let path = format!("/groups/{}/members?state=current&limit=1000", group.id);
-            let members = get(base, &path).await;
-            let members: BTreeMap<&str, &Value> = members["members"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|member| (member["userID"].as_str().unwrap(), member))
-                .collect();
-            for user in &state.known[&group.id] {
-                let shown = members.get(user.as_str()).copied();
-                let held = group.members.get(user);
-                let is_same = match (shown, held) {
-                    (None, None) => true,
-                    (Some(shown), Some(held)) => held
-                        .values
-                        .iter()
-                        .all(|(name, value)| shown[*name] == *value),
-                    _ => false,
-                };
-                if is_same {
-                    tally.stored += 1;
-                    continue;
-                }
-                tally.note(format!("{} {user}: {held:?}, but {shown:?}", group.id));
-                tally.lost += 1;
-                let newest = |value: &Value| {
-                    let text = value.as_str()?.split('-').next_back()?;
-                    text.parse::<u64>().ok()
-                };
-                let of_held = held.iter().flat_map(|held| held.values.values());
-                let expected = of_held.filter_map(newest).max();
-                let shown = shown
-                    .into_iter()
-                    .flat_map(|shown| shown.as_object().unwrap().values());
-                let found = shown.filter_map(newest).max();
-                tally.reordered += u64::from(found.is_some() && found >= expected);
-            }
-        }
-        for group in &state.refused {
-            let shown = get(base, &format!("/groups/{group}")).await;
-            if shown["checkReason"] != "callback_lost" {
+                json!(null)
+            };
+            if shown["checkReason"] != expected {
                 tally.marks += 1;
-                tally.note(format!("{group} wants no check: {shown}"));
+                tally.note(format!("{}: expected {expected} in {shown}", left.id));
+            }
+            let of_state = |held| compare(held, &state.known[&left.id], &shown, &members);
+            let found = left.states.iter().map(|held| of_state(held.as_ref()));
+            let found = found.min_by_key(|found| found.lost).unwrap();
+            tally.stored += found.stored;
+            tally.lost += found.lost;
+            tally.reordered += found.reordered;
+            for note in found.notes {
+                tally.note(format!("{}: {note}", left.id));
             }
         }
         tally
     }
 }
 
-async fn get(base: &str, path: &str) -> Value {
-    let answer = reqwest::get(format!("{base}{path}")).await.unwrap();
+/// A group and its members as they are shown against what they should be.
+fn compare(
+    held: Option<&Group>,
+    known: &BTreeSet<String>,
+    shown: &Value,
+    members: &Value,
+) -> Tally {
+    let mut tally = Tally::default();
+    let name = held.map(|group| group.profile["groupName"].clone());
+    let owner = held.and_then(Group::owner);
+    if shown["groupName"] == name.unwrap_or_default() && shown["ownerUserID"] == json!(owner) {
+        tally.stored += 1;
+    } else {
+        tally.lost += 1;
+        tally.note(format!("{held:?}, but {shown}"));
+    }
+    let members: BTreeMap<&str, &Value> = members["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|member| (member["userID"].as_str().unwrap(), member))
+        .collect();
+    for user in known {
+        let shown = members.get(user.as_str()).copied();
+        let held = held.and_then(|group| group.members.get(user));
+        let is_same = match (shown, held) {
+            (None, None) => true,
+            (Some(shown), Some(held)) => held
+                .values
+                .iter()
+                .all(|(name, value)| shown[*name] == *value),
+            _ => false,
+        };
+        if is_same {
+            tally.stored += 1;
+            continue;
+        }
+        tally.note(format!("{user}: {held:?}, but {shown:?}"));
+        tally.lost += 1;
+        let newest = |value: &Value| {
+            let text = value.as_str()?.split('-').next_back()?;
+            text.parse::<u64>().ok()
+        };
+        let of_held = held.iter().flat_map(|held| held.values.values());
+        let expected = of_held.filter_map(newest).max();
+        let shown = shown
+            .into_iter()
+            .flat_map(|shown| shown.as_object().unwrap().values());
+        let found = shown.filter_map(newest).max();
+        tally.reordered += u64::from(found.is_some() && found >= expected);
+    }
+    tally
+}
+
+async fn get(client: &reqwest::Client, base: &str, path: &str) -> Value {
+    let answer = client.get(format!("{base}{path}")).send().await.unwrap();
     serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
 }
 
@@ -204,7 +233,8 @@ struct Sender {
     number: u64,
     client: reqwest::Client,
     openim: OpenIm,
-    groups: Vec<String>,
+    /// With the number of callbacks of each.
+    groups: Vec<(String, u32)>,
     /// Of groups and of values.
     count: u64,
     name: u64,
@@ -234,23 +264,25 @@ impl Sender {
             };
             self.step(&base).await;
         }
-        let mut state = self.shared.state.lock().unwrap();
-        for group in self.groups {
-            state.sound.extend(self.openim.groups.remove(&group));
+        while let Some((group, _)) = self.groups.pop() {
+            let state = self.openim.groups.remove(&group);
+            self.leave(group, vec![state], false);
         }
     }
 
     /// One callback, of something that happened.
     async fn step(&mut self, base: &str) {
-        let (group, operation) = if self.groups.len() < GROUPS {
+        let is_new = self.groups.len() < GROUPS && self.random.one_in(2);
+        let (group, operation) = if is_new || self.groups.is_empty() {
             self.count += 1;
             let group = format!("s{}-{}-{}", self.name, self.number, self.count);
-            self.groups.push(group.clone());
+            self.groups.push((group.clone(), 0));
             (group, self.creation())
         } else {
-            let group = self.random.pick(&self.groups);
+            let (group, _) = self.random.pick(&self.groups);
             (group.clone(), self.operation(&group))
         };
+        let before = self.openim.groups.get(&group).cloned();
         let Ok(told) = self.openim.apply(&group, &operation) else {
             return;
         };
@@ -259,36 +291,52 @@ impl Sender {
             let mut state = self.shared.state.lock().unwrap();
             state.known.entry(group.clone()).or_default().extend(users);
         }
+        assert!(told.len() <= 1, "{operation:?} is one change");
         for callback in told {
             let began = Instant::now();
             let outcome = self.send(base, &callback).await;
-            self.count(&group, &outcome, began.elapsed());
+            self.count(&group, before.clone(), &outcome, began.elapsed());
         }
     }
 
-    fn count(&mut self, group: &str, outcome: &Outcome, took: Duration) {
-        let mut state = self.shared.state.lock().unwrap();
-        state.tally.sent += 1;
-        match outcome {
-            Outcome::Answered => {
-                state.tally.answered += 1;
-                state.tally.slowest = state.tally.slowest.max(took);
-                return;
+    fn count(&mut self, group: &str, before: Option<Group>, outcome: &Outcome, took: Duration) {
+        {
+            let tally = &mut self.shared.state.lock().unwrap().tally;
+            tally.sent += 1;
+            match outcome {
+                Outcome::Answered => tally.answered += 1,
+                Outcome::Refused => tally.refused += 1,
+                Outcome::Odd(what) => {
+                    tally.odd += 1;
+                    tally.note(what.clone());
+                }
+                Outcome::None => tally.unanswered += 1,
             }
-            Outcome::Refused => {
-                state.tally.refused += 1;
-                state.tally.slowest = state.tally.slowest.max(took);
-                state.refused.insert(group.to_owned());
+            if matches!(outcome, Outcome::Answered | Outcome::Refused) {
+                tally.slowest = tally.slowest.max(took);
             }
-            Outcome::Odd(what) => {
-                state.tally.odd += 1;
-                state.tally.note(what.clone());
-            }
-            Outcome::None => state.tally.unanswered += 1,
         }
-        // What the mirror must show of it is not known any more.
-        self.groups.retain(|other| other != group);
-        self.openim.groups.remove(group);
+        let place = self.groups.iter().position(|(id, _)| id == group).unwrap();
+        self.groups[place].1 += 1;
+        let is_answered = matches!(outcome, Outcome::Answered);
+        if is_answered && self.groups[place].1 < CALLBACKS {
+            return;
+        }
+        self.groups.swap_remove(place);
+        let mut states = vec![self.openim.groups.remove(group)];
+        if !is_answered {
+            states.push(before);
+        }
+        self.leave(group.to_owned(), states, matches!(outcome, Outcome::Refused));
+    }
+
+    fn leave(&self, id: String, states: Vec<Option<Group>>, is_refused: bool) {
+        let mut state = self.shared.state.lock().unwrap();
+        state.left.push(Left {
+            id,
+            states,
+            is_refused,
+        });
     }
 
     async fn send(&mut self, base: &str, callback: &Callback) -> Outcome {
