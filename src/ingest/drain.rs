@@ -264,7 +264,7 @@ impl Drain {
         let (mut changes, mut rejected) = (Vec::new(), Vec::new());
         for spooled in part {
             match &spooled.entry {
-                        _ if self.is_in(spooled) => {}
+                _ if self.is_in(spooled) => {}
                 Entry::Change(change) => changes.push(change),
                 Entry::Rejected(body) => rejected.push(body),
             }

@@ -324,6 +324,50 @@ async fn what_the_database_refuses_for_good_holds_up_nothing() {
     assert_eq!(app.member("h", "bad").await.unwrap()[0], json!(60));
 }
 
+/// Among many those that the database refuses are found, wherever they are, and no other is left out
+/// or comes out of its order.
+#[tokio::test]
+async fn of_many_that_wait_those_that_the_database_refuses_are_found() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.spool.after = Duration::from_millis(500);
+    })
+    .await;
+    for user in 0..90 {
+        app.set("g", &format!("u{user}"), json!({"roleLevel": 20}))
+            .await;
+    }
+    let constraint =
+        "alter table group_members add constraint no_admins check (role_level <> 60) not valid";
+    app.db.execute(constraint).await;
+    let holder = app.db.hold_members().await;
+    let bad = [0, 1, 2, 30, 57, 58, 89];
+    for user in 0..90 {
+        let id = format!("u{user}");
+        let role = if bad.contains(&user) { 60 } else { 21 };
+        for values in [
+            json!({"ex": "old"}),
+            json!({"roleLevel": role}),
+            json!({"ex": "new"}),
+        ] {
+            app.set("g", &id, values).await;
+        }
+    }
+    holder.rollback().await.unwrap();
+    drained(&app).await;
+    assert_eq!(app.metric("spool_drained_total").await, 270.0);
+    for user in 0..90 {
+        let role = if bad.contains(&user) { 20 } else { 21 };
+        let shown = app.get(&format!("/groups/g/members/u{user}")).await.ok();
+        assert_eq!(
+            (&shown["roleLevel"], &shown["ex"]),
+            (&json!(role), &json!("new")),
+            "{user}"
+        );
+    }
+    let kept = "select id from rejected_callbacks where code = 'database_refused'";
+    assert_eq!(app.db.rows(kept).await.len(), bad.len());
+}
+
 /// A value that no library of ours can read makes the drain panic, not end.
 #[tokio::test]
 async fn a_panic_of_the_drain_is_not_its_end() {

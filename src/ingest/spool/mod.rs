@@ -171,11 +171,7 @@ impl Spool {
     }
 
     /// Takes changes that could not be written because of `error`, opens, and answers all.
-    pub(super) async fn append(
-        &self,
-        changes: Vec<Left>,
-        error: &store::Error,
-    ) {
+    pub(super) async fn append(&self, changes: Vec<Left>, error: &store::Error) {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             let error = error.to_string();
@@ -188,10 +184,7 @@ impl Spool {
     }
 
     /// Takes changes and answers them, if it is open; else they come back.
-    pub(super) async fn append_if_open(
-        &self,
-        changes: Vec<Left>,
-    ) -> Result<(), Vec<Left>> {
+    pub(super) async fn append_if_open(&self, changes: Vec<Left>) -> Result<(), Vec<Left>> {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             return Err(changes);

@@ -25,7 +25,10 @@ impl TempDir {
     pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("openim-group-mirror-test-spool-{}-{number}", std::process::id());
+        let name = format!(
+            "openim-group-mirror-test-spool-{}-{number}",
+            std::process::id()
+        );
         let path = env::temp_dir().join(name);
         fs::create_dir(&path).unwrap();
         Self(path)

@@ -327,7 +327,11 @@ impl Sender {
         if !is_answered {
             states.push(before);
         }
-        self.leave(group.to_owned(), states, matches!(outcome, Outcome::Refused));
+        self.leave(
+            group.to_owned(),
+            states,
+            matches!(outcome, Outcome::Refused),
+        );
     }
 
     fn leave(&self, id: String, states: Vec<Option<Group>>, is_refused: bool) {
