@@ -28,20 +28,27 @@ const LONG: Duration = Duration::from_secs(10);
 /// OpenIM gives up after 5 s; the answer should come well before.
 const GOAL: Duration = Duration::from_secs(3);
 
-const FAULTS: [Fault; 9] = [
-    Fault::Cut,
-    Fault::Silent,
-    Fault::Slow,
-    Fault::PostgresKilled,
-    Fault::PostgresStopped,
-    Fault::ServiceKilled,
-    Fault::BothKilled,
-    Fault::SpoolFull,
-    Fault::DiskFull,
+const FAULTS: [(Fault, &str); 9] = [
+    (Fault::Cut, "connections cut for 10 s"),
+    (Fault::Silent, "the network swallows everything for 10 s"),
+    (Fault::Slow, "everything takes 0.3 s longer for 10 s"),
+    (Fault::PostgresKilled, "Postgres killed, back after 10 s"),
+    (Fault::PostgresStopped, "Postgres stopped for 10 s"),
+    (Fault::ServiceKilled, "the service killed 20 times"),
+    (
+        Fault::BothKilled,
+        "the service and Postgres killed at once, twice",
+    ),
+    (Fault::SpoolFull, "the spool full"),
+    (Fault::DiskFull, "the disk full"),
+];
+const ENDS: [(End, &str); 2] = [
+    (End::Stopped, "the spool damaged after a stop"),
+    (End::Killed, "the spool damaged after a kill"),
 ];
 
 struct Row {
-    name: String,
+    name: &'static str,
     rounds: u32,
     tally: Tally,
 }
@@ -58,7 +65,7 @@ fn main() -> ExitCode {
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let mut all = Row {
-        name: "all".into(),
+        name: "all",
         rounds: 0,
         tally: Tally::default(),
     };
@@ -114,30 +121,31 @@ async fn soak(long: Duration, seed: u64) -> Vec<Row> {
     let mut round = 0;
     while round == 0 || began.elapsed() < long {
         let seed = seed.wrapping_add(round);
-        for fault in FAULTS {
-            eprint(&format!("{fault:?}"));
+        for (fault, name) in FAULTS {
+            eprint(name);
             let tally = suffer(fault, LONG, seed).await;
-            count(&mut rows, format!("{fault:?}"), &tally);
+            count(&mut rows, name, &tally);
         }
-        for end in [End::Stopped, End::Killed] {
-            eprint(&format!("Damaged, {end:?}"));
+        for (end, name) in ENDS {
+            eprint(name);
             let (is_told, mut tally) = damage(end, seed).await;
             if is_told {
                 // What a damaged file has lost is told, and nothing of ours.
                 (tally.lost, tally.reordered, tally.marks) = (0, 0, 0);
                 tally.notes.clear();
             }
-            count(&mut rows, format!("Damaged, {end:?}"), &tally);
+            count(&mut rows, name, &tally);
         }
-        eprint("Abuse");
+        let name = "odd connections, large bodies, nonsense";
+        eprint(name);
         let (_peak, tally) = abuse(seed).await;
-        count(&mut rows, "Abuse".into(), &tally);
+        count(&mut rows, name, &tally);
         round += 1;
     }
     rows
 }
 
-fn count(rows: &mut Vec<Row>, name: String, tally: &Tally) {
+fn count(rows: &mut Vec<Row>, name: &'static str, tally: &Tally) {
     let row = rows.iter_mut().find(|row| row.name == name);
     match row {
         Some(row) => {

@@ -44,6 +44,15 @@ fn append(file: &mut SpoolFile, count: usize, at_once: usize, appended: &mut App
     }
 }
 
+/// A folder with so many entries in its file and nothing in the log, which nobody uses.
+fn filled(count: usize, at_once: usize) -> (TempDir, Appended) {
+    let dir = TempDir::new();
+    let mut appended = Appended::new();
+    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
+    append(&mut opened.file, count, at_once, &mut appended);
+    (dir, appended)
+}
+
 fn copy_files(from: &Path, to: &Path) {
     for file in fs::read_dir(from).unwrap() {
         let file = file.unwrap();
@@ -135,11 +144,7 @@ fn seed() -> u8 {
 
 #[test]
 fn a_harmed_file_gives_what_is_whole_and_a_report_of_what_is_not() {
-    let whole = TempDir::new();
-    let mut appended = Appended::new();
-    let mut opened = SpoolDir::open(whole.path(), MAX).unwrap();
-    append(&mut opened.file, 400, 20, &mut appended);
-    drop(opened);
+    let (whole, appended) = filled(400, 20);
     assert!(!whole.path().join("spool.sqlite-wal").exists());
     rounds(seed(), |harm| {
         let dir = TempDir::new();
@@ -170,11 +175,7 @@ fn a_harmed_file_gives_what_is_whole_and_a_report_of_what_is_not() {
 
 #[test]
 fn a_harmed_log_gives_what_is_whole_and_a_report_of_what_is_not() {
-    let whole = TempDir::new();
-    let mut appended = Appended::new();
-    let mut opened = SpoolDir::open(whole.path(), MAX).unwrap();
-    append(&mut opened.file, 100, 20, &mut appended);
-    drop(opened);
+    let (whole, mut appended) = filled(100, 20);
     let mut opened = SpoolDir::open(whole.path(), MAX).unwrap();
     append(&mut opened.file, 150, 5, &mut appended);
     // As if the process were killed here.
@@ -261,12 +262,8 @@ fn varint(number: i64) -> [u8; 8] {
 #[test]
 fn a_row_with_another_number_costs_no_other_row() {
     for raised in [true, false] {
-        let dir = TempDir::new();
-        let mut appended = Appended::new();
-        let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
-        append(&mut opened.file, 200, 20, &mut appended);
-        let harmed = opened.file.last_seq() - 100;
-        drop(opened);
+        let (dir, appended) = filled(200, 20);
+        let harmed = appended.keys().max().unwrap() - 100;
         let path = dir.path().join("spool.sqlite");
         let mut bytes = fs::read(&path).unwrap();
         let (from, to) = if raised {
@@ -312,11 +309,7 @@ fn whatever_lies_in_the_place_of_the_file_goes_aside() {
 
 #[test]
 fn a_repair_that_was_cut_short_is_done_at_the_next_start() {
-    let dir = TempDir::new();
-    let mut appended = Appended::new();
-    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
-    append(&mut opened.file, 30, 10, &mut appended);
-    drop(opened);
+    let (dir, appended) = filled(30, 10);
     let path = |name: &str| dir.path().join(name);
     // Before the new file took the place of the damaged one, which is aside but for its log.
     fs::rename(path("spool.sqlite"), path("spool.ready.sqlite")).unwrap();
@@ -330,11 +323,7 @@ fn a_repair_that_was_cut_short_is_done_at_the_next_start() {
 /// A file that cannot be opened now is as good as it was.
 #[test]
 fn what_only_cannot_be_opened_is_left_alone() {
-    let dir = TempDir::new();
-    let mut appended = Appended::new();
-    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
-    append(&mut opened.file, 50, 10, &mut appended);
-    drop(opened);
+    let (dir, appended) = filled(50, 10);
     let path = dir.path().join("spool.sqlite");
     let other = rusqlite::Connection::open(&path).unwrap();
     other
@@ -353,11 +342,7 @@ fn what_only_cannot_be_opened_is_left_alone() {
 /// A new file that cannot be written takes nobody's place.
 #[test]
 fn a_repair_without_room_leaves_all_as_it_was() {
-    let dir = TempDir::new();
-    let mut appended = Appended::new();
-    let mut opened = SpoolDir::open(dir.path(), MAX).unwrap();
-    append(&mut opened.file, 50, 10, &mut appended);
-    drop(opened);
+    let (dir, appended) = filled(50, 10);
     let path = dir.path().join("spool.sqlite");
     let new = verify::create(&dir.path().join("new.sqlite")).unwrap();
     new.execute_batch("PRAGMA max_page_count = 4").unwrap();
