@@ -12,6 +12,7 @@ KINDS = {
     "callback": "callbacks",
     "member": "GET one member",
     "page": "GET a page of 100",
+    "join": "joins",
 }
 
 # (kind, connections) -> contender -> what each round gave

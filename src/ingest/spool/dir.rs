@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::file::SpoolFile;
+use super::report::Report;
 use super::salvage::{self, Aside, LOG, beside};
 use super::wal::Found;
 use super::{lock, verify};
@@ -57,24 +58,6 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
         path: path.to_path_buf(),
         error,
     }
-}
-
-/// What was found, for the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::ingest) struct Report {
-    /// How many entries wait.
-    pub(in crate::ingest) waiting: u64,
-    /// Where a damaged file is now, or a part of one that had no file.
-    pub(in crate::ingest) set_aside: Option<PathBuf>,
-    /// How many rows of it were read and still wait.
-    pub(in crate::ingest) recovered: u64,
-    /// How many rows of it were reached, and not read.
-    pub(in crate::ingest) unreadable: u64,
-    /// How much of the log beside the file SQLite did not take: a commit that was under way when
-    /// the process ended, or damage.
-    pub(in crate::ingest) lost_tail_bytes: Option<u64>,
-    /// What is wrong with what was set aside. Quotes nothing of what waits.
-    pub(in crate::ingest) why: Option<String>,
 }
 
 /// A folder that this process uses alone, for as long as the value lives.

@@ -4,10 +4,12 @@
 //! that. It opens with the first write that fails, and closes when nothing is left in it.
 
 mod bounds;
+mod counts;
 mod dir;
 mod file;
 mod lock;
 mod record;
+mod report;
 mod row;
 mod salvage;
 #[cfg(test)]
@@ -17,23 +19,21 @@ mod wal;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
-
-use time::OffsetDateTime;
 
 use super::Error;
 use super::lane::{Left, Waiting, answer_all};
 use crate::domain::Rejected;
 use crate::store;
+use counts::Counts;
 use dir::SpoolDir;
 use file::{Batch, Damage, SpoolFile};
 use record::EntryRef;
-use row::micros;
 
+pub use counts::SpoolState;
 pub use dir::Error as OpenError;
 pub use file::Refused;
 pub(super) use file::{Attempt, Spooled};
@@ -53,42 +53,7 @@ struct Shared {
     is_open: AtomicBool,
     /// Wakes the drain.
     opened: Notify,
-    /// Whether the last change to come was refused, and no room was made since.
-    is_refusing: AtomicBool,
     counts: Counts,
-}
-
-/// What there is, as far as somebody asks for it who must not wait.
-#[derive(Debug, Default)]
-struct Counts {
-    waiting: AtomicU64,
-    bytes: AtomicU64,
-    /// When the first came, in microseconds since 1970; 0: there is none.
-    oldest: AtomicU64,
-    spooled: AtomicU64,
-    drained: AtomicU64,
-    refused: AtomicU64,
-}
-
-/// What waits in the spool, and what has been done with it since the start.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SpoolState {
-    /// Entries in it.
-    pub waiting: u64,
-    /// What they take.
-    pub bytes: u64,
-    /// How long the first has waited.
-    pub age: Duration,
-    /// Entries that were put in.
-    pub spooled: u64,
-    /// Entries that were taken out: written to the database or, where one was damaged, given up.
-    pub drained: u64,
-    /// Changes and bodies that it did not take.
-    pub refused: u64,
-    /// Whether the last change to come was refused, and no room was made since.
-    pub is_refusing: bool,
-    /// Whether callbacks go there.
-    pub is_open: bool,
 }
 
 impl fmt::Debug for Shared {
@@ -106,7 +71,7 @@ impl Spool {
     /// When the folder cannot be used, or is in use by another process.
     pub fn in_folder(dir: &Path, max_bytes: u64) -> Result<Self, OpenError> {
         let opened = SpoolDir::open(dir, max_bytes)?;
-        report(dir, &opened.report);
+        opened.report.tell(dir);
         let spool = Self(Arc::new(Shared {
             folder: dir.to_path_buf(),
             id: opened.id,
@@ -114,10 +79,9 @@ impl Spool {
             entrance: Arc::default(),
             is_open: AtomicBool::new(true),
             opened: Notify::new(),
-            is_refusing: AtomicBool::new(false),
             counts: Counts::default(),
         }));
-        spool.0.count(&spool.0.file());
+        spool.0.counts.follow(&spool.0.file());
         let entries = spool.state().waiting;
         if entries > 0 {
             let folder = dir.display();
@@ -151,23 +115,7 @@ impl Spool {
 
     /// What is in it, and what was done with it.
     pub fn state(&self) -> SpoolState {
-        let counts = &self.0.counts;
-        let oldest = counts.oldest.load(Ordering::Relaxed);
-        let now = micros(OffsetDateTime::now_utc());
-        let age = match oldest {
-            0 => 0,
-            oldest => now.cast_unsigned().saturating_sub(oldest),
-        };
-        SpoolState {
-            waiting: counts.waiting.load(Ordering::Relaxed),
-            bytes: counts.bytes.load(Ordering::Relaxed),
-            age: Duration::from_micros(age),
-            spooled: counts.spooled.load(Ordering::Relaxed),
-            drained: counts.drained.load(Ordering::Relaxed),
-            refused: counts.refused.load(Ordering::Relaxed),
-            is_refusing: self.0.is_refusing.load(Ordering::Relaxed),
-            is_open: self.is_open(),
-        }
+        self.0.counts.state(self.is_open())
     }
 
     /// Takes changes that could not be written because of `error`, opens, and answers all.
@@ -199,20 +147,20 @@ impl Spool {
             let mut file = shared.file();
             let mut parts = Vec::new();
             append_what_fits(&mut file, changes, &mut parts);
-            shared.count(&file);
+            shared.counts.follow(&file);
             parts
         });
         // Where it panicked they are gone, and each says so itself.
         for (changes, taken) in taken.await.unwrap_or_default() {
-            let are_marks = changes.iter().all(|(change, _)| as_entry(change).is_mark());
-            let taken = self.counted(changes.len(), taken);
+            self.0.counts.came(changes.len(), &taken);
             // Marks have room where others do not, so they do not say that there is some.
+            let are_marks = changes.iter().all(|(change, _)| as_entry(change).is_mark());
             match &taken {
                 Ok(()) if are_marks => {}
-                Ok(()) => self.0.is_refusing.store(false, Ordering::Relaxed),
-                Err(why) => self.0.refuses(&why.to_string()),
+                Ok(()) => self.0.counts.has_room(),
+                Err(refused) => self.0.counts.refuses(refused),
             }
-            answer_all(changes, &taken);
+            answer_all(changes, &taken.map_err(refusal));
         }
     }
 
@@ -223,24 +171,15 @@ impl Spool {
         let taken = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
             let taken = file.append(&[(EntryRef::Rejected(&rejected), None)]);
-            shared.count(&file);
+            shared.counts.follow(&file);
             taken
         });
         let taken = taken.await.map_err(|_panicked| Error::Lost)?;
-        self.counted(1, taken)?;
+        self.0.counts.came(1, &taken);
+        taken.map_err(refusal)?;
         // The drain has to come for it.
         self.open();
         Ok(())
-    }
-
-    fn counted(&self, entries: usize, taken: Result<(), Refused>) -> Result<(), Error> {
-        let counts = &self.0.counts;
-        let count = match taken {
-            Ok(()) => &counts.spooled,
-            Err(_) => &counts.refused,
-        };
-        count.fetch_add(entries as u64, Ordering::Relaxed);
-        taken.map_err(|refused| Error::Refused(Arc::new(refused)))
     }
 
     /// The first that wait, in their order.
@@ -271,9 +210,9 @@ impl Spool {
     pub(super) async fn delete_to(&self, seq: i64) -> Result<(), Broken> {
         let deleted = self.with_file(move |file| Ok((file.delete_to(seq)?, file.has_room())));
         let (deleted, has_room) = deleted.await?;
-        self.0.counts.drained.fetch_add(deleted, Ordering::Relaxed);
+        self.0.counts.went(deleted);
         if deleted > 0 && has_room {
-            self.0.is_refusing.store(false, Ordering::Relaxed);
+            self.0.counts.has_room();
         }
         Ok(())
     }
@@ -306,14 +245,18 @@ impl Spool {
         let done = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
             let done = work(&mut file).or_else(|damage| {
-                report(&shared.folder, &file.repair()?);
+                file.repair()?.tell(&shared.folder);
                 Err(Broken::Damaged(damage))
             });
-            shared.count(&file);
+            shared.counts.follow(&file);
             done
         });
         done.await.unwrap_or_else(|_panicked| Err(Broken::Panicked))
     }
+}
+
+fn refusal(refused: Refused) -> Error {
+    Error::Refused(Arc::new(refused))
 }
 
 fn as_entry(change: &Waiting) -> EntryRef<'_> {
@@ -368,7 +311,7 @@ pub(super) struct Held {
 impl Held {
     /// From now on changes are written directly. Nothing is left in it.
     pub(super) fn close(self) {
-        self.spool.0.is_refusing.store(false, Ordering::Relaxed);
+        self.spool.0.counts.has_room();
         self.spool.0.is_open.store(false, Ordering::Release);
     }
 }
@@ -377,46 +320,6 @@ impl Shared {
     fn file(&self) -> MutexGuard<'_, SpoolFile> {
         // A transaction that a panic interrupted was rolled back.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says so once, until there is room again.
-    fn refuses(&self, reason: &str) {
-        if !self.is_refusing.swap(true, Ordering::Relaxed) {
-            tracing::error!(reason, "the spool takes no more: callbacks are refused");
-        }
-    }
-
-    fn count(&self, file: &SpoolFile) {
-        let oldest = file.oldest().map_or(0, micros);
-        let counts = &self.counts;
-        counts.waiting.store(file.len(), Ordering::Relaxed);
-        counts.bytes.store(file.bytes(), Ordering::Relaxed);
-        let oldest = u64::try_from(oldest).unwrap_or(0);
-        counts.oldest.store(oldest, Ordering::Relaxed);
-    }
-}
-
-/// What was found in the folder, where somebody has to know.
-fn report(dir: &Path, report: &dir::Report) {
-    let folder = dir.display();
-    if let Some(aside) = &report.set_aside {
-        tracing::error!(
-            %folder,
-            set_aside = %aside.display(),
-            why = report.why.as_deref().unwrap_or("unknown"),
-            recovered = report.recovered,
-            unreadable = report.unreadable,
-            "the spool was damaged: it is set aside, and what could be read of it is kept; \
-             callbacks that were answered may be lost"
-        );
-    }
-    if let Some(bytes) = report.lost_tail_bytes {
-        tracing::warn!(
-            %folder,
-            bytes,
-            "the end of the spool is unreadable: a write that was under way when the process \
-             ended, or damage; callbacks that were answered may be lost"
-        );
     }
 }
 

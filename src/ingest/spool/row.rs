@@ -16,6 +16,13 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
+/// With [`Stored::values`].
+pub(super) const INSERT: &str = concat!(
+    "INSERT INTO entries (",
+    columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+);
+
 /// A row as it is stored.
 #[derive(Clone, Copy)]
 pub(super) struct Stored<'a> {
@@ -47,6 +54,19 @@ impl<'a> Stored<'a> {
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         first
+    }
+
+    /// For [`INSERT`].
+    pub(super) fn values(&self, checksum: &'a [u8; 8]) -> impl rusqlite::Params {
+        (
+            self.seq,
+            self.kind,
+            self.received_at,
+            self.lane,
+            self.attempt,
+            self.record,
+            checksum.as_slice(),
+        )
     }
 
     /// The row as it was written.

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use time::OffsetDateTime;
 
-use super::file::INSERT;
-use super::row::Stored;
+use super::row::{INSERT, Stored};
 use super::verify::{self, Order, Unsound, each_row};
 
 /// Rows of a transaction.
