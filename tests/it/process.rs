@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Service, TestDb, kill, member_info, run, until, wait_for};
+use crate::support::{Service, TestDb, Wire, kill, member_info, run, until, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -372,6 +372,63 @@ async fn it_starts_without_its_database_which_is_named_without_its_password() {
     assert_eq!(drain.code, Some(0), "{}", drain.stderr);
     let rows = db.rows("select role_level from group_members").await;
     assert_eq!(rows, [json!({"role_level": 20})]);
+}
+
+/// The database is there only when a third process runs, which has made no tables yet; each process has
+/// another number of lanes.
+#[tokio::test]
+async fn what_waits_is_written_when_the_database_appears_whatever_the_number_of_lanes() {
+    let db = TestDb::empty("").await;
+    let wire = Wire::before(&db.url).await;
+    wire.cut();
+    let spool = run().folder("spool").display().to_string();
+    let start = async |lanes: &str| {
+        // As many as half of these, and two at most.
+        let size = if lanes == "one lane" { "2" } else { "10" };
+        let (url, spool) = (wire.url.clone(), spool.clone());
+        let start = move || {
+            Service::start(&[
+                ("DATABASE_URL", url.as_str()),
+                ("SPOOL_DIR", spool.as_str()),
+                ("DATABASE_POOL_SIZE", size),
+            ])
+        };
+        // The wire has to answer meanwhile.
+        tokio::task::spawn_blocking(start).await.unwrap()
+    };
+    let send = async |service: &Service, nickname: &str| {
+        for group in 0..10 {
+            let body = member_info(&format!("g{group}"), "u", json!({"nickName": nickname}));
+            let reply = callback(&service.base, body).await.unwrap();
+            assert_eq!(reply["actionCode"], 0, "{reply}");
+        }
+    };
+    for lanes in ["one lane", "two lanes"] {
+        let service = start(lanes).await;
+        send(&service, lanes).await;
+        // As kill -9.
+        drop(service);
+    }
+    let service = start("one lane").await;
+    send(&service, "before it appears").await;
+    wire.heal();
+    until("the spool is empty", async || {
+        let ready = reqwest::get(format!("{}/readyz", service.base)).await;
+        let metrics = reqwest::get(format!("{}/metrics", service.base)).await;
+        let metrics = metrics.unwrap().text().await.unwrap();
+        ready.unwrap().status() == 200 && metrics.contains("spool_drained_total 30\n")
+    })
+    .await;
+    let nicknames = "select nickname, count(*) as n from group_members group by 1";
+    assert_eq!(
+        db.rows(nicknames).await,
+        [json!({"nickname": "before it appears", "n": 10})]
+    );
+    send(&service, "after").await;
+    for group in 0..10 {
+        let member = get(&service.base, &format!("/groups/g{group}/members/u")).await;
+        assert_eq!(member["nickName"], "after");
+    }
 }
 
 #[tokio::test]
