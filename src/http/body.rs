@@ -104,18 +104,23 @@ pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
     T::parse(text)
 }
 
-/// The same, beside everything else if it takes long.
-async fn parse_aside<T>(body: &Bytes) -> Result<T::Parsed, Error>
+/// The same, beside everything else if it takes long. The body keeps its share of the memory until then,
+/// whether somebody waits for it or not.
+async fn parse_aside<T>(received: Received) -> Result<(Received, Result<T::Parsed, Error>), Error>
 where
     T: FromBody,
     T::Parsed: Send + 'static,
 {
-    if body.len() <= LONG {
-        return parse::<T>(body);
+    let length = received.bytes.len();
+    let parse = move || {
+        let parsed = parse::<T>(&received.bytes);
+        (received, parsed)
+    };
+    if length <= LONG {
+        return Ok(parse());
     }
-    let body = body.clone();
-    let parsed = tokio::task::spawn_blocking(move || parse::<T>(&body)).await;
-    parsed.unwrap_or_else(|_panicked| Err(Error::new(Code::Internal, "the log says more")))
+    let parsed = tokio::task::spawn_blocking(parse).await;
+    parsed.map_err(|_panicked| Error::new(Code::Internal, "the log says more"))
 }
 
 /// A JSON body, read whole and parsed. Its share of the memory is held with it, so until the
@@ -160,11 +165,11 @@ where
         let is_json = request
             .content_type()
             .is_some_and(Json::<T>::check_content_type);
-        let parsed = if is_json {
-            parse_aside::<T>(&received.bytes).await
+        let (received, parsed) = if is_json {
+            parse_aside::<T>(received).await?
         } else {
             let detail = "Content-Type: expected application/json";
-            Err(Error::new(Code::NotJson, detail))
+            (received, Err(Error::new(Code::NotJson, detail)))
         };
         match parsed {
             Ok(parsed) => Ok(Self {

@@ -201,7 +201,7 @@ impl Metrics {
             )?,
             drained: IntCounter::new(
                 "spool_drained_total",
-                "Changes and rejected bodies that were written to the database out of the spool.",
+                "Changes and rejected bodies that are done with: written to the database out of the spool or, where one was damaged, given up.",
             )?,
             spool_refused: IntCounter::new(
                 "spool_refused_total",

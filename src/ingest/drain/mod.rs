@@ -26,10 +26,10 @@ const MOST_ENTRIES: usize = 512;
 const MOST_BYTES: usize = 4 << 20;
 /// How long one write is waited for after one that took too long; each time twice as long.
 const LONGEST_WRITE: Duration = Duration::from_secs(65);
-/// While nothing is let in: how long one write is waited for, and when no other is begun any more.
-/// Callbacks wait for both, and OpenIM for 5 s.
-const HELD_WRITE: Duration = Duration::from_secs(2);
+/// While nothing is let in: when no other write is begun any more, and how long the last is waited for
+/// after that. Callbacks wait for both, and OpenIM for 5 s.
 const HELD: Duration = Duration::from_millis(500);
+const HELD_WRITE: Duration = Duration::from_secs(2);
 
 /// Why the drain does not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub(super) struct Drain {
     patience: Duration,
     /// How many entries are written at a time: fewer where many take too long.
     most: usize,
-    /// When whoever waits to be let in is let in again, if anybody has to wait.
+    /// When lanes that are kept out are let in again, if any are.
     held_until: Option<Instant>,
 }
 
@@ -179,7 +179,8 @@ impl Drain {
             } else {
                 None
             };
-            self.held_until = held.as_ref().map(|_| Instant::now() + HELD);
+            let keeps_out = held.is_some() && self.lanes.is_some();
+            self.held_until = keeps_out.then(|| Instant::now() + HELD);
             let mut is_empty = !self.write_some().await?;
             if let Some(held) = held {
                 while is_little && !is_empty && !self.has_to_let_in() {

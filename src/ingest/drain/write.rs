@@ -19,17 +19,14 @@ impl Drain {
         self.held_until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// Whether there was something to write.
+    /// Whether there is more to write.
     pub(super) async fn write_some(&mut self) -> Result<bool, Error> {
         let batch = self.spool.first(self.most, MOST_BYTES).await?;
-        let Some(last) = batch.last_seq else {
+        if batch.is_empty() {
             (self.patience, self.most) = (self.first_patience, MOST_ENTRIES);
             return Ok(false);
-        };
-        for (seq, why) in &batch.unreadable {
-            tracing::error!(seq, why, "an entry of the spool is unreadable, and lost");
         }
-        let written = self.write(&batch.entries, last).await;
+        let written = self.write(&batch).await;
         if let Err(error) = &written
             && error.is_of_time()
         {
@@ -41,38 +38,37 @@ impl Drain {
         if self.most == MOST_ENTRIES {
             self.patience = self.first_patience;
         }
-        self.spool.delete_to(done).await?;
-        Ok(true)
+        if let Some(done) = done {
+            self.spool.delete_to(done).await?;
+        }
+        Ok(self.spool.state().waiting > 0)
     }
 
-    /// Writes entries, where `last` is the number of the last row. Those that the database does not
-    /// take are found by halves, or one of them would make as many commits as there are entries.
-    /// Returns the number up to which all is done, less than `last` where time is up.
-    async fn write(&mut self, entries: &[Spooled], last: i64) -> Result<i64, store::Error> {
+    /// Writes entries. Those that the database does not take are found by halves, or one of them would
+    /// make as many commits as there are entries. Returns the number up to which all is done, less than
+    /// the last where time is up.
+    async fn write(&mut self, entries: &[Spooled]) -> Result<Option<i64>, store::Error> {
         // The next part is the last of them.
-        let mut parts = vec![(entries, last)];
+        let mut parts = vec![entries];
         let mut done = None;
-        while let Some((part, last)) = parts.pop() {
-            if let Some(done) = done
-                && self.has_to_let_in()
-            {
-                return Ok(done);
-            }
+        while let Some(part) = parts.pop()
+            && let Some(last) = part.last().map(|entry| entry.seq)
+            && !(done.is_some() && self.has_to_let_in())
+        {
             match (self.write_part(part, last).await, part) {
                 (Ok(()), _) => done = Some(last),
                 (Err(refused @ store::Error::Permanent(_)), [entry]) => {
-                    self.keep_refused(entry, &refused, last).await?;
+                    self.keep_refused(entry, &refused).await?;
                     done = Some(last);
                 }
-                (Err(store::Error::Permanent(_)), [_, _, ..]) => {
+                (Err(store::Error::Permanent(_)), _) => {
                     let (first, rest) = part.split_at(part.len() / 2);
-                    let middle = first.last().map_or(last, |entry| entry.seq);
-                    parts.extend([(rest, last), (first, middle)]);
+                    parts.extend([rest, first]);
                 }
                 (Err(error), _) => return Err(error),
             }
         }
-        Ok(last)
+        Ok(done)
     }
 
     async fn write_part(&mut self, part: &[Spooled], last: i64) -> Result<(), store::Error> {
@@ -98,7 +94,6 @@ impl Drain {
         &mut self,
         entry: &Spooled,
         refused: &store::Error,
-        last: i64,
     ) -> Result<(), store::Error> {
         let (seq, error) = (entry.seq, refused.to_string());
         tracing::error!(
@@ -111,14 +106,14 @@ impl Drain {
             let mark = Change::new(change.group_id.clone(), change.received_at, reason);
             let kept = refused_entry(change, refused);
             for (changes, rejected) in [(vec![&mark], vec![&kept]), (vec![], vec![&kept])] {
-                match self.write_as_one(&changes, &rejected, last).await {
+                match self.write_as_one(&changes, &rejected, seq).await {
                     Err(store::Error::Permanent(_)) => {}
                     written => return written,
                 }
             }
         }
         // Nothing can be kept of it, and nothing may wait for it for ever.
-        self.write_as_one(&[], &[], last).await
+        self.write_as_one(&[], &[], seq).await
     }
 
     async fn write_as_one(
@@ -127,11 +122,11 @@ impl Drain {
         rejected: &[&Rejected],
         seq: i64,
     ) -> Result<(), store::Error> {
-        let patience = match self.held_until {
-            Some(_) => self.patience.min(HELD_WRITE),
-            None => self.patience,
+        let deadline = Instant::now() + self.patience;
+        let deadline = match self.held_until {
+            Some(until) => deadline.min(until + HELD_WRITE),
+            None => deadline,
         };
-        let deadline = Instant::now() + patience;
         loop {
             let written = self.drainer.write(changes, rejected, seq, deadline).await;
             match written {

@@ -5,6 +5,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
+
+use super::bounds::Bounds;
 use super::file::SpoolFile;
 use super::report::Report;
 use super::salvage::{self, Aside, LOG, beside};
@@ -120,6 +123,15 @@ impl SpoolDir {
         })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Connects to the file as it is.
+    pub(super) fn connect(&self, bounds: Bounds) -> rusqlite::Result<Connection> {
+        verify::connect_to(&self.path.join("spool.sqlite"), bounds)
+    }
+
     /// What SQLite says before it has touched anything here.
     pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
         Error::Sqlite {
@@ -229,10 +241,18 @@ impl SpoolDir {
         };
         salvage::delete(making).map_err(at(making))?;
         salvage::delete(ready).map_err(at(ready))?;
-        let new = verify::create(making).map_err(sqlite)?;
-        let salvaged = damaged.map(|damaged| salvage::copy(damaged, &new));
-        let salvaged = salvaged.transpose().map_err(sqlite)?;
-        new.close().map_err(|(_, error)| sqlite(error))?;
+        let copy = || {
+            let new = verify::create(making)?;
+            let salvaged = damaged.map(|damaged| salvage::copy(damaged, &new));
+            let salvaged = salvaged.transpose()?;
+            new.close().map_err(|(_, error)| error)?;
+            Ok(salvaged)
+        };
+        let salvaged = copy().map_err(|error| {
+            // The disk may be full of it.
+            let _ = salvage::delete(making);
+            sqlite(error)
+        })?;
         fs::rename(making, ready).map_err(at(making))?;
         lock::sync(&self.path)?;
         Ok(salvaged.unwrap_or_default())

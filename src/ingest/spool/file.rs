@@ -2,13 +2,15 @@
 
 mod renew;
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Rows, TransactionBehavior};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::bounds::{BYTES_OF_ROW, Bounds, Held};
 use super::dir::SpoolDir;
 use super::record::{Entry, EntryRef, Kind};
 use super::row::{INSERT, Stored, columns, micros, of_micros};
+use super::verify::Unsound;
 
 /// A write to Postgres that may be in although nobody could tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,18 +30,6 @@ pub(in crate::ingest) struct Spooled {
     pub(in crate::ingest) attempt: Option<Attempt>,
 }
 
-/// The first of what waits.
-#[derive(Default)]
-pub(in crate::ingest) struct Batch {
-    /// By number.
-    pub(in crate::ingest) entries: Vec<Spooled>,
-    /// Rows that stand among them and are not what was written, or are not understood, and why.
-    /// They say nothing that is worth waiting for.
-    pub(in crate::ingest) unreadable: Vec<(i64, String)>,
-    /// The last row of either kind: [`SpoolFile::delete_to`] it when all is done.
-    pub(in crate::ingest) last_seq: Option<i64>,
-}
-
 /// Why entries were not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -48,27 +38,16 @@ pub enum Refused {
     Full,
     /// Something else is wrong with the disk, or the file.
     #[error("it cannot be written: {0}")]
-    Disk(#[source] rusqlite::Error),
+    Disk(#[source] Unsound),
 }
 
 impl From<rusqlite::Error> for Refused {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
-            _ => Self::Disk(error),
+            _ => Self::Disk(error.into()),
         }
     }
-}
-
-/// The file cannot be read, or not all of it.
-#[derive(Debug, thiserror::Error)]
-pub enum Damage {
-    /// What SQLite says.
-    #[error("the spool cannot be read: {0}")]
-    Unreadable(#[from] rusqlite::Error),
-    /// So many entries, and SQLite says nothing.
-    #[error("{0} entries of the spool are not found any more")]
-    Missing(u64),
 }
 
 /// The spool's file. Whatever fails, it can be tried again.
@@ -84,8 +63,10 @@ pub(in crate::ingest) struct SpoolFile {
     done: i64,
     /// Whether some could not be, or the file was to be made anew and could not be.
     has_remains: bool,
-    /// Whether that has been told.
+    /// Whether it was told that it cannot be made anew.
     is_told: bool,
+    /// When a repair may be tried again that could not be done.
+    no_repair_before: Option<Instant>,
     /// Its lock; after the connection, which is closed first.
     dir: Option<SpoolDir>,
 }
@@ -108,6 +89,7 @@ impl SpoolFile {
             done: i64::MIN,
             has_remains: false,
             is_told: false,
+            no_repair_before: None,
             dir: None,
         }
     }
@@ -124,12 +106,23 @@ impl SpoolFile {
         }
     }
 
-    /// Appends all of them or, with an error, none. They are on the disk when this returns.
+    /// Appends all of them or, with an error, none. They are on the disk when this returns. A file that
+    /// turns out to be damaged is repaired first.
     ///
     /// # Errors
     /// See [`Refused`]. Where the disk failed in the midst of a commit, and the process ends before
     /// the next, they may be found there after all.
     pub(in crate::ingest) fn append(
+        &mut self,
+        entries: &[(EntryRef<'_>, Option<Attempt>)],
+    ) -> Result<(), Refused> {
+        match self.try_to_append(entries) {
+            Err(Refused::Disk(unsound)) if self.repair(&unsound) => self.try_to_append(entries),
+            done => done,
+        }
+    }
+
+    fn try_to_append(
         &mut self,
         entries: &[(EntryRef<'_>, Option<Attempt>)],
     ) -> Result<(), Refused> {
@@ -141,7 +134,7 @@ impl SpoolFile {
         for (entry, attempt) in entries {
             // It cannot fail: there are no maps with odd keys in a record.
             let record = entry.encode().map_err(|error| {
-                Refused::Disk(rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+                Refused::from(rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
             })?;
             held.add(entry.kind(), record.len() as u64);
             if !self.bounds.admit(&held, entry.kind(), entry.is_mark()) {
@@ -187,20 +180,20 @@ impl SpoolFile {
     }
 
     /// What waits, from the first on: at least one, and no more than `most_rows` or `most_bytes`, nor
-    /// what SQLite cannot read or comes after that.
+    /// anything that comes after what is not whole.
     ///
     /// # Errors
-    /// Where that is the first; a row that is damaged in itself is in the batch's own list.
+    /// Where the first is not; [`SpoolFile::repair`] takes it out of the way. Its number, which may
+    /// be any, must not decide what is done with.
     pub(in crate::ingest) fn first(
         &self,
         most_rows: usize,
         most_bytes: usize,
-    ) -> Result<Batch, Damage> {
-        let mut batch = Batch::default();
+    ) -> Result<Vec<Spooled>, Unsound> {
+        let mut batch: Vec<Spooled> = Vec::new();
         if self.held.rows == 0 {
             return Ok(batch);
         }
-        let mut bytes = 0_u64;
         let mut statement = self.connection.prepare(concat!(
             "SELECT ",
             columns!(),
@@ -208,27 +201,20 @@ impl SpoolFile {
         ))?;
         let most_rows = i64::try_from(most_rows.max(1)).unwrap_or(i64::MAX);
         let mut rows = statement.query([self.done, most_rows])?;
+        let (mut bytes, mut before) = (0_u64, self.done);
         loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) if batch.last_seq.is_none() => {
-                    return Err(Damage::Missing(self.held.rows));
+            match read_next(&mut rows, before) {
+                Ok(Some((spooled, more))) => {
+                    bytes += more;
+                    if bytes > most_bytes as u64 && !batch.is_empty() {
+                        return Ok(batch);
+                    }
+                    before = spooled.seq;
+                    batch.push(spooled);
                 }
-                Err(error) if batch.last_seq.is_none() => return Err(error.into()),
+                Ok(None) if batch.is_empty() => return Err(Unsound::Missing(self.held.rows)),
+                Err(unsound) if batch.is_empty() => return Err(unsound),
                 _ => return Ok(batch),
-            };
-            bytes += row
-                .get::<_, Option<i64>>(7)?
-                .unwrap_or_default()
-                .cast_unsigned()
-                + BYTES_OF_ROW;
-            if bytes > most_bytes as u64 && batch.last_seq.is_some() {
-                return Ok(batch);
-            }
-            batch.last_seq = Some(row.get(0)?);
-            match Stored::read(row)?.and_then(|stored| stored.decode()) {
-                Ok(spooled) => batch.entries.push(spooled),
-                Err(unreadable) => batch.unreadable.push(unreadable),
             }
         }
     }
@@ -237,7 +223,7 @@ impl SpoolFile {
     ///
     /// # Errors
     /// Where SQLite cannot read; then nothing is forgotten.
-    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<u64, Damage> {
+    pub(in crate::ingest) fn delete_to(&mut self, seq: i64) -> Result<u64, Unsound> {
         if seq <= self.done || self.held.rows == 0 {
             return Ok(0);
         }
@@ -263,9 +249,9 @@ impl SpoolFile {
         Ok(forgotten)
     }
 
-    /// Whether changes are well below their bound.
+    /// Whether changes are well below their bound, and what was done with has really made room.
     pub(in crate::ingest) fn has_room(&self) -> bool {
-        self.bounds.has_room(&self.held)
+        self.bounds.has_room(&self.held) && !self.has_remains
     }
 
     /// How many wait.
@@ -292,6 +278,20 @@ impl SpoolFile {
     pub(in crate::ingest) fn go_on_from(&mut self, seq: i64) {
         self.last_seq = self.last_seq.max(seq);
     }
+}
+
+/// The next row, of which the number is larger than `before`, and what it takes.
+fn read_next(rows: &mut Rows<'_>, before: i64) -> Result<Option<(Spooled, u64)>, Unsound> {
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    let stored = Stored::read(row)?.and_then(|stored| stored.decode());
+    let spooled = stored.map_err(|(seq, why)| Unsound::Row(seq, why))?;
+    if spooled.seq <= before {
+        return Err(Unsound::Order);
+    }
+    let record: i64 = row.get(7)?;
+    Ok(Some((spooled, record.cast_unsigned() + BYTES_OF_ROW)))
 }
 
 /// What is held when all up to a number are deleted.

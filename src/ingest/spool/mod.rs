@@ -18,7 +18,7 @@ mod verify;
 mod wal;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,8 +30,9 @@ use crate::domain::Rejected;
 use crate::store;
 use counts::Counts;
 use dir::SpoolDir;
-use file::{Batch, Damage, SpoolFile};
+use file::SpoolFile;
 use record::EntryRef;
+use verify::Unsound;
 
 pub use counts::SpoolState;
 pub use dir::Error as OpenError;
@@ -44,7 +45,6 @@ pub(super) use record::{Entry, read_change, write_change};
 pub struct Spool(Arc<Shared>);
 
 struct Shared {
-    folder: PathBuf,
     id: i64,
     /// Used where blocking is allowed only.
     file: Mutex<SpoolFile>,
@@ -73,7 +73,6 @@ impl Spool {
         let opened = SpoolDir::open(dir, max_bytes)?;
         opened.report.tell(dir);
         let spool = Self(Arc::new(Shared {
-            folder: dir.to_path_buf(),
             id: opened.id,
             file: Mutex::new(opened.file),
             entrance: Arc::default(),
@@ -183,7 +182,7 @@ impl Spool {
     }
 
     /// The first that wait, in their order.
-    pub(super) async fn first(&self, rows: usize, bytes: usize) -> Result<Batch, Broken> {
+    pub(super) async fn first(&self, rows: usize, bytes: usize) -> Result<Vec<Spooled>, Broken> {
         self.with_file(move |file| file.first(rows, bytes)).await
     }
 
@@ -239,14 +238,14 @@ impl Spool {
     /// asked has to begin anew.
     async fn with_file<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut SpoolFile) -> Result<T, Damage> + Send + 'static,
+        work: impl FnOnce(&mut SpoolFile) -> Result<T, Unsound> + Send + 'static,
     ) -> Result<T, Broken> {
         let shared = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
-            let done = work(&mut file).or_else(|damage| {
-                file.repair()?.tell(&shared.folder);
-                Err(Broken::Damaged(damage))
+            let done = work(&mut file).map_err(|unsound| {
+                file.repair(&unsound);
+                Broken::Unsound(unsound)
             });
             shared.counts.follow(&file);
             done
@@ -285,12 +284,9 @@ type Part = (Vec<Left>, Result<(), Refused>);
 /// What waits in the spool cannot be written as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
-    /// It was damaged, and is repaired as far as it can be.
-    #[error("{0}")]
-    Damaged(Damage),
-    /// It is damaged, and could not be repaired.
-    #[error(transparent)]
-    Unusable(#[from] OpenError),
+    /// Its file could not be read. Where it is damaged, it is repaired if that can be done.
+    #[error("the spool: {0}")]
+    Unsound(Unsound),
     /// Numbers were written that were not given here.
     #[error(
         "the spool: the database has numbers that this folder has not given; is its spool.id that \

@@ -59,6 +59,24 @@ pub(super) fn same(one: &Entry, other: &Entry) -> bool {
     }
 }
 
+/// SQLite's number of variable length, where it has eight bytes.
+fn varint(number: i64) -> [u8; 8] {
+    let bits = |place: usize| (number >> (7 * (7 - place))) & 0x7f;
+    std::array::from_fn(|place| bits(place) as u8 | if place < 7 { 0x80 } else { 0 })
+}
+
+/// Gives a row another number where it is stored, wherever that may be.
+pub(super) fn renumber(file: &mut [u8], from: i64, to: i64) {
+    let (from, to) = (varint(from), varint(to));
+    let places: Vec<usize> = (0..file.len() - 8)
+        .filter(|place| file[*place..place + 8] == from)
+        .collect();
+    assert!(!places.is_empty());
+    for place in places {
+        file[place..place + 8].copy_from_slice(&to);
+    }
+}
+
 pub(super) fn at(micros: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).unwrap()
 }

@@ -25,17 +25,25 @@ const TABLE: &str = "CREATE TABLE entries (seq INTEGER PRIMARY KEY AUTOINCREMENT
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unsound {
+pub enum Unsound {
+    /// SQLite cannot read or write it.
     #[error("SQLite says: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// It is something else.
     #[error("it is not a spool of format {FORMAT}")]
     OtherFormat,
+    /// SQLite's own check finds something.
     #[error("its check says: {0}")]
     Check(String),
+    /// The row of this number is not what was written, or not understood.
     #[error("the row {0} cannot be read: {1}")]
     Row(i64, String),
+    /// The rows have other numbers than they had.
     #[error("its rows are out of order")]
     Order,
+    /// So many rows are not there any more.
+    #[error("{0} rows are not found any more")]
+    Missing(u64),
     /// Of the file that is to take its place.
     #[error("the new file cannot be written: {0}")]
     New(rusqlite::Error),
@@ -90,6 +98,18 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Opens a file for use.
+pub(super) fn connect_to(path: &Path, bounds: Bounds) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::empty())?;
+    // A log is cut to what is in it when it begins anew: nothing old ever stands behind its end.
+    connection.execute_batch(&format!(
+        "PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 0; \
+         PRAGMA max_page_count = {}",
+        bounds.pages(PAGE).clamp(1, u64::from(u32::MAX - 1))
+    ))?;
+    Ok(connection)
+}
+
 /// Opens a file of which nothing is known.
 pub(super) fn connect_to_damaged(path: &Path) -> rusqlite::Result<Connection> {
     // Cells are not checked at once: what is whole on a page is read, and every row has a checksum.
@@ -125,14 +145,8 @@ pub(super) fn open(
     max_bytes: u64,
     frames: &mut Option<u64>,
 ) -> Result<SpoolFile, Unsound> {
-    let connection = connect(path, OpenFlags::empty())?;
     let bounds = Bounds::new(max_bytes);
-    // A log is cut to what is in it when it begins anew: nothing old ever stands behind its end.
-    connection.execute_batch(&format!(
-        "PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 0; \
-         PRAGMA max_page_count = {}",
-        bounds.pages(PAGE).clamp(1, u64::from(u32::MAX - 1))
-    ))?;
+    let connection = connect_to(path, bounds)?;
     check_form(&connection)?;
     // On a full disk it fails, and nothing is wrong with the file.
     let found = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {

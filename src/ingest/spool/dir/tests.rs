@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::super::file::Attempt;
 use super::super::record::{Entry, EntryRef};
-use super::super::testing::{TempDir, mark, profile, rejected, same};
+use super::super::testing::{TempDir, mark, profile, rejected, renumber, same};
 use super::*;
 
 const MAX: u64 = 64 << 20;
@@ -63,15 +63,14 @@ fn copy_files(from: &Path, to: &Path) {
 /// How many are there; each is what was appended with its number.
 fn check(opened: &Opened, appended: &Appended) -> usize {
     let batch = opened.file.first(100_000, usize::MAX).unwrap();
-    assert!(batch.unreadable.is_empty());
-    for spooled in &batch.entries {
+    for spooled in &batch {
         let (entry, attempt) = &appended[&spooled.seq];
         assert!(same(&spooled.entry, entry));
         assert_eq!(spooled.attempt, *attempt);
     }
-    assert_eq!(opened.report.waiting, batch.entries.len() as u64);
-    assert_eq!(opened.file.len(), batch.entries.len() as u64);
-    batch.entries.len()
+    assert_eq!(opened.report.waiting, batch.len() as u64);
+    assert_eq!(opened.file.len(), batch.len() as u64);
+    batch.len()
 }
 
 /// What happens to a file.
@@ -252,12 +251,6 @@ fn a_folder_has_one_id_and_is_used_by_one() {
     assert!(SpoolDir::open(&dir, MAX).unwrap().id > 0);
 }
 
-/// SQLite's number of variable length, where it has eight bytes.
-fn varint(number: i64) -> [u8; 8] {
-    let bits = |place: usize| (number >> (7 * (7 - place))) & 0x7f;
-    std::array::from_fn(|place| bits(place) as u8 | if place < 7 { 0x80 } else { 0 })
-}
-
 /// The number of a row decides where the others are looked for.
 #[test]
 fn a_row_with_another_number_costs_no_other_row() {
@@ -271,8 +264,7 @@ fn a_row_with_another_number_costs_no_other_row() {
         } else {
             (harmed, harmed - (1 << 45))
         };
-        let place = bytes.windows(8).position(|at| at == varint(from)).unwrap();
-        bytes[place..place + 8].copy_from_slice(&varint(to));
+        renumber(&mut bytes, from, to);
         fs::write(&path, bytes).unwrap();
         let opened = SpoolDir::open(dir.path(), MAX).unwrap();
         assert!(opened.report.set_aside.is_some());

@@ -1,7 +1,7 @@
 //! The file by itself.
 
 use super::super::dir::SpoolDir;
-use super::super::testing::{TempDir, at, mark, profile, rejected, same};
+use super::super::testing::{TempDir, at, mark, profile, rejected, renumber, same};
 use super::*;
 use crate::domain::Change;
 
@@ -20,7 +20,7 @@ fn append(file: &mut SpoolFile, changes: &[&Change]) -> Result<(), Refused> {
 
 fn numbers(file: &SpoolFile) -> Vec<i64> {
     let batch = file.first(1000, usize::MAX).unwrap();
-    batch.entries.iter().map(|spooled| spooled.seq).collect()
+    batch.iter().map(|spooled| spooled.seq).collect()
 }
 
 #[test]
@@ -45,16 +45,15 @@ fn what_is_appended_is_read_in_order_until_it_is_deleted() {
     assert_eq!(file.last_seq(), before + 3);
 
     let batch = file.first(10, usize::MAX).unwrap();
-    assert_eq!(batch.last_seq, Some(before + 3));
-    assert!(batch.unreadable.is_empty());
-    for ((spooled, (entry, attempt)), seq) in batch.entries.iter().zip(&entries).zip(before + 1..) {
+    assert_eq!(batch.len(), 3);
+    for ((spooled, (entry, attempt)), seq) in batch.iter().zip(&entries).zip(before + 1..) {
         assert!(same(&spooled.entry, entry));
         assert_eq!((spooled.seq, spooled.attempt), (seq, *attempt));
     }
     // By rows and by bytes, but never none.
     let two = usize::try_from(records[0] + records[1]).unwrap();
     for (rows, bytes, most) in [(2, 9999, 2), (9, two, 2), (9, two - 1, 1), (0, 0, 1)] {
-        assert_eq!(file.first(rows, bytes).unwrap().entries.len(), most);
+        assert_eq!(file.first(rows, bytes).unwrap().len(), most);
     }
 
     file.delete_to(before + 2).unwrap();
@@ -62,7 +61,7 @@ fn what_is_appended_is_read_in_order_until_it_is_deleted() {
     assert_eq!(file.oldest(), Some(later.received_at));
     file.delete_to(before + 9).unwrap();
     assert_eq!((file.len(), file.bytes(), file.oldest()), (0, 0, None));
-    assert_eq!(file.first(1, 1).unwrap().last_seq, None);
+    assert!(numbers(&file).is_empty());
 }
 
 #[test]
@@ -129,16 +128,52 @@ fn a_row_that_is_not_what_was_written_does_not_stop_the_others() {
     let mut file = open(&dir, 1 << 20);
     let changes = ["a", "b", "c"].map(|name| profile(name, 10));
     append(&mut file, &changes.each_ref()).unwrap();
-    let last = file.last_seq();
+    let all = numbers(&file);
     file.connection
-        .execute("UPDATE entries SET lane = 1 WHERE seq = ?1", [last - 1])
+        .execute("UPDATE entries SET lane = 1 WHERE seq = ?1", [all[1]])
         .unwrap();
-    let batch = file.first(10, usize::MAX).unwrap();
-    assert_eq!(batch.entries.len(), 2);
-    assert_eq!(batch.unreadable[0].0, last - 1);
-    assert_eq!(batch.last_seq, Some(last));
-    file.delete_to(last).unwrap();
+    assert_eq!(numbers(&file), all[..1]);
+    file.delete_to(all[0]).unwrap();
+    let unsound = file.first(10, usize::MAX).err().unwrap();
+    assert!(matches!(unsound, Unsound::Row(seq, _) if seq == all[1]));
+    assert!(file.repair(&unsound));
+    assert_eq!(numbers(&file), all[2..]);
+    file.delete_to(all[2]).unwrap();
     assert_eq!((file.len(), file.bytes()), (0, 0));
+}
+
+/// The number of a row says what is done with, and so may not be believed where the row is not whole.
+#[test]
+fn a_row_that_gets_another_number_while_it_is_open_costs_no_other_row() {
+    for (place, by) in [(0, 1 << 45), (20, 1 << 45), (39, 1 << 45), (39, -(1 << 45))] {
+        let dir = TempDir::new();
+        let mut file = open(&dir, 1 << 20);
+        let changes: Vec<Change> = (0..40).map(|n| profile(&n.to_string(), 500)).collect();
+        append(&mut file, &changes.iter().collect::<Vec<_>>()).unwrap();
+        let all = numbers(&file);
+        harm(&dir, &file, |bytes| {
+            renumber(bytes, all[place], all[place] + by);
+        });
+        let mut found = Vec::new();
+        while file.len() > 0 {
+            match file.first(20, usize::MAX) {
+                Ok(batch) => {
+                    found.extend(batch.iter().map(|spooled| spooled.seq));
+                    let done = file.delete_to(batch.last().unwrap().seq);
+                    if let Err(unsound) = done {
+                        file.repair(&unsound);
+                        file.delete_to(batch.last().unwrap().seq).unwrap();
+                    }
+                }
+                Err(unsound) => assert!(file.repair(&unsound), "{unsound}"),
+            }
+        }
+        let mut expected = all.clone();
+        expected.remove(place);
+        assert_eq!(found, expected, "{place} {by}");
+        append(&mut file, &[&mark()]).unwrap();
+        assert_eq!(numbers(&file).len(), 1);
+    }
 }
 
 #[test]
@@ -186,12 +221,12 @@ fn a_new_file_that_cannot_be_made_is_made_later() {
     let last = file.last_seq();
     file.delete_to(last).unwrap();
     // No file can have this name.
-    let in_the_way = dir.path().join("spool.ready.sqlite");
+    let in_the_way = dir.path().join("spool.making.sqlite");
     std::fs::create_dir(&in_the_way).unwrap();
     file.shrink();
     assert!(append(&mut file, &[&profile("b", 10)]).is_err());
     // Nothing waits, so nothing hinders whoever drains it.
-    assert_eq!(file.first(10, usize::MAX).unwrap().last_seq, None);
+    assert!(numbers(&file).is_empty());
     assert_eq!(file.delete_to(last + 1).unwrap(), 0);
     std::fs::remove_dir(&in_the_way).unwrap();
     file.shrink();
@@ -212,29 +247,64 @@ fn what_turns_bad_while_it_is_open_is_repaired() {
     append(&mut file, &changes.iter().collect::<Vec<_>>()).unwrap();
     let all = numbers(&file);
     file.delete_to(all[9]).unwrap();
+    harm(&dir, &file, |bytes| {
+        let middle = bytes.len() / 2 / 4096 * 4096;
+        bytes[middle..middle + 4096].fill(0xa5);
+    });
+
+    // What comes before it can be written, but no more.
+    let before = numbers(&file);
+    assert!(!before.is_empty() && before.len() < 290 && all[10..].starts_with(&before));
+    let unsound = file.delete_to(*before.last().unwrap()).unwrap_err();
+    assert!(file.repair(&unsound), "{unsound}");
+    let names = std::fs::read_dir(dir.path()).unwrap();
+    let names = names.map(|file| file.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.contains("damaged")).count(), 1);
+    let after = numbers(&file);
+    assert!(after.starts_with(&before) && after.ends_with(&all[200..]));
+    // A page has room for seven of these.
+    assert!(after.len() >= 290 - 7, "{}", after.len());
+    append(&mut file, &[&mark()]).unwrap();
+    assert!(numbers(&file).last() > all.last());
+    assert_eq!(file.len(), after.len() as u64 + 1);
+    // What was done with does not come back.
+    file.delete_to(after[99]).unwrap();
+    assert!(file.repair(&Unsound::Order));
+    assert_eq!(numbers(&file)[..10], after[100..110]);
+    assert_eq!(file.len(), after.len() as u64 + 1 - 100);
+}
+
+/// A repair that finds no room leaves the file as it is, and is not tried at every turn.
+#[test]
+fn a_repair_that_cannot_be_done_harms_nothing() {
+    let dir = TempDir::new();
+    let mut file = open(&dir, 1 << 20);
+    append(&mut file, &[&profile("a", 10), &profile("b", 10)]).unwrap();
+    let all = numbers(&file);
+    file.connection
+        .execute("UPDATE entries SET lane = 1 WHERE seq = ?1", [all[1]])
+        .unwrap();
+    let in_the_way = dir.path().join("spool.ready.sqlite");
+    std::fs::create_dir(&in_the_way).unwrap();
+    assert!(!file.repair(&Unsound::Order));
+    append(&mut file, &[&profile("c", 10)]).unwrap();
+    assert_eq!(numbers(&file), all[..1]);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert!(!file.repair(&Unsound::Order));
+    file.no_repair_before = None;
+    assert!(file.repair(&Unsound::Order));
+    assert_eq!(numbers(&file).len(), 2);
+    assert_eq!(numbers(&file)[0], all[0]);
+}
+
+/// Changes the file behind SQLite's back.
+fn harm(dir: &TempDir, file: &SpoolFile, change: impl FnOnce(&mut Vec<u8>)) {
     file.tidy();
     file.connection
         .execute_batch("PRAGMA shrink_memory")
         .unwrap();
     let path = dir.path().join("spool.sqlite");
     let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2 / 4096 * 4096;
-    bytes[middle..middle + 4096].fill(0xa5);
+    change(&mut bytes);
     std::fs::write(&path, bytes).unwrap();
-
-    // What comes before it can be written, but no more.
-    let before = numbers(&file);
-    assert!(!before.is_empty() && before.len() < 290 && all[10..].starts_with(&before));
-    let damage = file.delete_to(*before.last().unwrap()).unwrap_err();
-    assert!(matches!(damage, Damage::Unreadable(_)), "{damage}");
-    let report = file.repair().unwrap();
-    assert!(report.set_aside.is_some_and(|aside| aside.exists()));
-    let after = numbers(&file);
-    assert!(after.starts_with(&before) && after.ends_with(&all[200..]));
-    // A page has room for seven of these.
-    assert!(after.len() >= 290 - 7, "{}", after.len());
-    assert_eq!(report.recovered, after.len() as u64);
-    append(&mut file, &[&mark()]).unwrap();
-    assert!(numbers(&file).last() > all.last());
-    assert_eq!(file.len(), after.len() as u64 + 1);
 }
