@@ -6,6 +6,7 @@
 mod bounds;
 mod counts;
 mod dir;
+mod entrance;
 mod file;
 mod lock;
 mod record;
@@ -24,14 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
-use super::Error;
-use super::lane::{Left, Waiting, answer_all};
-use crate::domain::Rejected;
-use crate::store;
 use counts::Counts;
 use dir::SpoolDir;
 use file::SpoolFile;
-use record::EntryRef;
 use verify::Unsound;
 
 pub use counts::SpoolState;
@@ -117,70 +113,6 @@ impl Spool {
         self.0.counts.state(self.is_open())
     }
 
-    /// Takes changes that could not be written because of `error`, opens, and answers all.
-    pub(super) async fn append(&self, changes: Vec<Left>, error: &store::Error) {
-        let _entrance = self.0.entrance.lock().await;
-        if !self.is_open() {
-            let error = error.to_string();
-            tracing::warn!(error, "the database is away: callbacks go to the spool");
-        }
-        self.put_in(changes).await;
-        // Also where it took nothing: what was given up on may be written yet, and before it is
-        // over nothing else may be.
-        self.open();
-    }
-
-    /// Takes changes and answers them, if it is open; else they come back.
-    pub(super) async fn append_if_open(&self, changes: Vec<Left>) -> Result<(), Vec<Left>> {
-        let _entrance = self.0.entrance.lock().await;
-        if !self.is_open() {
-            return Err(changes);
-        }
-        self.put_in(changes).await;
-        Ok(())
-    }
-
-    async fn put_in(&self, changes: Vec<Left>) {
-        let shared = Arc::clone(&self.0);
-        let taken = tokio::task::spawn_blocking(move || {
-            let mut file = shared.file();
-            let mut parts = Vec::new();
-            append_what_fits(&mut file, changes, &mut parts);
-            shared.counts.follow(&file);
-            parts
-        });
-        // Where it panicked they are gone, and each says so itself.
-        for (changes, taken) in taken.await.unwrap_or_default() {
-            self.0.counts.came(changes.len(), &taken);
-            // Marks have room where others do not, so they do not say that there is some.
-            let are_marks = changes.iter().all(|(change, _)| as_entry(change).is_mark());
-            match &taken {
-                Ok(()) if are_marks => {}
-                Ok(()) => self.0.counts.has_room(),
-                Err(refused) => self.0.counts.refuses(refused),
-            }
-            answer_all(changes, &taken.map_err(refusal));
-        }
-    }
-
-    /// Takes a callback that could not be understood.
-    pub(super) async fn append_rejected(&self, rejected: Rejected) -> Result<(), Error> {
-        let shared = Arc::clone(&self.0);
-        let _entrance = self.0.entrance.lock().await;
-        let taken = tokio::task::spawn_blocking(move || {
-            let mut file = shared.file();
-            let taken = file.append(&[(EntryRef::Rejected(&rejected), None)]);
-            shared.counts.follow(&file);
-            taken
-        });
-        let taken = taken.await.map_err(|_panicked| Error::Lost)?;
-        self.0.counts.came(1, &taken);
-        taken.map_err(refusal)?;
-        // The drain has to come for it.
-        self.open();
-        Ok(())
-    }
-
     /// The first that wait, in their order.
     pub(super) async fn first(&self, rows: usize, bytes: usize) -> Result<Vec<Spooled>, Broken> {
         self.with_file(move |file| file.first(rows, bytes)).await
@@ -253,33 +185,6 @@ impl Spool {
         done.await.unwrap_or_else(|_panicked| Err(Broken::Panicked))
     }
 }
-
-fn refusal(refused: Refused) -> Error {
-    Error::Refused(Arc::new(refused))
-}
-
-fn as_entry(change: &Waiting) -> EntryRef<'_> {
-    EntryRef::Change(change.as_ref())
-}
-
-/// Appends changes as one or, where there is no room for all, in parts that are as large as may be.
-fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Left>, parts: &mut Vec<Part>) {
-    let entries: Vec<_> = changes
-        .iter()
-        .map(|(change, attempt)| (as_entry(change), *attempt))
-        .collect();
-    match file.append(&entries) {
-        Err(Refused::Full) if changes.len() > 1 => {
-            let rest = changes.split_off(changes.len() / 2);
-            append_what_fits(file, changes, parts);
-            append_what_fits(file, rest, parts);
-        }
-        taken => parts.push((changes, taken)),
-    }
-}
-
-/// Changes, and what became of them.
-type Part = (Vec<Left>, Result<(), Refused>);
 
 /// What waits in the spool cannot be written as it is.
 #[derive(Debug, thiserror::Error)]

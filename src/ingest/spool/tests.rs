@@ -2,6 +2,7 @@
 
 use super::testing::{TempDir, rejected};
 use super::*;
+use crate::ingest::Error;
 
 /// Their own part can be full, which says nothing of changes.
 #[tokio::test]
