@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
 use crate::http::{self, Stopping};
@@ -145,10 +145,15 @@ pub async fn run(
         let spool = spool::open(config).await?;
         let (database, server) = database::find(config, Private::Own).await?;
         let store = database.store();
-        prepare(&store).await?;
+        let deadline = Instant::now() + START_PATIENCE;
+        prepare(&store, deadline).await?;
         let ingest = Ingest::new(store.clone(), config.rejected, Some(spool));
-        // Known to be away: callbacks can be taken all the same.
-        let _ = timeout(START_PATIENCE, ingest.settled()).await;
+        if timeout_at(deadline, ingest.settled()).await.is_err() {
+            tracing::warn!(
+                %database,
+                "the database does not answer: callbacks go to the spool until it does"
+            );
+        }
         Ok::<_, Error>((database, server, store, ingest))
     };
     // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
@@ -211,7 +216,7 @@ pub async fn run(
         parts.ingest.close().await;
         parts.store.close().await;
     };
-    if tokio::time::timeout_at(deadline, close).await.is_err() {
+    if timeout_at(deadline, close).await.is_err() {
         tracing::warn!("the database does not let go; leaving it");
     }
     parts.ingest.tell_what_is_left();
@@ -223,13 +228,13 @@ pub async fn run(
 }
 
 /// Brings the schema up to date, if the database is there; if not, that is done when it is.
-async fn prepare(store: &Store) -> Result<(), Error> {
+async fn prepare(store: &Store, deadline: Instant) -> Result<(), Error> {
     // A task of its own: a migration that takes longer goes on.
     let prepared = tokio::spawn({
         let store = store.clone();
         async move { store.prepare().await }
     });
-    match timeout(START_PATIENCE, prepared).await {
+    match timeout_at(deadline, prepared).await {
         Ok(Ok(Err(error))) if !error.is_away() => Err(error.into()),
         _away_or_done => Ok(()),
     }

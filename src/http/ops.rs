@@ -79,6 +79,7 @@ impl Gauges {
             spooled: spool.spooled,
             drained: spool.drained,
             spool_refused: spool.refused,
+            spool_rejected: spool.rejected,
         });
         text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
     }

@@ -44,6 +44,7 @@ struct Inner {
     spooled: IntCounter,
     drained: IntCounter,
     spool_refused: IntCounter,
+    spool_rejected: IntCounter,
     /// One text at a time: counters are brought up to what is counted elsewhere.
     text: Mutex<()>,
 }
@@ -94,6 +95,8 @@ pub struct Snapshot {
     pub drained: u64,
     /// Those that it did not take.
     pub spool_refused: u64,
+    /// Those that the database did not take out of it.
+    pub spool_rejected: u64,
 }
 
 impl Metrics {
@@ -207,6 +210,10 @@ impl Metrics {
                 "spool_refused_total",
                 "Changes and rejected bodies that the spool did not take: it was full, or the disk refused.",
             )?,
+            spool_rejected: IntCounter::new(
+                "spool_rejected_total",
+                "Changes that the database refused for good when they came out of the spool: they were answered as done, and are with the rejected callbacks.",
+            )?,
             text: Mutex::default(),
             registry,
         };
@@ -239,9 +246,10 @@ impl Metrics {
             spooled,
             drained,
             spool_refused,
+            spool_rejected,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 21] = [
+        let all: [Box<dyn Collector>; 22] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -262,6 +270,7 @@ impl Metrics {
             Box::new(spooled.clone()),
             Box::new(drained.clone()),
             Box::new(spool_refused.clone()),
+            Box::new(spool_rejected.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -361,6 +370,7 @@ impl Metrics {
             spooled,
             drained,
             spool_refused,
+            spool_rejected,
         } = snapshot;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let inner = &self.0;
@@ -386,6 +396,7 @@ impl Metrics {
                 (&inner.spooled, spooled),
                 (&inner.drained, drained),
                 (&inner.spool_refused, spool_refused),
+                (&inner.spool_rejected, spool_rejected),
             ] {
                 counter.inc_by(total.saturating_sub(counter.get()));
             }

@@ -366,6 +366,7 @@ async fn of_many_that_wait_those_that_the_database_refuses_are_found() {
     }
     let kept = "select id from rejected_callbacks where code = 'database_refused'";
     assert_eq!(app.db.rows(kept).await.len(), bad.len());
+    assert_eq!(app.metric("spool_rejected_total").await, 7.0);
 }
 
 /// A value that no library of ours can read makes the drain panic, not end.

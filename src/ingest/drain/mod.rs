@@ -144,6 +144,7 @@ impl Drain {
                 tracing::info!(
                     drained,
                     refused = after.refused - before.refused,
+                    rejected_by_database = after.rejected - before.rejected,
                     seconds = began.elapsed().as_secs_f64(),
                     "the spool is drained: callbacks are written to the database again"
                 );

@@ -59,6 +59,7 @@ impl Drain {
                 (Ok(()), _) => done = Some(last),
                 (Err(refused @ store::Error::Permanent(_)), [entry]) => {
                     self.keep_refused(entry, &refused).await?;
+                    self.spool.is_rejected();
                     done = Some(last);
                 }
                 (Err(store::Error::Permanent(_)), _) => {

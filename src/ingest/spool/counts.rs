@@ -23,6 +23,8 @@ pub struct SpoolState {
     pub drained: u64,
     /// Changes and bodies that it did not take.
     pub refused: u64,
+    /// Entries that the database did not take out of it, for good.
+    pub rejected: u64,
     /// Whether the last change to come was refused, and no room was made since.
     pub is_refusing: bool,
     /// Whether callbacks go there.
@@ -38,6 +40,7 @@ pub(super) struct Counts {
     spooled: AtomicU64,
     drained: AtomicU64,
     refused: AtomicU64,
+    rejected: AtomicU64,
     is_refusing: AtomicBool,
 }
 
@@ -65,6 +68,11 @@ impl Counts {
         self.drained.fetch_add(entries, Relaxed);
     }
 
+    /// The database did not take one.
+    pub(super) fn is_rejected(&self) {
+        self.rejected.fetch_add(1, Relaxed);
+    }
+
     /// Changes are refused. Said once, until there is room again.
     pub(super) fn refuses(&self, refused: &Refused) {
         if !self.is_refusing.swap(true, Relaxed) {
@@ -75,7 +83,9 @@ impl Counts {
 
     /// Changes are taken, or would be.
     pub(super) fn has_room(&self) {
-        self.is_refusing.store(false, Relaxed);
+        if self.is_refusing.swap(false, Relaxed) {
+            tracing::info!("the spool has room again");
+        }
     }
 
     pub(super) fn state(&self, is_open: bool) -> SpoolState {
@@ -93,6 +103,7 @@ impl Counts {
             spooled: self.spooled.load(Relaxed),
             drained: self.drained.load(Relaxed),
             refused: self.refused.load(Relaxed),
+            rejected: self.rejected.load(Relaxed),
             is_refusing: self.is_refusing.load(Relaxed),
             is_open,
         }

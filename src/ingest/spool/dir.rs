@@ -172,9 +172,12 @@ impl SpoolDir {
             }
         };
         if report.lost_tail_bytes.is_some() {
+            report.lost_commits += frames.map_or(0, |frames| log.lost_commits(frames));
             // For whoever looks into it; nothing depends on it.
-            if let Err(error) = log.keep(&aside.name_of_log()) {
-                tracing::debug!(%error, "the spool's log could not be kept");
+            let tail = aside.name_of_log();
+            match log.keep(&tail) {
+                Ok(()) => report.tail = Some(tail),
+                Err(error) => tracing::debug!(%error, "the spool's log could not be kept"),
             }
         } else {
             log.forget();
@@ -243,7 +246,7 @@ impl SpoolDir {
         salvage::delete(ready).map_err(at(ready))?;
         let copy = || {
             let new = verify::create(making)?;
-            let salvaged = damaged.map(|damaged| salvage::copy(damaged, &new));
+            let salvaged = damaged.map(|damaged| self.salvage(damaged, making, &new));
             let salvaged = salvaged.transpose()?;
             new.close().map_err(|(_, error)| error)?;
             Ok(salvaged)
@@ -256,6 +259,26 @@ impl SpoolDir {
         fs::rename(making, ready).map_err(at(making))?;
         lock::sync(&self.path)?;
         Ok(salvaged.unwrap_or_default())
+    }
+
+    /// What can be read of a file, if need be with another head.
+    fn salvage(
+        &self,
+        damaged: &Path,
+        making: &Path,
+        new: &Connection,
+    ) -> rusqlite::Result<salvage::Salvaged> {
+        let salvaged = salvage::copy(damaged, new)?;
+        if salvaged.recovered > 0 || salvaged.broke_off.is_none() {
+            return Ok(salvaged);
+        }
+        let copy = &self.path.join("spool.head.sqlite");
+        let again = salvage::with_sound_head(damaged, making, copy)
+            .ok()
+            .map(|()| salvage::copy(copy, new));
+        // It is of no more use, or never was.
+        let _ = salvage::delete(copy);
+        again.unwrap_or(Ok(salvaged))
     }
 
     fn install(&self, ready: &Path, path: &Path) -> Result<(), Error> {

@@ -16,7 +16,10 @@ impl Spool {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             let error = error.to_string();
-            tracing::warn!(error, "the database is away: callbacks go to the spool");
+            tracing::warn!(
+                error,
+                "the database does not take callbacks now: they go to the spool"
+            );
         }
         self.put_in(changes).await;
         // Also where it took nothing: what was given up on may be written yet, and before it is
@@ -94,7 +97,7 @@ fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Left>, parts: &mut Ve
         .map(|(change, attempt)| (as_entry(change), *attempt))
         .collect();
     match file.append(&entries) {
-        Err(Refused::Full) if changes.len() > 1 => {
+        Err(Refused::Full | Refused::DiskFull) if changes.len() > 1 => {
             let rest = changes.split_off(changes.len() / 2);
             append_what_fits(file, changes, parts);
             append_what_fits(file, rest, parts);

@@ -34,9 +34,12 @@ pub(in crate::ingest) struct Spooled {
 /// Why entries were not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// As much waits as may, or the disk is full.
-    #[error("it is full")]
+    /// As much waits as may.
+    #[error("as much waits as may (SPOOL_MAX_BYTES)")]
     Full,
+    /// The disk is full.
+    #[error("the disk is full")]
+    DiskFull,
     /// Something else is wrong with the disk, or the file.
     #[error("it cannot be written: {0}")]
     Disk(#[source] Unsound),
@@ -45,7 +48,7 @@ pub enum Refused {
 impl From<rusqlite::Error> for Refused {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::DiskFull) => Self::DiskFull,
             _ => Self::Disk(error.into()),
         }
     }

@@ -148,6 +148,11 @@ impl Spool {
         Ok(())
     }
 
+    /// Counts one that the database does not take.
+    pub(super) fn is_rejected(&self) {
+        self.0.counts.is_rejected();
+    }
+
     /// Lets nothing in for as long as it is held.
     pub(super) async fn hold(&self) -> Held {
         Held {

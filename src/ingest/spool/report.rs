@@ -16,6 +16,10 @@ pub(in crate::ingest) struct Report {
     /// How much of the log beside the file SQLite did not take: a commit that was under way when
     /// the process ended, or damage.
     pub(in crate::ingest) lost_tail_bytes: Option<u64>,
+    /// How many whole commits stand in that.
+    pub(in crate::ingest) lost_commits: u64,
+    /// Where it is kept.
+    pub(in crate::ingest) tail: Option<PathBuf>,
     /// What is wrong with what was set aside. Quotes nothing of what waits.
     pub(in crate::ingest) why: Option<String>,
 }
@@ -35,12 +39,27 @@ impl Report {
                  callbacks that were answered may be lost"
             );
         }
-        if let Some(bytes) = self.lost_tail_bytes {
+        let Some(bytes) = self.lost_tail_bytes else {
+            return;
+        };
+        let kept = self.tail.as_ref().map(|tail| tail.display().to_string());
+        let (kept, commits) = (kept.unwrap_or_default(), self.lost_commits);
+        if commits > 0 {
+            tracing::error!(
+                %folder,
+                kept,
+                bytes,
+                commits,
+                "the end of the spool is unreadable, and callbacks that were answered are lost: so \
+                 many commits of them"
+            );
+        } else {
             tracing::warn!(
                 %folder,
+                kept,
                 bytes,
                 "the end of the spool is unreadable: a write that was under way when the process \
-                 ended, or damage; callbacks that were answered may be lost"
+                 ended, or damage"
             );
         }
     }

@@ -1,15 +1,16 @@
 //! What can be read of a damaged file goes into a new one, and the damaged one aside.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use time::OffsetDateTime;
 
 use super::row::{INSERT, Stored};
-use super::verify::{self, Order, Unsound, each_row};
+use super::verify::{self, Order, PAGE, Unsound, each_row};
 
 /// Rows of a transaction.
 const AT_ONCE: u64 = 1000;
@@ -58,6 +59,24 @@ pub(super) fn copy(damaged: &Path, new: &Connection) -> rusqlite::Result<Salvage
         .unwrap_or_default()
         .cast_unsigned();
     Ok(salvaged)
+}
+
+/// Makes a copy of a damaged file with the first page of a sound one, on which all others depend and
+/// which is the same in every spool but for the number of pages.
+pub(super) fn with_sound_head(damaged: &Path, sound: &Path, copy: &Path) -> io::Result<()> {
+    let mut head = vec![0; PAGE as usize];
+    File::open(sound)?.read_exact(&mut head)?;
+    delete(copy)?;
+    fs::copy(damaged, copy)?;
+    if beside(damaged, LOG).exists() {
+        fs::copy(beside(damaged, LOG), beside(copy, LOG))?;
+    }
+    let file = OpenOptions::new().write(true).open(copy)?;
+    let pages = u32::try_from(file.metadata()?.len() / PAGE).unwrap_or(u32::MAX);
+    // "With a log", and how many pages there are.
+    head[18..20].copy_from_slice(&[2, 2]);
+    head[28..32].copy_from_slice(&pages.to_be_bytes());
+    file.write_all_at(&head, 0)
 }
 
 fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Result<(), Unsound> {

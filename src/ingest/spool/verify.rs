@@ -16,7 +16,7 @@ use super::row::{Stored, columns, micros, of_micros};
 const APPLICATION: i64 = 0x6f67_6d73;
 /// Of the table and of the records.
 const FORMAT: i64 = 1;
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// SQLite keeps this text, and [`check_form`] compares it.
 const TABLE: &str = "CREATE TABLE entries (seq INTEGER PRIMARY KEY AUTOINCREMENT, \
@@ -113,7 +113,10 @@ pub(super) fn connect_to(path: &Path, bounds: Bounds) -> rusqlite::Result<Connec
 /// Opens a file of which nothing is known.
 pub(super) fn connect_to_damaged(path: &Path) -> rusqlite::Result<Connection> {
     // Cells are not checked at once: what is whole on a page is read, and every row has a checksum.
-    connect(path, OpenFlags::empty())
+    let connection = connect(path, OpenFlags::empty())?;
+    // So that SQLite opens one that is shorter than it should be, too.
+    connection.execute_batch("PRAGMA writable_schema = ON")?;
+    Ok(connection)
 }
 
 /// Makes an empty file. It has no log beside it until it is opened, so it can be renamed alone.

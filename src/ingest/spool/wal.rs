@@ -50,6 +50,26 @@ impl Found {
         self.bytes.checked_sub(taken).filter(|bytes| *bytes > 0)
     }
 
+    /// How many commits stand in that: none in the one that was under way when the process ended.
+    pub(super) fn lost_commits(&self, frames: u64) -> u64 {
+        let Some(Ok(log)) = self.copy.as_ref().map(fs::read) else {
+            return 0;
+        };
+        let behind = usize::try_from(HEADER + frames * FRAME).unwrap_or(usize::MAX);
+        let mut frames = log
+            .get(behind..)
+            .unwrap_or_default()
+            .chunks_exact(FRAME as usize);
+        // Of a commit's last frame; the salt is that of the log, so an old one is not counted.
+        let salt = |frame: &[u8]| frame[8..16].to_vec();
+        let is_commit = |frame: &[u8]| frame[4..8] != [0; 4];
+        let Some(first) = frames.next() else {
+            return 0;
+        };
+        let others = frames.filter(|frame| salt(frame) == salt(first) && is_commit(frame));
+        others.count() as u64 + u64::from(is_commit(first))
+    }
+
     /// Keeps the copy under this name.
     pub(super) fn keep(self, name: &Path) -> io::Result<()> {
         self.copy.map_or(Ok(()), |copy| fs::rename(copy, name))

@@ -204,6 +204,51 @@ fn a_harmed_log_gives_what_is_whole_and_a_report_of_what_is_not() {
     });
 }
 
+/// All depends on the first page, which is the same in every spool.
+#[test]
+fn a_file_without_its_head_or_its_end_gives_the_rest() {
+    for (head, is_cut, least) in [(32, false, 400), (4096, false, 400), (0, true, 100)] {
+        let (dir, appended) = filled(400, 20);
+        let path = dir.path().join("spool.sqlite");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[..head].fill(0);
+        if is_cut {
+            bytes.truncate(bytes.len() / 2);
+        }
+        fs::write(&path, bytes).unwrap();
+        let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+        let there = check(&opened, &appended);
+        assert!(there >= least, "{there}: {:?}", opened.report);
+        assert!(!dir.path().join("spool.head.sqlite").exists());
+    }
+}
+
+/// Commits that were answered are told from the one that was under way.
+#[test]
+fn commits_that_are_lost_in_a_log_are_counted() {
+    let (whole, mut appended) = filled(10, 10);
+    let mut opened = SpoolDir::open(whole.path(), MAX).unwrap();
+    append(&mut opened.file, 40, 2, &mut appended);
+    for (is_turned, lost) in [(true, 11..=20), (false, 0..=0)] {
+        let dir = TempDir::new();
+        copy_files(whole.path(), dir.path());
+        let log = dir.path().join("spool.sqlite-wal");
+        let mut bytes = fs::read(&log).unwrap();
+        if is_turned {
+            let third = bytes.len() / 3;
+            bytes[third] ^= 1;
+        } else {
+            // The last commit's last frame is not whole.
+            bytes.truncate(bytes.len() - 100);
+        }
+        fs::write(&log, bytes).unwrap();
+        let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+        let report = &opened.report;
+        assert!(lost.contains(&report.lost_commits), "{report:?}");
+        assert!(report.tail.as_ref().is_some_and(|tail| tail.exists()));
+    }
+}
+
 #[test]
 fn what_was_committed_is_there_after_a_kill() {
     let dir = TempDir::new();

@@ -105,7 +105,7 @@ fn what_is_refused_leaves_all_as_it_was() {
         .unwrap();
     let half = profile("c", 40_000);
     let refused = append(&mut file, &[&small, &half]);
-    assert!(matches!(refused, Err(Refused::Full)), "{refused:?}");
+    assert!(matches!(refused, Err(Refused::DiskFull)), "{refused:?}");
     assert_eq!(state(&file), before);
 
     // Anything else: a transaction that an earlier call left, and a table that refuses.
