@@ -39,8 +39,8 @@ impl Found {
         self.bytes == 0
     }
 
-    /// How much stands behind the frames that SQLite took, where it could say how many. Where the header is broken it takes none.
-    /// A log never holds old frames behind its end, see `journal_size_limit`.
+    /// How much stands behind the frames that SQLite took, where it could say how many. Where the
+    /// header is broken it takes none. A log never holds old frames behind its end, see `journal_size_limit`.
     pub(super) fn lost(&self, frames: Option<u64>) -> Option<u64> {
         let taken = match frames? {
             0 if self.bytes == HEADER => HEADER,
@@ -56,18 +56,17 @@ impl Found {
             return 0;
         };
         let behind = usize::try_from(HEADER + frames * FRAME).unwrap_or(usize::MAX);
-        let mut frames = log
-            .get(behind..)
-            .unwrap_or_default()
-            .chunks_exact(FRAME as usize);
-        // Of a commit's last frame; the salt is that of the log, so an old one is not counted.
-        let salt = |frame: &[u8]| frame[8..16].to_vec();
-        let is_commit = |frame: &[u8]| frame[4..8] != [0; 4];
-        let Some(first) = frames.next() else {
+        let Some(lost) = log.get(behind..) else {
             return 0;
         };
-        let others = frames.filter(|frame| salt(frame) == salt(first) && is_commit(frame));
-        others.count() as u64 + u64::from(is_commit(first))
+        // The log's own mark, which each frame bears too: either place may be what is damaged.
+        let marks = [log.get(16..24), lost.get(8..16)];
+        let is_commit = |frame: &&[u8]| {
+            let is_last_of_one = frame[4..8] != [0; 4];
+            is_last_of_one && marks.contains(&frame.get(8..16))
+        };
+        let frames = lost.chunks_exact(FRAME as usize);
+        frames.filter(is_commit).count() as u64
     }
 
     /// Keeps the copy under this name.

@@ -229,14 +229,21 @@ fn commits_that_are_lost_in_a_log_are_counted() {
     let (whole, mut appended) = filled(10, 10);
     let mut opened = SpoolDir::open(whole.path(), MAX).unwrap();
     append(&mut opened.file, 40, 2, &mut appended);
-    for (is_turned, lost) in [(true, 11..=20), (false, 0..=0)] {
+    let frame = |number: usize| 32 + number * (24 + 4096);
+    // In a page, in the mark of a frame, in the log's own.
+    for (turned, lost) in [
+        (Some(frame(7) + 1000), 11..=20),
+        (Some(frame(7) + 8), 11..=20),
+        // With that in which the next number was written, at the start.
+        (Some(16), 21..=21),
+        (None, 0..=0),
+    ] {
         let dir = TempDir::new();
         copy_files(whole.path(), dir.path());
         let log = dir.path().join("spool.sqlite-wal");
         let mut bytes = fs::read(&log).unwrap();
-        if is_turned {
-            let third = bytes.len() / 3;
-            bytes[third] ^= 1;
+        if let Some(place) = turned {
+            bytes[place] ^= 1;
         } else {
             // The last commit's last frame is not whole.
             bytes.truncate(bytes.len() - 100);
