@@ -23,8 +23,8 @@ CREATE TABLE group_checks (
     version     bigint,
     -- Which counter that is.
     version_id  text COLLATE "C",
-    -- This database's time, taken before OpenIM was asked. Never goes back: what was read before it
-    -- is older than what is stored.
+    -- This database's time before OpenIM was asked, of the comparison that began last. One that began
+    -- before it changes nothing any more.
     compared_at timestamptz NOT NULL
 )
 WITH (fillfactor = 85);
@@ -47,6 +47,6 @@ CREATE TABLE reconcile_runs (
     members_added     bigint NOT NULL DEFAULT 0,
     members_removed   bigint NOT NULL DEFAULT 0,
     members_changed   bigint NOT NULL DEFAULT 0,
-    displays_changed  bigint NOT NULL DEFAULT 0,
+    details_changed   bigint NOT NULL DEFAULT 0,
     groups_changed    bigint NOT NULL DEFAULT 0
 );

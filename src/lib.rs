@@ -27,5 +27,6 @@ pub mod domain;
 pub mod http;
 pub mod ingest;
 pub mod local_postgres;
+pub mod openim;
 pub mod store;
 pub mod telemetry;

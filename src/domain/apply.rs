@@ -33,6 +33,16 @@ pub struct GroupRows {
     pub is_new: bool,
     /// Why the group is to be checked: the last reason.
     pub check: Option<CheckReason>,
+    /// When the last callback about the group itself was written.
+    pub heard_at: Option<OffsetDateTime>,
+    /// The same of the members.
+    pub members_heard_at: BTreeMap<UserId, OffsetDateTime>,
+    /// When the last comparison with OpenIM began.
+    pub compared_at: Option<OffsetDateTime>,
+    /// Members that a repair has changed.
+    pub repaired: BTreeSet<UserId>,
+    /// Whether a repair has changed the group itself.
+    pub is_repaired: bool,
 }
 
 /// What of a member was stored when a callback implied that there is one.
@@ -51,6 +61,9 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     if let Event::Create(creation) = &change.event {
         return rows.create(creation, at);
     }
+    if let Event::Repair(repair) = &change.event {
+        return rows.repair(repair);
+    }
     let is_unknown = rows.group.is_none();
     if is_unknown {
         rows.group = Some(Group::default());
@@ -58,7 +71,7 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     }
     match &change.event {
         // Above.
-        Event::Create(_) => {}
+        Event::Create(_) | Event::Repair(_) => {}
         Event::Join(user) => rows.join(user, at),
         Event::Quit(user) => rows.leave(user, at),
         Event::Kick(users) => rows.kick(users, at),
@@ -94,7 +107,7 @@ impl GroupRows {
         self.members.entry(user.clone()).or_default()
     }
 
-    fn want_check(&mut self, reason: CheckReason) {
+    pub(super) fn want_check(&mut self, reason: CheckReason) {
         self.check = Some(reason);
     }
 
@@ -130,23 +143,13 @@ impl GroupRows {
     fn set_member(&mut self, patch: &MemberPatch, at: OffsetDateTime) {
         let MemberPatch {
             user_id,
-            nickname,
-            face_url,
             role_level,
-            ex,
+            ..
         } = patch;
         self.expect_member(user_id, at);
         let member = self.member(user_id);
         let was_owner = member.role_level == Some(OWNER);
-        for (field, value) in [
-            (&mut member.nickname, nickname),
-            (&mut member.face_url, face_url),
-            (&mut member.ex, ex),
-        ] {
-            if value.is_some() {
-                field.clone_from(value);
-            }
-        }
+        member.set_texts(patch);
         let Some(role_level) = *role_level else {
             return;
         };
@@ -321,21 +324,14 @@ impl GroupRows {
 
 /// A member with what was unknown taken from `told`.
 fn filled(member: &Member, told: &Member) -> Member {
-    let Member {
-        nickname,
-        face_url,
-        role_level,
-        ex,
-        joined_at,
-        left_at,
-    } = member;
     let text = |known: &Option<_>, told: &Option<_>| known.as_ref().or(told.as_ref()).cloned();
     Member {
-        nickname: text(nickname, &told.nickname),
-        face_url: text(face_url, &told.face_url),
-        role_level: role_level.or(told.role_level),
-        ex: text(ex, &told.ex),
-        joined_at: joined_at.or(told.joined_at),
-        left_at: *left_at,
+        nickname: text(&member.nickname, &told.nickname),
+        face_url: text(&member.face_url, &told.face_url),
+        role_level: member.role_level.or(told.role_level),
+        ex: text(&member.ex, &told.ex),
+        joined_at: member.joined_at.or(told.joined_at),
+        // The rest no callback tells.
+        ..member.clone()
     }
 }

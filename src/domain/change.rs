@@ -6,7 +6,7 @@ use std::iter;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{CheckReason, GroupId, MemberPatch, Profile, UserId};
+use super::{CheckReason, GroupId, MemberPatch, Profile, Repair, UserId};
 
 /// A change of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,10 @@ pub enum Event {
     SetMember(MemberPatch),
     /// Nothing that we know of; the group is to be checked.
     WantCheck(CheckReason),
+    /// OpenIM was asked, and holds something else than the mirror. Never waits on disk: when the
+    /// database is back, OpenIM is asked again.
+    #[serde(skip)]
+    Repair(Repair),
 }
 
 /// Users as a callback lists them.
@@ -132,6 +136,7 @@ impl Change {
                 new_owner,
             } => Box::new([old_owner, new_owner].into_iter()),
             Event::SetMember(patch) => Box::new(iter::once(&patch.user_id)),
+            Event::Repair(repair) => Box::new(repair.user_ids()),
             Event::Dismiss | Event::SetProfile(_) | Event::WantCheck(_) => Box::new(iter::empty()),
         }
     }

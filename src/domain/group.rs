@@ -77,7 +77,8 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn is_dismissed(&self) -> bool {
+    /// Whether its members are not current.
+    pub fn is_dismissed(&self) -> bool {
         self.status == Some(DISMISSED)
     }
 }
@@ -133,4 +134,12 @@ reasons! {
     CallbackRejected = "callback_rejected";
     /// A callback could not be written.
     CallbackLost = "callback_lost";
+    /// A callback came while the group was held against OpenIM, which may have been answered before
+    /// it.
+    CallbackMeanwhile = "callback_meanwhile";
+    /// OpenIM does not know the group.
+    NotInOpenim = "not_in_openim";
+    /// OpenIM names so few of its members that somebody has to look at it before the others are taken
+    /// for gone.
+    TooManyRemovals = "too_many_removals";
 }

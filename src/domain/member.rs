@@ -35,8 +35,20 @@ pub struct Member {
     pub face_url: Option<Text>,
     pub role_level: Option<i32>,
     pub ex: Option<Text>,
+    /// What OpenIM shows: the nickname or, where that is empty, the name of the user's profile.
+    pub display_nickname: Option<Text>,
+    /// The same of the avatar.
+    pub display_face_url: Option<Text>,
     /// When the member came, if that was heard of.
     pub joined_at: Option<OffsetDateTime>,
+    /// 1 by an administrator, 2 by invitation, 3 by search, 4 by QR code.
+    pub join_source: Option<i32>,
+    /// Who invited the member; empty: nobody did, or OpenIM has not noted it.
+    pub inviter: Option<Text>,
+    /// Who let the member in.
+    pub operator: Option<Text>,
+    /// Until when the member is muted.
+    pub mute_end_at: Option<OffsetDateTime>,
     /// When the member left: the row is a tombstone.
     pub left_at: Option<OffsetDateTime>,
 }
@@ -59,6 +71,37 @@ impl Member {
             text.get_or_insert_default();
         }
         self
+    }
+
+    /// Takes what a patch says of the texts. What OpenIM shows is known where they are not empty; what
+    /// it shows instead of an empty one stays known only where it was empty before.
+    pub(super) fn set_texts(&mut self, patch: &MemberPatch) {
+        for (field, display, told) in [
+            (
+                &mut self.nickname,
+                &mut self.display_nickname,
+                &patch.nickname,
+            ),
+            (
+                &mut self.face_url,
+                &mut self.display_face_url,
+                &patch.face_url,
+            ),
+        ] {
+            let Some(text) = told else {
+                continue;
+            };
+            let shown = Some(text).filter(|text| !text.is_empty()).cloned();
+            if field.as_ref() == Some(text) {
+                *display = display.take().or(shown);
+            } else {
+                *display = shown;
+                *field = Some(text.clone());
+            }
+        }
+        if patch.ex.is_some() {
+            self.ex.clone_from(&patch.ex);
+        }
     }
 
     /// Whether the member has left.

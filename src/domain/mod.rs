@@ -2,16 +2,20 @@
 
 mod apply;
 mod change;
+mod compare;
 mod fold;
 mod group;
 mod ids;
 mod member;
 mod rejected;
+mod repair;
 
 pub use apply::{GroupRows, LATE, apply};
 pub use change::{Change, Creation, Event, Users, first_members, to_micros};
+pub use compare::{Drift, Kind, Verdict, group_verdict, member_verdict};
 pub use fold::{Folded, FoldedPatch, fold};
 pub use group::{CheckReason, DISMISSED, Group, Profile};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
 pub use member::{Member, MemberPatch, ORDINARY, OWNER};
 pub use rejected::{MAX_KEPT_BYTES, Rejected};
+pub use repair::{HeldGroup, HeldMember, Repair, Version};

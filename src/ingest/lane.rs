@@ -15,7 +15,7 @@ use super::lanes::Shared;
 use super::marks::Marks;
 use super::queue::FEW;
 use super::spool::{Attempt, Spool};
-use crate::domain::Change;
+use crate::domain::{Change, Event};
 use crate::store::{self, Failed, Store, Writer};
 
 /// What takes longer is not worth waiting for: a statement and its commit take a tenth of this on
@@ -144,6 +144,10 @@ impl Lane {
                 && spool.is_open()
             {
                 let all = batch.into_iter().map(|change| (change, None)).collect();
+                let all = without_repairs(all, &store::Error::gave_up());
+                if all.is_empty() {
+                    return;
+                }
                 match spool.append_if_open(all).await {
                     Ok(()) => return,
                     // It was drained just now.
@@ -242,7 +246,9 @@ impl Lane {
     /// To the spool, from where they are written in their order, and whatever comes then after
     /// them. The writer is still ours: nobody writes before the spool is open.
     async fn give_up(&self, changes: Vec<Left>, error: store::Error) {
+        let changes = without_repairs(changes, &error);
         match &self.spool {
+            _ if changes.is_empty() => {}
             Some(spool) => spool.append(changes, &error).await,
             None => {
                 for (change, _) in changes {
@@ -251,6 +257,17 @@ impl Lane {
             }
         }
     }
+}
+
+/// Answers repairs: they wait in no spool, for what they were made of is out of date by then. One
+/// that was given up on and is written nevertheless looks at its rows first, as any.
+fn without_repairs(changes: Vec<Left>, error: &store::Error) -> Vec<Left> {
+    let is_repair = |(change, _): &Left| matches!(change.change.event, Event::Repair(_));
+    let (repairs, others): (Vec<Left>, Vec<Left>) = changes.into_iter().partition(is_repair);
+    for (repair, _) in repairs {
+        repair.answer(Err(error.clone().into()));
+    }
+    others
 }
 
 /// A lane's number in the database, where 0 drains the spool.

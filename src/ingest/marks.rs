@@ -64,6 +64,8 @@ impl Marks {
     pub(super) fn lost(&self, change: &Change) {
         let reason = match change.event {
             Event::WantCheck(reason) => reason,
+            // Nobody is done with it: OpenIM is asked again.
+            Event::Repair(_) => return,
             _ => CheckReason::CallbackLost,
         };
         self.add(change.group_id.clone(), reason);

@@ -11,11 +11,12 @@ mod spool;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use time::OffsetDateTime;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::{Change, CheckReason, GroupId, Rejected};
+use crate::domain::{Change, CheckReason, Event, GroupId, Rejected, Repair};
 use crate::store::{self, Store};
 use drain::Drain;
 use lanes::Lanes;
@@ -25,6 +26,11 @@ use rejected::{Keeper, Kept};
 pub use drain::Error as DrainError;
 pub use rejected::Retention;
 pub use spool::{OpenError, Refused, Spool, SpoolState};
+
+/// How often the versions of groups that callbacks have changed are forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(1);
+/// How long that may take at the end.
+const LAST_FORGET: Duration = Duration::from_secs(2);
 
 /// How long an answer waits for the deletion of what is too much.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
@@ -53,6 +59,8 @@ pub struct Ingest {
     marking: Task,
     /// Drains the spool until it is told to end.
     draining: Task,
+    /// Forgets versions until it is told to end.
+    forgetting: Task,
     /// Told when it is known whether the database is there.
     settled: CancellationToken,
     keeper: Arc<Keeper>,
@@ -106,12 +114,18 @@ impl Ingest {
             }
             None => settled.cancel(),
         }
+        let forgetting = Task::default();
+        forgetting.start({
+            let store = store.clone();
+            move |closing| forget_versions(store, closing)
+        });
         Self {
             lanes,
             marks,
             spool,
             marking,
             draining,
+            forgetting,
             settled,
             patience,
             keeper: Arc::new(Keeper::new(store, rejected)),
@@ -149,6 +163,17 @@ impl Ingest {
             Ok(written) => written,
             Err(_panicked) => Err(Error::Lost),
         }
+    }
+
+    /// Makes a part of a group what OpenIM holds; resolves when that is committed. Rows that a callback
+    /// has named since OpenIM was asked stay as they are, and the group is marked.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing of it waits for a database that is away.
+    pub async fn repair(&self, group: GroupId, repair: Repair) -> Result<(), Error> {
+        let event = Event::Repair(repair);
+        self.submit(Change::new(group, OffsetDateTime::now_utc(), event))
+            .await
     }
 
     /// Has a group marked to be checked, without waiting for it.
@@ -214,6 +239,7 @@ impl Ingest {
         self.marking.end().await;
         self.lanes.close().await;
         self.draining.end().await;
+        self.forgetting.end().await;
         let groups = self.marks.count();
         if groups > 0 {
             tracing::warn!(
@@ -242,6 +268,16 @@ impl Ingest {
 /// See [`DrainError`]; what is left can be tried again.
 pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     Drain::new(spool.clone(), store, None).drain_all().await
+}
+
+/// Until `closing`, and then for the last time.
+async fn forget_versions(store: Store, closing: CancellationToken) {
+    while timeout(FORGET_INTERVAL, closing.cancelled()).await.is_err() {
+        // What fails is tried again with the next.
+        let _ = store.forget_versions().await;
+    }
+    // What is left out is found by the next process.
+    let _ = timeout(LAST_FORGET, store.forget_versions()).await;
 }
 
 async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {

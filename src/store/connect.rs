@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::connections::{Connector, Pool};
+use super::touched::Touched;
 use super::{Store, migrate};
 
 statements! {
@@ -256,7 +257,8 @@ impl Database {
         let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);
         let shared = self.pool_size.saturating_sub(lanes).max(1);
         let reads = shared.saturating_sub(RESERVED_FOR_WRITES).max(1);
-        let pool = Pool::new(Arc::new(Connector::new(options, true)), shared, patience);
+        let connector = Connector::new(options.clone(), true);
+        let pool = Pool::new(Arc::new(connector), shared, patience);
         Store {
             database: Arc::new(self.clone()),
             prepared: Arc::default(),
@@ -266,6 +268,8 @@ impl Database {
             lookups: Arc::default(),
             of_lanes: Arc::new(Connector::new(of_lanes, false)),
             of_drain: Arc::new(Connector::new(of_drain, false)),
+            of_turns: Arc::new(Connector::new(options.clone(), false)),
+            touched: Touched::default(),
             lanes: lanes as usize,
             patience_of_lanes: self.timeout_of_lanes + NETWORK_SLACK,
             lock_of_lanes: lock,

@@ -18,7 +18,10 @@ mod error;
 mod lookups;
 mod migrate;
 mod read;
+mod reconcile;
 mod rejected;
+mod stored;
+mod touched;
 mod write;
 
 use std::sync::Arc;
@@ -30,11 +33,15 @@ use tokio::time::{Instant, timeout_at};
 
 use connections::{Connector, Pool};
 use lookups::Lookups;
+use touched::Touched;
 
 pub use connect::{Database, OpenError, is_url};
 pub use error::Error;
 pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
+};
+pub use reconcile::{
+    ComparedMember, Finished, KnownGroup, Run, RunResult, Turn, TurnOf, Wanted, WantedByReason,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer};
@@ -63,6 +70,10 @@ pub struct Store {
     of_lanes: Arc<Connector>,
     /// Makes that of the drain of a spool.
     of_drain: Arc<Connector>,
+    /// Makes those of whoever compares the mirror with OpenIM: one or two, beside all others.
+    of_turns: Arc<Connector>,
+    /// What callbacks have changed lately.
+    touched: Touched,
     /// How many lanes there are.
     lanes: usize,
     /// How long they wait for one write.
@@ -142,12 +153,12 @@ impl Store {
     /// A connection for a lane, made when it is needed. `of_spool`: the number of the spool that
     /// takes what it could not write, and of the lane, from 1.
     pub fn writer(&self, of_spool: Option<(i64, i16)>) -> Writer {
-        Writer::new(Arc::clone(&self.of_lanes), of_spool)
+        Writer::new(Arc::clone(&self.of_lanes), self.touched.clone(), of_spool)
     }
 
     /// The connection that drains a spool.
     pub fn drainer(&self, spool_id: i64) -> Drainer {
-        Drainer::new(Arc::clone(&self.of_drain), spool_id)
+        Drainer::new(Arc::clone(&self.of_drain), self.touched.clone(), spool_id)
     }
 
     /// How many lanes there are connections for.
@@ -175,9 +186,11 @@ impl Store {
         let (used, idle) = self.pool.connections();
         let (used_of_lanes, idle_of_lanes) = self.of_lanes.count();
         let (used_of_drain, idle_of_drain) = self.of_drain.count();
+        // Those that hold a turn wait for its end.
+        let (used_of_turns, idle_of_turns) = self.of_turns.count();
         (
-            used + used_of_lanes + used_of_drain,
-            idle + idle_of_lanes + idle_of_drain,
+            used + used_of_lanes + used_of_drain + used_of_turns,
+            idle + idle_of_lanes + idle_of_drain + idle_of_turns,
         )
     }
 
@@ -203,6 +216,7 @@ impl Store {
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         read::statements()
             .chain(rejected::STATEMENTS)
+            .chain(reconcile::statements())
             .chain(write::statements())
             .chain(connect::STATEMENTS)
             .chain(migrate::STATEMENTS)

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+
+use crate::domain::Kind;
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
@@ -15,6 +17,11 @@ pub use prometheus::Error;
 /// Seconds; a write is one commit, about a millisecond on a good disk, and OpenIM gives up at 5 s.
 const BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+];
+
+/// Seconds; a mark waits for two, and for OpenIM.
+const CHECK_BUCKETS: [f64; 10] = [
+    0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
 /// The metrics of one running service.
@@ -45,6 +52,12 @@ struct Inner {
     drained: IntCounter,
     spool_refused: IntCounter,
     spool_rejected: IntCounter,
+    openim_calls: IntCounterVec,
+    cycles: IntCounterVec,
+    last_cycle: IntGauge,
+    compared: IntCounter,
+    repairs: IntCounterVec,
+    check_seconds: Histogram,
     /// One text at a time: counters are brought up to what is counted elsewhere.
     text: Mutex<()>,
 }
@@ -214,6 +227,42 @@ impl Metrics {
                 "spool_rejected_total",
                 "Changes that the database refused for good when they came out of the spool: they were answered as done, and are with the rejected callbacks.",
             )?,
+            openim_calls: IntCounterVec::new(
+                Opts::new(
+                    "openim_calls_total",
+                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, refused (OpenIM's own error), too_many or unreadable.",
+                ),
+                &["path", "outcome"],
+            )?,
+            cycles: IntCounterVec::new(
+                Opts::new(
+                    "reconcile_cycles_total",
+                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end.",
+                ),
+                &["outcome"],
+            )?,
+            last_cycle: IntGauge::new(
+                "reconcile_last_cycle_timestamp_seconds",
+                "When the last comparison of all groups came to its end, in seconds since 1970; 0 where this process has done none.",
+            )?,
+            compared: IntCounter::new(
+                "reconcile_groups_compared_total",
+                "Groups that were read from OpenIM and compared; those that have not changed are not read.",
+            )?,
+            repairs: IntCounterVec::new(
+                Opts::new(
+                    "reconcile_repairs_total",
+                    "Rows that were not as in OpenIM and were made so, by kind.",
+                ),
+                &["kind"],
+            )?,
+            check_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "reconcile_check_delay_seconds",
+                    "Time from the mark of a group to its repair.",
+                )
+                .buckets(CHECK_BUCKETS.to_vec()),
+            )?,
             text: Mutex::default(),
             registry,
         };
@@ -247,9 +296,15 @@ impl Metrics {
             drained,
             spool_refused,
             spool_rejected,
+            openim_calls,
+            cycles,
+            last_cycle,
+            compared,
+            repairs,
+            check_seconds,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 22] = [
+        let all: [Box<dyn Collector>; 28] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -271,6 +326,12 @@ impl Metrics {
             Box::new(drained.clone()),
             Box::new(spool_refused.clone()),
             Box::new(spool_rejected.clone()),
+            Box::new(openim_calls.clone()),
+            Box::new(cycles.clone()),
+            Box::new(last_cycle.clone()),
+            Box::new(compared.clone()),
+            Box::new(repairs.clone()),
+            Box::new(check_seconds.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -335,6 +396,47 @@ impl Metrics {
     pub fn older_key(&self, is_callback: bool) {
         let door = if is_callback { "callbacks" } else { "reads" };
         self.0.older_keys.with_label_values(&[door]).inc();
+    }
+
+    /// Starts the counts of comparisons with OpenIM at zero.
+    pub fn begin_comparing(&self) {
+        for kind in Kind::ALL {
+            self.0.repairs.with_label_values(&[kind.name()]);
+        }
+        self.0.cycles.with_label_values(&["ok"]);
+    }
+
+    /// Counts a call of OpenIM's API.
+    pub fn called_openim(&self, path: &str, outcome: &str) {
+        self.0
+            .openim_calls
+            .with_label_values(&[path, outcome])
+            .inc();
+    }
+
+    /// Counts a comparison of all groups.
+    pub fn cycle_done(&self, outcome: &str) {
+        self.0.cycles.with_label_values(&[outcome]).inc();
+        if outcome == "ok" {
+            let now = time::OffsetDateTime::now_utc().unix_timestamp();
+            self.0.last_cycle.set(now);
+        }
+    }
+
+    /// Counts a group that was compared.
+    pub fn compared_group(&self) {
+        self.0.compared.inc();
+    }
+
+    /// Counts rows that were made as in OpenIM.
+    pub fn repaired(&self, kind: Kind, count: u64) {
+        let kind = kind.name();
+        self.0.repairs.with_label_values(&[kind]).inc_by(count);
+    }
+
+    /// A mark is gone that was there for so long.
+    pub fn check_done(&self, waited: Duration) {
+        self.0.check_seconds.observe(waited.as_secs_f64());
     }
 
     /// One more open HTTP connection.

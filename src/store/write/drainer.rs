@@ -13,6 +13,7 @@ use crate::domain::{Change, Rejected};
 use crate::store::Error;
 use crate::store::connections::{Connector, Counted};
 use crate::store::rejected;
+use crate::store::touched::Touched;
 
 /// The drain's own lane.
 const LANE: i16 = 0;
@@ -23,6 +24,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Drainer {
     connector: Arc<Connector>,
+    touched: Touched,
     /// `None` until [`Drainer::begin`], and after it broke.
     connection: Option<Counted>,
     spool_id: i64,
@@ -31,9 +33,14 @@ pub struct Drainer {
 }
 
 impl Drainer {
-    pub(in crate::store) fn new(connector: Arc<Connector>, spool_id: i64) -> Self {
+    pub(in crate::store) fn new(
+        connector: Arc<Connector>,
+        touched: Touched,
+        spool_id: i64,
+    ) -> Self {
         Self {
             connector,
+            touched,
             connection: None,
             spool_id,
             positions: HashMap::new(),
@@ -93,7 +100,9 @@ impl Drainer {
         let work = async |connection: &mut PgConnection| {
             write(connection, changes, rejected, position).await
         };
-        connection.run(deadline, work).await?;
+        let done = connection.run(deadline, work).await;
+        self.touched.add(changes);
+        done?;
         self.positions.insert(LANE, seq);
         Ok(())
     }

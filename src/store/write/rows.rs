@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::postgres::PgRow;
-use sqlx::{Connection, FromRow, PgConnection, Row};
+use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 
+use super::super::stored::{StoredGroup, StoredMember};
 use super::fence::Position;
-use crate::domain::{self, Change, Group, GroupId, GroupRows, Member, Profile, Text, UserId};
+use crate::domain::{self, Change, Event, Group, GroupId, GroupRows, Member, Text, UserId};
 
 statements! {
     /// In the order of their ids. Moves the lane's position too, if there is one, for that needs no
@@ -23,8 +23,16 @@ WITH moved AS (
     ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
 SELECT group_id, name, notification, introduction, face_url, ex,
        need_verification, look_member_info, apply_member_friend,
-       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, created_at
+       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, last_callback_at,
+       created_at
   FROM groups
+ WHERE group_id = ANY($1)
+ ORDER BY group_id
+   FOR UPDATE";
+    /// Whoever begins another comparison of these groups waits until this one's rows are written.
+    LOCK_CHECKS = "
+SELECT group_id, compared_at
+  FROM group_checks
  WHERE group_id = ANY($1)
  ORDER BY group_id
    FOR UPDATE";
@@ -32,7 +40,9 @@ SELECT group_id, name, notification, introduction, face_url, ex,
     /// groups before has written.
     LOCK_MEMBERS = "
 SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored.role_level,
-       stored.ex, stored.joined_at, stored.left_at, stored.created_at
+       stored.ex, stored.display_nickname, stored.display_face_url, stored.joined_at,
+       stored.join_source, stored.inviter_user_id, stored.operator_user_id, stored.mute_end_at,
+       stored.left_at, stored.last_callback_at, stored.created_at
   FROM unnest($1::text[], $2::text[]) AS asked (group_id, user_id)
   JOIN group_members AS stored
     ON stored.group_id = asked.group_id AND stored.user_id = asked.user_id
@@ -42,31 +52,45 @@ SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored
     /// replica has made it meanwhile, it is left, and is missing from the count.
     WRITE_MEMBERS = "
 INSERT INTO group_members AS stored
-       (group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
+       (group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
+        joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
         created_at, updated_at, last_callback_at)
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       COALESCE(created_at, now()), now(), now()
+SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
+       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
+       COALESCE(created_at, now()), now(), CASE WHEN is_named THEN now() END
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[],
-              $7::timestamptz[], $8::timestamptz[], $9::timestamptz[])
-       AS written (group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-                   created_at)
+              $7::text[], $8::text[], $9::timestamptz[], $10::integer[], $11::text[], $12::text[],
+              $13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::timestamptz[])
+       AS written (group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
+                   display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
+                   mute_end_at, left_at, is_named, created_at)
 ON CONFLICT (group_id, user_id) DO UPDATE SET
-    nickname   = EXCLUDED.nickname,
-    face_url   = EXCLUDED.face_url,
-    role_level = EXCLUDED.role_level,
-    ex         = EXCLUDED.ex,
-    joined_at  = EXCLUDED.joined_at,
-    left_at    = EXCLUDED.left_at,
+    nickname         = EXCLUDED.nickname,
+    face_url         = EXCLUDED.face_url,
+    role_level       = EXCLUDED.role_level,
+    ex               = EXCLUDED.ex,
+    display_nickname = EXCLUDED.display_nickname,
+    display_face_url = EXCLUDED.display_face_url,
+    joined_at        = EXCLUDED.joined_at,
+    join_source      = EXCLUDED.join_source,
+    inviter_user_id  = EXCLUDED.inviter_user_id,
+    operator_user_id = EXCLUDED.operator_user_id,
+    mute_end_at      = EXCLUDED.mute_end_at,
+    left_at          = EXCLUDED.left_at,
     updated_at = CASE
         WHEN (EXCLUDED.nickname, EXCLUDED.face_url, EXCLUDED.role_level, EXCLUDED.ex,
-              EXCLUDED.joined_at, EXCLUDED.left_at)
+              EXCLUDED.display_nickname, EXCLUDED.display_face_url, EXCLUDED.joined_at,
+              EXCLUDED.join_source, EXCLUDED.inviter_user_id, EXCLUDED.operator_user_id,
+              EXCLUDED.mute_end_at, EXCLUDED.left_at)
              IS DISTINCT FROM
              (stored.nickname, stored.face_url, stored.role_level, stored.ex,
-              stored.joined_at, stored.left_at)
+              stored.display_nickname, stored.display_face_url, stored.joined_at,
+              stored.join_source, stored.inviter_user_id, stored.operator_user_id,
+              stored.mute_end_at, stored.left_at)
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
-    last_callback_at = now()
+    last_callback_at = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at)
  WHERE stored.created_at = EXCLUDED.created_at";
     /// The same for groups. A mark that is there stays; a new one counts from now on as the latest.
     WRITE_GROUPS = "
@@ -176,21 +200,42 @@ impl Stored {
             stored.rows.entry(change.group_id.clone()).or_default();
         }
         let ids: Vec<&str> = stored.rows.keys().map(GroupId::as_str).collect();
-        let groups: Vec<GroupRow> = sqlx::query_as(LOCK_GROUPS)
+        let groups: Vec<StoredGroup> = sqlx::query_as(LOCK_GROUPS)
             .bind(ids)
             .bind(position.map(|position| position.spool_id))
             .bind(position.map(|position| position.lane))
             .bind(position.map(|position| position.seq))
             .fetch_all(&mut *connection)
             .await?;
-        for GroupRow {
+        for StoredGroup {
             group_id,
             group,
+            last_callback_at,
             created_at,
         } in groups
         {
             stored.groups_made.insert(group_id.clone(), created_at);
-            stored.rows.entry(group_id).or_default().group = Some(group);
+            let rows = stored.rows.entry(group_id).or_default();
+            rows.group = Some(group);
+            rows.heard_at = last_callback_at;
+        }
+        let repairs: Vec<&str> = changes
+            .iter()
+            .filter(|change| matches!(change.event, Event::Repair(_)))
+            .map(|change| change.group_id.as_str())
+            .collect();
+        if !repairs.is_empty() {
+            let checks: Vec<(String, OffsetDateTime)> = sqlx::query_as(LOCK_CHECKS)
+                .bind(repairs)
+                .fetch_all(&mut *connection)
+                .await?;
+            for (group_id, compared_at) in checks {
+                let group_id = GroupId::parse(group_id).ok();
+                let rows = group_id.and_then(|id| stored.rows.get_mut(&id));
+                if let Some(rows) = rows {
+                    rows.compared_at = Some(compared_at);
+                }
+            }
         }
         let mut keys: Vec<(&str, &str)> = changes
             .iter()
@@ -205,20 +250,24 @@ impl Stored {
         keys.sort_unstable();
         keys.dedup();
         let (groups, users): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
-        let members: Vec<MemberRow> = sqlx::query_as(LOCK_MEMBERS)
+        let members: Vec<StoredMember> = sqlx::query_as(LOCK_MEMBERS)
             .bind(groups)
             .bind(users)
             .fetch_all(connection)
             .await?;
-        for MemberRow {
+        for StoredMember {
             group_id,
             user_id,
             member,
+            last_callback_at,
             created_at,
         } in members
         {
             let rows = stored.rows.entry(group_id.clone()).or_default();
             rows.members.insert(user_id.clone(), member);
+            if let Some(at) = last_callback_at {
+                rows.members_heard_at.insert(user_id.clone(), at);
+            }
             stored.members_made.insert((group_id, user_id), created_at);
         }
         Ok(stored)
@@ -230,22 +279,25 @@ impl Stored {
     }
 
     async fn write_members(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-        let named: Vec<(&GroupId, &UserId, &Member)> = self
+        let touched: Vec<(&GroupId, &UserId, &Member, bool)> = self
             .rows
             .iter()
             .flat_map(|(group, rows)| {
-                let member = move |user| Some((group, user, rows.members.get(user)?));
-                rows.named.iter().filter_map(member)
+                let member = move |user| {
+                    let is_named = rows.named.contains(user);
+                    Some((group, user, rows.members.get(user)?, is_named))
+                };
+                rows.named.union(&rows.repaired).filter_map(member)
             })
             .collect();
-        if named.is_empty() {
+        if touched.is_empty() {
             return Ok(true);
         }
         macro_rules! column {
-            (|$group:pat_param, $user:pat_param, $member:pat_param| $of:expr) => {
-                named
+            (|$group:pat_param, $user:pat_param, $member:pat_param, $is_named:pat_param| $of:expr) => {
+                touched
                     .iter()
-                    .map(|($group, $user, $member)| $of)
+                    .map(|($group, $user, $member, $is_named)| $of)
                     .collect::<Vec<_>>()
             };
         }
@@ -254,25 +306,34 @@ impl Stored {
             self.members_made.get(&key).copied()
         };
         let done = sqlx::query(WRITE_MEMBERS)
-            .bind(column!(|group, _, _| group.as_str()))
-            .bind(column!(|_, user, _| user.as_str()))
-            .bind(column!(|_, _, member| text(&member.nickname)))
-            .bind(column!(|_, _, member| text(&member.face_url)))
-            .bind(column!(|_, _, member| member.role_level))
-            .bind(column!(|_, _, member| text(&member.ex)))
-            .bind(column!(|_, _, member| member.joined_at))
-            .bind(column!(|_, _, member| member.left_at))
-            .bind(column!(|group, user, _| made(group, user)))
+            .bind(column!(|group, _, _, _| group.as_str()))
+            .bind(column!(|_, user, _, _| user.as_str()))
+            .bind(column!(|_, _, member, _| text(&member.nickname)))
+            .bind(column!(|_, _, member, _| text(&member.face_url)))
+            .bind(column!(|_, _, member, _| member.role_level))
+            .bind(column!(|_, _, member, _| text(&member.ex)))
+            .bind(column!(|_, _, member, _| text(&member.display_nickname)))
+            .bind(column!(|_, _, member, _| text(&member.display_face_url)))
+            .bind(column!(|_, _, member, _| member.joined_at))
+            .bind(column!(|_, _, member, _| member.join_source))
+            .bind(column!(|_, _, member, _| text(&member.inviter)))
+            .bind(column!(|_, _, member, _| text(&member.operator)))
+            .bind(column!(|_, _, member, _| member.mute_end_at))
+            .bind(column!(|_, _, member, _| member.left_at))
+            .bind(column!(|_, _, _, is_named| *is_named))
+            .bind(column!(|group, user, _, _| made(group, user)))
             .execute(connection)
             .await?;
-        Ok(done.rows_affected() == named.len() as u64)
+        Ok(done.rows_affected() == touched.len() as u64)
     }
 
     async fn write_groups(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let touched: Vec<(&GroupId, &GroupRows, &Group)> = self
             .rows
             .iter()
-            .filter(|(_, rows)| rows.is_new || rows.is_named || rows.check.is_some())
+            .filter(|(_, rows)| {
+                rows.is_new || rows.is_named || rows.is_repaired || rows.check.is_some()
+            })
             .filter_map(|(id, rows)| Some((id, rows, rows.group.as_ref()?)))
             .collect();
         if touched.is_empty() {
@@ -315,79 +376,4 @@ impl Stored {
 
 fn text(text: &Option<Text>) -> Option<&str> {
     text.as_ref().map(Text::as_str)
-}
-
-struct GroupRow {
-    group_id: GroupId,
-    group: Group,
-    created_at: OffsetDateTime,
-}
-
-struct MemberRow {
-    group_id: GroupId,
-    user_id: UserId,
-    member: Member,
-    created_at: OffsetDateTime,
-}
-
-/// An id that we have written, or an error as for any value that cannot be read.
-fn id<T>(
-    row: &PgRow,
-    column: &str,
-    parse: impl FnOnce(String) -> Result<T, crate::domain::IdError>,
-) -> Result<T, sqlx::Error> {
-    parse(row.try_get(column)?).map_err(|error| sqlx::Error::ColumnDecode {
-        index: column.to_owned(),
-        source: error.into(),
-    })
-}
-
-fn text_of(row: &PgRow, column: &str) -> Result<Option<Text>, sqlx::Error> {
-    Ok(row.try_get::<Option<String>, _>(column)?.map(Text::parse))
-}
-
-impl FromRow<'_, PgRow> for GroupRow {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let has_owner = row.try_get::<Option<&str>, _>("owner_user_id")?.is_some();
-        let owner = || id(row, "owner_user_id", UserId::parse);
-        Ok(Self {
-            group_id: id(row, "group_id", GroupId::parse)?,
-            group: Group {
-                profile: Profile {
-                    name: text_of(row, "name")?,
-                    notification: text_of(row, "notification")?,
-                    introduction: text_of(row, "introduction")?,
-                    face_url: text_of(row, "face_url")?,
-                    ex: text_of(row, "ex")?,
-                    need_verification: row.try_get("need_verification")?,
-                    look_member_info: row.try_get("look_member_info")?,
-                    apply_member_friend: row.try_get("apply_member_friend")?,
-                },
-                owner: has_owner.then(owner).transpose()?,
-                status: row.try_get("status")?,
-                group_type: row.try_get("group_type")?,
-                created_in_openim_at: row.try_get("created_in_openim_at")?,
-                dismissed_at: row.try_get("dismissed_at")?,
-            },
-            created_at: row.try_get("created_at")?,
-        })
-    }
-}
-
-impl FromRow<'_, PgRow> for MemberRow {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            group_id: id(row, "group_id", GroupId::parse)?,
-            user_id: id(row, "user_id", UserId::parse)?,
-            member: Member {
-                nickname: text_of(row, "nickname")?,
-                face_url: text_of(row, "face_url")?,
-                role_level: row.try_get("role_level")?,
-                ex: text_of(row, "ex")?,
-                joined_at: row.try_get("joined_at")?,
-                left_at: row.try_get("left_at")?,
-            },
-            created_at: row.try_get("created_at")?,
-        })
-    }
 }

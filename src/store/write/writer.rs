@@ -10,11 +10,13 @@ use super::{rows, write_patches};
 use crate::domain::Change;
 use crate::store::Error;
 use crate::store::connections::{Connector, Counted};
+use crate::store::touched::Touched;
 
 /// A connection for writes, of one lane alone.
 #[derive(Debug)]
 pub struct Writer {
     connector: Arc<Connector>,
+    touched: Touched,
     /// `None` until it is needed, and after it broke.
     connection: Option<Counted>,
     /// Where the lane writes down how far it is; `None` where nothing is written again.
@@ -40,9 +42,14 @@ impl From<Error> for Failed {
 
 impl Writer {
     /// `of_spool`: the number of the spool and of this lane.
-    pub(in crate::store) fn new(connector: Arc<Connector>, of_spool: Option<(i64, i16)>) -> Self {
+    pub(in crate::store) fn new(
+        connector: Arc<Connector>,
+        touched: Touched,
+        of_spool: Option<(i64, i16)>,
+    ) -> Self {
         Self {
             connector,
+            touched,
             connection: None,
             position: of_spool.map(|(spool_id, lane)| Position {
                 spool_id,
@@ -89,6 +96,7 @@ impl Writer {
             rows::apply_all(connection, &others, position).await
         };
         let done = connection.run(deadline, work).await;
+        self.touched.add(changes);
         done.map_err(|error| {
             if error.is_of_connection() {
                 self.connection = None;

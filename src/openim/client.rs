@@ -1,0 +1,325 @@
+//! Calls of OpenIM's REST API: the token, the envelope, retries and limits.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use super::Access;
+use super::wire::{Envelope, Token};
+use crate::telemetry::Metrics;
+
+/// Largest answer, unpacked: OpenIM's own services hand each other 8 MiB at most, of which JSON makes
+/// a few times as much.
+const MAX_ANSWER: usize = 64 << 20;
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait that OpenIM's rate limiter is believed.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// How much of OpenIM's own words an error quotes, in characters.
+const QUOTED: usize = 200;
+
+const GET_TOKEN: &str = "/auth/get_admin_token";
+
+/// The arguments are wrong.
+const ARGS: i64 = 1001;
+/// Not allowed, or the secret is wrong.
+const NO_PERMISSION: i64 = 1002;
+/// Expired, invalid, malformed, not yet valid, unknown, kicked, not existing.
+const OF_TOKEN: std::ops::RangeInclusive<i64> = 1501..=1507;
+/// Of the services behind the API.
+const OF_BACKEND: std::ops::RangeInclusive<i64> = 90_000..=99_999;
+/// Something failed inside.
+const INTERNAL: i64 = 500;
+
+/// Why OpenIM did not answer a call as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Not reached, or the connection ended, or it took too long.
+    #[error("OpenIM cannot be reached: {0}")]
+    Transport(String),
+    /// Something that is not OpenIM's envelope.
+    #[error("OPENIM_API_URL answered HTTP {0}, which OpenIM's API does not")]
+    Status(u16),
+    /// The API has no such path.
+    #[error(
+        "OPENIM_API_URL has no {0}: expected the address of OpenIM's API, version 3.8.1 or newer"
+    )]
+    NotFound(&'static str),
+    /// HTTP 429.
+    #[error("OpenIM asks for fewer calls")]
+    TooMany(Duration),
+    /// Not JSON, or not of the form that OpenIM has.
+    #[error("OPENIM_API_URL answered {0} with something else than OpenIM's form")]
+    Garbled(&'static str),
+    /// More than any answer of OpenIM.
+    #[error("OPENIM_API_URL answered {0} with more than {MAX_ANSWER} bytes")]
+    TooLarge(&'static str),
+    /// OpenIM's own errors.
+    #[error("OpenIM answered {path} with error {code}: {message}")]
+    OpenIm {
+        /// What was called.
+        path: &'static str,
+        /// OpenIM's errCode.
+        code: i64,
+        /// Its errMsg and errDlt, cut.
+        message: String,
+    },
+    /// It does not take the key.
+    #[error("OpenIM does not accept OPENIM_ADMIN_USER_ID and OPENIM_SECRET: error {0}")]
+    Refused(i64),
+    /// The client cannot be made.
+    #[error("no HTTP client can be made: {0}")]
+    Setup(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed in a moment.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) => true,
+            Self::Status(status) => *status >= 500,
+            Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
+            Self::NotFound(_) | Self::TooLarge(_) | Self::Refused(_) | Self::Setup(_) => false,
+        }
+    }
+
+    /// Whether it is about one call alone; else there is nothing to be had from OpenIM now.
+    pub fn is_of_call(&self) -> bool {
+        match self {
+            Self::OpenIm { code, .. } => *code != NO_PERMISSION && !self.is_transient(),
+            Self::TooLarge(_) => true,
+            _ => false,
+        }
+    }
+
+    /// OpenIM's code, if it is one of its errors.
+    pub(super) fn code(&self) -> Option<i64> {
+        match self {
+            Self::OpenIm { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    fn is_of_token(&self) -> bool {
+        self.code().is_some_and(|code| OF_TOKEN.contains(&code))
+    }
+
+    /// For a metric.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Transport(_) => "unreachable",
+            Self::OpenIm { .. } | Self::Refused(_) => "refused",
+            Self::TooMany(_) => "too_many",
+            _ => "unreadable",
+        }
+    }
+}
+
+/// OpenIM's REST API, as one of its administrators.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    access: Access,
+    token: Mutex<Minted>,
+    /// Makes operation ids that no other process has.
+    process: u64,
+    calls: AtomicU64,
+    metrics: Metrics,
+}
+
+/// The token, kept until OpenIM does not take it any more: each new one ends the others of the same
+/// administrator.
+#[derive(Clone, Debug, Default)]
+struct Minted {
+    token: Option<String>,
+    /// How often one was asked for.
+    count: u64,
+}
+
+impl Client {
+    /// Makes no call yet.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] where the system's certificates cannot be used.
+    pub fn new(access: Access, metrics: Metrics) -> Result<Self, Error> {
+        // Another part of the process may have chosen the same already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .timeout(access.timeout)
+            .redirect(Policy::none())
+            .no_proxy()
+            .build()
+            .map_err(|error| Error::Setup(error.to_string()))?;
+        Ok(Self {
+            http,
+            access,
+            token: Mutex::default(),
+            process: RandomState::new().hash_one(std::process::id()),
+            calls: AtomicU64::new(0),
+            metrics,
+        })
+    }
+
+    /// Calls OpenIM, again where that may help.
+    pub(super) async fn call<T: DeserializeOwned + Default>(
+        &self,
+        path: &'static str,
+        request: &impl Serialize,
+    ) -> Result<T, Error> {
+        // Our own structs have no maps with odd keys, so it cannot fail.
+        let body = bytes::Bytes::from(serde_json::to_vec(request).unwrap_or_default());
+        let again = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_max_times(4)
+            .with_jitter();
+        (async || self.call_with_token(path, body.clone()).await)
+            .retry(again)
+            .sleep(tokio::time::sleep)
+            .when(Error::is_transient)
+            .adjust(|error, pause| match (error, pause) {
+                (Error::TooMany(wait), Some(pause)) => Some(pause.max(*wait)),
+                (_, pause) => pause,
+            })
+            .await
+    }
+
+    /// Where OpenIM does not take the token any more, once more with a new one.
+    async fn call_with_token<T: DeserializeOwned + Default>(
+        &self,
+        path: &'static str,
+        body: bytes::Bytes,
+    ) -> Result<T, Error> {
+        let minted = self.token(0).await?;
+        let token = minted.token.as_deref();
+        match self.send(path, body.clone(), token).await {
+            Err(error) if error.is_of_token() => {
+                let minted = self.token(minted.count).await?;
+                let sent = self.send(path, body, minted.token.as_deref()).await;
+                sent.map_err(|error| match error.code() {
+                    Some(code) if error.is_of_token() => Error::Refused(code),
+                    _ => error,
+                })
+            }
+            sent => sent,
+        }
+    }
+
+    /// The token; a new one where those up to the number `stale` are of no use.
+    async fn token(&self, stale: u64) -> Result<Minted, Error> {
+        // Whoever comes meanwhile waits for the same one.
+        let mut minted = self.token.lock().await;
+        if minted.token.is_none() || minted.count <= stale {
+            let request = json!({
+                "secret": self.access.secret.expose(),
+                "userID": self.access.admin_user_id,
+            });
+            let body = bytes::Bytes::from(request.to_string());
+            let token: Token =
+                self.send(GET_TOKEN, body, None)
+                    .await
+                    .map_err(|error| match error.code() {
+                        Some(code @ (ARGS | NO_PERMISSION)) => Error::Refused(code),
+                        _ => error,
+                    })?;
+            minted.token = Some(token.token);
+            minted.count += 1;
+        }
+        Ok(minted.clone())
+    }
+
+    async fn send<T: DeserializeOwned + Default>(
+        &self,
+        path: &'static str,
+        body: bytes::Bytes,
+        token: Option<&str>,
+    ) -> Result<T, Error> {
+        let sent = self.exchange(path, body, token).await;
+        let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
+        self.metrics.called_openim(path, outcome);
+        sent
+    }
+
+    async fn exchange<T: DeserializeOwned + Default>(
+        &self,
+        path: &'static str,
+        body: bytes::Bytes,
+        token: Option<&str>,
+    ) -> Result<T, Error> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut request = self
+            .http
+            .post(format!("{}{path}", self.access.url))
+            .header(CONTENT_TYPE, "application/json")
+            // To be found in OpenIM's log.
+            .header(
+                "operationID",
+                format!("group-mirror-{:016x}-{number}", self.process),
+            )
+            .body(body);
+        if let Some(token) = token {
+            request = request.header("token", token);
+        }
+        // Its text names the address, which may hold more than OpenIM's name.
+        let transport = |error: reqwest::Error| Error::Transport(reason(&error.without_url()));
+        let mut answer = request.send().await.map_err(transport)?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Err(Error::NotFound(path)),
+            StatusCode::TOO_MANY_REQUESTS => {
+                let seconds = answer
+                    .headers()
+                    .get(RETRY_AFTER)
+                    .and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+                let wait = Duration::from_secs(seconds.unwrap_or(0));
+                return Err(Error::TooMany(wait.min(LONGEST_WAIT)));
+            }
+            status => return Err(Error::Status(status.as_u16())),
+        }
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(transport)? {
+            if text.len() + chunk.len() > MAX_ANSWER {
+                return Err(Error::TooLarge(path));
+            }
+            text.extend_from_slice(&chunk);
+        }
+        let envelope: Envelope<T> =
+            serde_json::from_slice(&text).map_err(|_quotes_it| Error::Garbled(path))?;
+        match envelope.err_code {
+            0 => Ok(envelope.data.unwrap_or_default()),
+            code => Err(Error::OpenIm {
+                path,
+                code,
+                message: quoted(&envelope.err_msg, &envelope.err_dlt),
+            }),
+        }
+    }
+}
+
+/// The innermost reason, which says more than those around it.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+fn quoted(message: &str, detail: &str) -> String {
+    let text = match detail {
+        "" => message.to_owned(),
+        _ => format!("{message} ({detail})"),
+    };
+    let is_plain = |c: &char| !c.is_control();
+    text.chars().filter(is_plain).take(QUOTED).collect()
+}

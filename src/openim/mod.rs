@@ -1,0 +1,28 @@
+//! The door that pulls: asks OpenIM what it holds, and has repaired what the mirror holds else. The
+//! only place that calls OpenIM.
+
+mod calls;
+mod client;
+mod fetch;
+mod reconcile;
+mod wire;
+
+use std::time::Duration;
+
+use crate::config::Secret;
+
+pub use client::{Client, Error as ClientError};
+pub use reconcile::{DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally};
+
+/// How to reach OpenIM.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Such as `http://openim:10002`; a path in it comes before OpenIM's own.
+    pub url: String,
+    /// One of OpenIM's administrators.
+    pub admin_user_id: String,
+    /// What OpenIM's config/share.yml calls `secret`.
+    pub secret: Secret,
+    /// How long one call may take.
+    pub timeout: Duration,
+}

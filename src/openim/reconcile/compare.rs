@@ -1,0 +1,162 @@
+//! Holds what was read of a group against what is stored, a page of rows at a time.
+
+use super::super::fetch::View;
+use crate::domain::{
+    Drift, GroupId, HeldGroup, HeldMember, Kind, Member, Repair, UserId, Verdict, group_verdict,
+    member_verdict,
+};
+use crate::store::{self, KnownGroup, Store};
+use time::OffsetDateTime;
+
+/// Members in one repair: so many rows are locked at a time.
+const MOST: usize = 1000;
+
+/// What differs.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    group: Option<Box<HeldGroup>>,
+    present: Vec<(UserId, HeldMember)>,
+    absent: Vec<UserId>,
+    /// How many of each kind.
+    kinds: [u64; Kind::ALL.len()],
+    /// Members who were held against each other.
+    pub(super) compared: u64,
+    /// Members of the mirror among them.
+    pub(super) current: u64,
+    /// Every value, where somebody wants to see it.
+    drift: Option<Vec<(Option<UserId>, Drift)>>,
+}
+
+impl Differences {
+    pub(super) fn new(with_drift: bool) -> Self {
+        Self {
+            drift: with_drift.then(Vec::new),
+            ..Self::default()
+        }
+    }
+
+    /// How many members OpenIM does not have.
+    pub(super) fn removed(&self) -> u64 {
+        self.absent.len() as u64
+    }
+
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (Kind, u64)> {
+        let all = Kind::ALL.into_iter().zip(self.kinds);
+        all.filter(|(_, count)| *count > 0)
+    }
+
+    pub(super) fn take_drift(&mut self) -> Vec<(Option<UserId>, Drift)> {
+        self.drift.take().unwrap_or_default()
+    }
+
+    fn count(&mut self, user: Option<&UserId>, verdict: Verdict) {
+        for (kind, count) in Kind::ALL.into_iter().zip(&mut self.kinds) {
+            *count += u64::from(kind == verdict.kind);
+        }
+        if let Some(drift) = &mut self.drift {
+            let all = verdict.drift.into_iter();
+            drift.extend(all.map(|drift| (user.cloned(), drift)));
+        }
+    }
+
+    /// The group itself.
+    pub(super) fn compare_group(&mut self, known: Option<&KnownGroup>, held: HeldGroup) {
+        let stored = known.map(|known| &known.group);
+        if let Some(verdict) = group_verdict(stored, &held) {
+            self.count(None, verdict);
+            self.group = Some(Box::new(held));
+        }
+    }
+
+    fn compare_member(
+        &mut self,
+        user: UserId,
+        stored: Option<&Member>,
+        held: Option<HeldMember>,
+    ) {
+        self.current += u64::from(stored.is_some_and(|member| !member.is_gone()));
+        self.compared += 1;
+        let Some(verdict) = member_verdict(stored, held.as_ref()) else {
+            return;
+        };
+        self.count(Some(&user), verdict);
+        match held {
+            Some(held) => self.present.push((user, held)),
+            None => self.absent.push(user),
+        }
+    }
+
+    /// The members, and the group itself as far as that was told.
+    pub(super) async fn compare(
+        &mut self,
+        store: &Store,
+        group: &GroupId,
+        known: Option<&KnownGroup>,
+        view: View,
+    ) -> Result<(), store::Error> {
+        let View {
+            group: held,
+            mut members,
+            absent,
+            is_whole,
+            version: _,
+            room,
+        } = view;
+        if let Some(held) = held {
+            self.compare_group(known, held);
+        }
+        if is_whole {
+            let mut after = String::new();
+            loop {
+                let page = store.members_to_compare(group, &after).await?;
+                let Some(last) = page.last() else {
+                    break;
+                };
+                after = last.user_id.as_str().to_owned();
+                for row in page {
+                    let held = members.remove(&row.user_id);
+                    self.compare_member(row.user_id, Some(&row.member), held);
+                }
+            }
+        } else {
+            let named: Vec<UserId> = members.keys().chain(&absent).cloned().collect();
+            for some in named.chunks(MOST) {
+                let users: Vec<&UserId> = some.iter().collect();
+                for row in store.members_named(group, &users).await? {
+                    let held = members.remove(&row.user_id);
+                    self.compare_member(row.user_id, Some(&row.member), held);
+                }
+            }
+        }
+        for (user, held) in members {
+            self.compare_member(user, None, Some(held));
+        }
+        drop(room);
+        Ok(())
+    }
+
+    /// What makes the mirror the same, in parts. `began_at`: before OpenIM was asked.
+    pub(super) fn into_repairs(self, began_at: OffsetDateTime) -> Vec<Repair> {
+        let Self {
+            mut group,
+            present,
+            absent,
+            ..
+        } = self;
+        let mut repairs = Vec::new();
+        let (mut present, mut absent) = (present.into_iter(), absent.into_iter());
+        loop {
+            let some: Vec<_> = present.by_ref().take(MOST).collect();
+            let repair = Repair {
+                began_at,
+                group: group.take(),
+                absent: absent.by_ref().take(MOST - some.len()).collect(),
+                present: some,
+            };
+            if repair.group.is_none() && repair.user_ids().next().is_none() {
+                return repairs;
+            }
+            repairs.push(repair);
+        }
+    }
+}

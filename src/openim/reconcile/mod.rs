@@ -1,0 +1,235 @@
+//! Holds the mirror against OpenIM, and has repaired what differs.
+//!
+//! A callback is never undone. What OpenIM answers is as old as the question, so a row that a callback
+//! has named since then is left as it is, and its group is looked at again. Rows are compared here,
+//! outside the lanes; those that differ go through the group's lane like any change, and the
+//! transaction that writes them looks once more at what was named meanwhile. Last comes the version:
+//! a group has one only while the mirror is known to be what OpenIM had at that version.
+
+mod check;
+mod compare;
+mod cycle;
+mod dry_run;
+mod removals;
+mod tally;
+mod wanted;
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::Fetch;
+use super::{Access, Client, ClientError};
+use crate::domain::GroupId;
+use crate::ingest::{self, Ingest};
+use crate::store::{self, Store};
+use crate::telemetry::Metrics;
+use check::Pass;
+use removals::Removals;
+
+pub use dry_run::DriftOf;
+pub use tally::Tally;
+
+/// When to compare, and how much at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// From one comparison of all groups to the next.
+    pub interval: Duration,
+    /// After so long a group is read as a whole, also where its version has not moved.
+    pub full_interval: Duration,
+    /// From a mark to the look at its group.
+    pub delay: Duration,
+    /// Groups that are read at a time, 1 at least.
+    pub concurrency: usize,
+}
+
+/// What it works with.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Tells what is stored.
+    pub store: Store,
+    /// Takes repairs.
+    pub ingest: Ingest,
+    /// Counts.
+    pub metrics: Metrics,
+}
+
+/// How to compare.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mode {
+    /// Read every group as a whole.
+    pub is_full: bool,
+    /// Take members for gone whatever their number.
+    pub accept_removals: bool,
+}
+
+/// Why a comparison did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// OpenIM does not answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The database does not.
+    #[error("the database: {0}")]
+    Store(#[from] store::Error),
+    /// A repair was not written.
+    #[error("a repair was not written: {0}")]
+    Ingest(#[from] ingest::Error),
+    /// Callbacks wait for the database, and they are to be written first.
+    #[error("callbacks wait in the spool to be written first")]
+    Spooling,
+    /// OpenIM names so few that somebody has to look at it.
+    #[error(
+        "OpenIM no longer has {removed} of the mirror's {members} members, more than a tenth: if that \
+         is right, run `openim-group-mirror reconcile --accept-removals`"
+    )]
+    TooManyRemovals {
+        /// How many would have been removed.
+        removed: u64,
+        /// Of how many.
+        members: u64,
+    },
+    /// Another process does it.
+    #[error("another process compares the mirror with OpenIM just now")]
+    NotOurTurn,
+    /// Asked to.
+    #[error("it was stopped")]
+    Stopped,
+}
+
+impl Error {
+    /// As `reconcile_runs` has it; never renamed.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "openim_unavailable",
+            Self::Store(_) | Self::Ingest(_) => "database_unavailable",
+            Self::Spooling => "spooling",
+            Self::TooManyRemovals { .. } => TOO_MANY_REMOVALS,
+            Self::NotOurTurn => "not_our_turn",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+const TOO_MANY_REMOVALS: &str = "too_many_removals";
+
+/// Compares. Shared by its clones.
+#[derive(Clone, Debug)]
+pub struct Reconciler(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    fetch: Fetch,
+    store: Store,
+    ingest: Ingest,
+    metrics: Metrics,
+    settings: Settings,
+    /// Turns to read a group.
+    reading: Semaphore,
+    /// Turns to write: most lanes are left to callbacks.
+    writing: Semaphore,
+    /// Groups that are looked at just now.
+    claimed: Mutex<HashSet<GroupId>>,
+    /// Whether this process has looked at what an earlier one left undone.
+    has_looked_back: AtomicBool,
+    /// Of the last cycle, for the checks between.
+    removals: Mutex<Arc<Removals>>,
+}
+
+impl Reconciler {
+    /// Makes no call yet.
+    ///
+    /// # Errors
+    /// See [`ClientError::Setup`].
+    pub fn new(access: Access, settings: Settings, parts: Parts) -> Result<Self, ClientError> {
+        let Parts {
+            store,
+            ingest,
+            metrics,
+        } = parts;
+        let client = Client::new(access, metrics.clone())?;
+        Ok(Self(Arc::new(Inner {
+            fetch: Fetch::new(client),
+            reading: Semaphore::new(settings.concurrency.max(1)),
+            writing: Semaphore::new((store.lanes() / 2).max(1)),
+            store,
+            ingest,
+            metrics,
+            settings,
+            claimed: Mutex::default(),
+            has_looked_back: AtomicBool::new(false),
+            removals: Mutex::default(),
+        })))
+    }
+
+    /// Compares for as long as the service runs: all groups at the start and every interval, and
+    /// those that want a check soon after they were marked.
+    pub async fn run(&self, closing: CancellationToken) {
+        tokio::join!(self.0.run_cycles(&closing), self.0.run_checks(&closing));
+    }
+
+    /// Compares these groups or, where there are none, all; once.
+    ///
+    /// # Errors
+    /// See [`Error`]; what was repaired until then is.
+    pub async fn compare(
+        &self,
+        groups: &[GroupId],
+        mode: Mode,
+        tally: &Tally,
+        closing: &CancellationToken,
+    ) -> Result<(), Error> {
+        if groups.is_empty() {
+            return self.0.cycle(mode, tally, closing).await;
+        }
+        let removals = Removals::new(mode.accept_removals, false);
+        let pass = Pass {
+            removals: &removals,
+            tally,
+            is_dry: false,
+        };
+        tally.expect(groups.len() as u64);
+        for group in groups {
+            let check = self.0.check(group, &pass);
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return Err(Error::Stopped),
+                checked = check => checked?,
+            };
+            tally.saw(1);
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn claimed(&self) -> MutexGuard<'_, HashSet<GroupId>> {
+        // A set is a set, whoever panicked.
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to look at a group, until it is dropped; `None` where somebody does.
+    fn claim<'a>(&'a self, group: &'a GroupId) -> Option<Claim<'a>> {
+        let is_free = self.claimed().insert(group.clone());
+        is_free.then_some(Claim { inner: self, group })
+    }
+
+    fn is_spooling(&self) -> bool {
+        self.ingest.spool().is_some_and(|spool| spool.is_open)
+    }
+}
+
+struct Claim<'a> {
+    inner: &'a Inner,
+    group: &'a GroupId,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.inner.claimed().remove(self.group);
+    }
+}

@@ -1,0 +1,98 @@
+//! How many members may be taken for gone without anybody looking at it. An API that answers less
+//! than there is, or that of another OpenIM, must not empty the mirror.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::OnceCell;
+
+use super::Error;
+use crate::store::{self, Store};
+
+/// So few are always believed.
+const FEW: u64 = 20;
+/// Of a group's members, in percent.
+const OF_GROUP: u64 = 30;
+/// Of all the mirror's members, in percent.
+const OF_MIRROR: u64 = 10;
+
+/// What was removed since the last cycle began.
+#[derive(Debug, Default)]
+pub(super) struct Removals {
+    removed: AtomicU64,
+    /// How many members there are.
+    members: OnceCell<u64>,
+    /// There were too many, now or in the cycle before: until somebody accepts them, no member is
+    /// removed any more.
+    is_exceeded: AtomicBool,
+    is_accepted: bool,
+}
+
+/// What may be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Allowed {
+    Yes,
+    /// The group is left as it is.
+    No,
+}
+
+impl Removals {
+    pub(super) fn new(is_accepted: bool, is_exceeded: bool) -> Self {
+        Self {
+            is_exceeded: AtomicBool::new(is_exceeded && !is_accepted),
+            is_accepted,
+            ..Self::default()
+        }
+    }
+
+    /// Whether any number is accepted.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.is_accepted
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.is_exceeded.load(Ordering::Relaxed)
+    }
+
+    /// Whether `removed` of a group's `members` may go.
+    pub(super) async fn allow(
+        &self,
+        removed: u64,
+        members: u64,
+        store: &Store,
+    ) -> Result<Allowed, Error> {
+        if removed == 0 || self.is_accepted {
+            return Ok(Allowed::Yes);
+        }
+        if self.is_exceeded() || is_too_much(removed, members, OF_GROUP) {
+            return Ok(Allowed::No);
+        }
+        let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
+        if removed > FEW {
+            let count = || async { Ok::<_, store::Error>(store.count_members().await?) };
+            let members = *self.members.get_or_try_init(count).await?;
+            if is_too_much(removed, members, OF_MIRROR) {
+                self.is_exceeded.store(true, Ordering::Relaxed);
+                return Err(Error::TooManyRemovals { removed, members });
+            }
+        }
+        Ok(Allowed::Yes)
+    }
+}
+
+fn is_too_much(removed: u64, members: u64, percent: u64) -> bool {
+    removed > FEW && removed * 100 > members * percent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_are_believed_and_more_only_as_a_part() {
+        assert!(!is_too_much(20, 20, OF_GROUP));
+        assert!(is_too_much(21, 69, OF_GROUP));
+        assert!(!is_too_much(21, 70, OF_GROUP));
+        assert!(is_too_much(21, 209, OF_MIRROR));
+        assert!(!is_too_much(21, 210, OF_MIRROR));
+    }
+}

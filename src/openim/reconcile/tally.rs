@@ -1,0 +1,94 @@
+//! What a comparison has come to so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::domain::{GroupId, Kind};
+use crate::store::RunResult;
+
+/// Groups that are named; of more, there is only the number.
+const MOST_NAMED: usize = 100;
+
+/// Counts, looked at while they are made.
+#[derive(Debug, Default)]
+pub struct Tally {
+    groups: AtomicU64,
+    seen: AtomicU64,
+    compared: AtomicU64,
+    left: AtomicU64,
+    members: AtomicU64,
+    added: AtomicU64,
+    removed: AtomicU64,
+    changed: AtomicU64,
+    details: AtomicU64,
+    profiles: AtomicU64,
+    named: Mutex<Vec<(GroupId, String)>>,
+}
+
+impl Tally {
+    fn of(&self, kind: Kind) -> &AtomicU64 {
+        match kind {
+            Kind::MemberAdded => &self.added,
+            Kind::MemberRemoved => &self.removed,
+            Kind::MemberChanged => &self.changed,
+            Kind::DetailsChanged => &self.details,
+            Kind::GroupChanged => &self.profiles,
+        }
+    }
+
+    pub(super) fn add(&self, kind: Kind, count: u64) {
+        self.of(kind).fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many groups there are to see, as far as that is known.
+    pub(super) fn expect(&self, groups: u64) {
+        self.groups.fetch_max(groups, Ordering::Relaxed);
+    }
+
+    pub(super) fn saw(&self, groups: u64) {
+        self.seen.fetch_add(groups, Ordering::Relaxed);
+    }
+
+    /// A group was read, as a whole or as far as it had changed, and held against the mirror.
+    pub(super) fn compared(&self, members: u64) {
+        self.compared.fetch_add(1, Ordering::Relaxed);
+        self.members.fetch_add(members, Ordering::Relaxed);
+    }
+
+    /// A group was left as it is.
+    pub(super) fn left(&self, group: &GroupId, why: &str) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.len() < MOST_NAMED {
+            named.push((group.clone(), why.to_owned()));
+        }
+    }
+
+    /// How many groups there are to see; 0 where that is not known yet.
+    pub fn groups(&self) -> u64 {
+        self.groups.load(Ordering::Relaxed)
+    }
+
+    /// Some of the groups that were left as they are, and why.
+    pub fn left_groups(&self) -> Vec<(GroupId, String)> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named.clone()
+    }
+
+    /// All counts.
+    pub fn result(&self) -> RunResult {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RunResult {
+            stopped_by: None,
+            groups_seen: get(&self.seen),
+            groups_compared: get(&self.compared),
+            groups_left: get(&self.left),
+            members_compared: get(&self.members),
+            members_added: get(&self.added),
+            members_removed: get(&self.removed),
+            members_changed: get(&self.changed),
+            details_changed: get(&self.details),
+            groups_changed: get(&self.profiles),
+        }
+    }
+}

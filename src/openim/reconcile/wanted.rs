@@ -1,0 +1,170 @@
+//! Groups that want a check, each looked at a little after it was marked: so many marks are one
+//! look, and what is under way between OpenIM and us has come.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::check::{Outcome, Pass};
+use super::removals::Removals;
+use super::{Error, Inner, Tally};
+use crate::domain::GroupId;
+use crate::store::{Turn, TurnOf};
+
+/// Groups at a time.
+const SOME: i64 = 1000;
+/// Longest pause of the looks for marks.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// Shortest one.
+const SHORTEST_LOOK: Duration = Duration::from_millis(20);
+/// How soon the next try is to take over from another process.
+const TURN_PAUSE: Duration = Duration::from_secs(5);
+/// Pauses after OpenIM or the database did not answer.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// When a group whose mark has stayed is looked at again.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    at: Instant,
+    failures: u32,
+}
+
+impl Inner {
+    pub(super) async fn run_checks(&self, closing: &CancellationToken) {
+        let look = (self.settings.delay / 4).clamp(SHORTEST_LOOK, LONGEST_LOOK);
+        let mut again = HashMap::new();
+        let mut turn = None;
+        let mut pause = look;
+        let mut failures = 0;
+        while timeout(pause, closing.cancelled()).await.is_err() {
+            let pass = self.look_after_marks(&mut turn, &mut again);
+            let done = tokio::select! {
+                done = pass => done,
+                () = closing.cancelled() => break,
+            };
+            pause = match done {
+                Ok(()) => look,
+                Err(Error::NotOurTurn) => TURN_PAUSE.min(self.settings.interval),
+                Err(Error::Spooling) => look,
+                Err(error) => {
+                    let longer = FIRST_PAUSE * 2_u32.saturating_pow(failures);
+                    failures = (failures + 1).min(10);
+                    let error = error.to_string();
+                    tracing::warn!(error, "groups that want a check were not compared with OpenIM");
+                    pause = longer.min(LONGEST_PAUSE);
+                    continue;
+                }
+            };
+            failures = 0;
+        }
+        if let Some(turn) = turn {
+            Turn::end(turn).await;
+        }
+    }
+
+    /// Once through all of them that are due.
+    async fn look_after_marks(
+        &self,
+        turn: &mut Option<Turn>,
+        again: &mut HashMap<GroupId, Again>,
+    ) -> Result<(), Error> {
+        if self.is_spooling() {
+            return Err(Error::Spooling);
+        }
+        let is_held = match turn {
+            Some(turn) => turn.is_held().await,
+            None => false,
+        };
+        if !is_held {
+            *turn = self.store.take_turn(TurnOf::Checks).await?;
+        }
+        if turn.is_none() {
+            return Err(Error::NotOurTurn);
+        }
+        let removals = self.removals();
+        let mut after = String::new();
+        let mut still = HashMap::new();
+        loop {
+            let delay = self.settings.delay;
+            let page = self.store.groups_wanting_check(&after, SOME, delay).await?;
+            let Some(last) = page.last() else {
+                break;
+            };
+            after.clone_from(&last.group_id);
+            let now = Instant::now();
+            let mut due = Vec::new();
+            for wanted in page {
+                let Ok(group) = GroupId::parse(wanted.group_id) else {
+                    continue; // cannot be: ids are stored as they were parsed
+                };
+                match again.get(&group) {
+                    Some(entry) if entry.at > now => {
+                        still.insert(group, *entry);
+                    }
+                    entry => due.push((group, entry.map_or(0, |entry| entry.failures))),
+                }
+            }
+            self.check_all(due, &removals, &mut still).await?;
+        }
+        // Those whose marks are gone are gone from here too.
+        *again = still;
+        Ok(())
+    }
+
+    async fn check_all(
+        &self,
+        due: Vec<(GroupId, u32)>,
+        removals: &Removals,
+        still: &mut HashMap<GroupId, Again>,
+    ) -> Result<(), Error> {
+        let tally = Tally::default();
+        let pass = Pass {
+            removals,
+            tally: &tally,
+            is_dry: false,
+        };
+        let checks = due.into_iter().map(|(group, failures)| {
+            let pass = &pass;
+            async move {
+                let checked = self.check(&group, pass).await;
+                (group, failures, checked)
+            }
+        });
+        let mut checks = stream::iter(checks).buffer_unordered(self.settings.concurrency.max(1));
+        let mut failed = None;
+        while let Some((group, failures, checked)) = checks.next().await {
+            let failures = match checked {
+                Ok(Outcome::Equal(_)) => continue,
+                Ok(Outcome::Meanwhile | Outcome::Skipped) => 0,
+                Ok(Outcome::Left) => failures + 1,
+                // Those that are under way are of the same fate.
+                Err(error @ Error::TooManyRemovals { .. }) => {
+                    tracing::error!("{error}");
+                    failures + 1
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            };
+            let pause = self.settings.delay * 2_u32.saturating_pow(failures.min(16));
+            let pause = pause.min(self.settings.interval.max(self.settings.delay));
+            let at = Instant::now() + pause;
+            still.insert(group, Again { at, failures });
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn removals(&self) -> Arc<Removals> {
+        let removals = self.removals.lock();
+        Arc::clone(&removals.unwrap_or_else(PoisonError::into_inner))
+    }
+}

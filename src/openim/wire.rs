@@ -1,0 +1,230 @@
+//! OpenIM's answers, exactly as sent: Go's `encoding/json` of its structs, so numbers are numbers,
+//! zero values are there and lists without anything in them are null.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Deserializer};
+use time::{Duration, OffsetDateTime};
+
+use crate::domain::{
+    GroupId, HeldGroup, HeldMember, IdError, Profile, Text, UserId, Version, to_micros,
+};
+
+/// Around every answer, whatever its HTTP status says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Envelope<T> {
+    pub(super) err_code: i64,
+    #[serde(default)]
+    pub(super) err_msg: String,
+    #[serde(default)]
+    pub(super) err_dlt: String,
+    /// Not there on an error, nor where there is nothing to tell.
+    pub(super) data: Option<T>,
+}
+
+fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Token {
+    #[serde(default)]
+    pub(super) token: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Groups {
+    #[serde(default)]
+    pub(super) total: u64,
+    #[serde(default, deserialize_with = "list")]
+    pub(super) groups: Vec<GroupEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct GroupEntry {
+    pub(super) group_info: Group,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct GroupInfos {
+    #[serde(default, deserialize_with = "list")]
+    pub(super) group_infos: Vec<Group>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Members {
+    #[serde(default)]
+    pub(super) total: u64,
+    #[serde(default, deserialize_with = "list")]
+    pub(super) members: Vec<Member>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Deltas {
+    #[serde(default)]
+    pub(super) resp_list: Option<HashMap<String, Delta>>,
+}
+
+/// What has changed since a version.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Delta {
+    pub(super) version: u64,
+    #[serde(rename = "versionID")]
+    pub(super) version_id: String,
+    /// Too much has, or the version is none of this counter: the lists are empty.
+    pub(super) full: bool,
+    #[serde(deserialize_with = "list")]
+    pub(super) delete: Vec<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) insert: Vec<Member>,
+    #[serde(deserialize_with = "list")]
+    pub(super) update: Vec<Member>,
+    pub(super) group: Option<Group>,
+}
+
+impl Delta {
+    pub(super) fn version(&self) -> Version {
+        Version {
+            id: self.version_id.clone(),
+            number: self.version,
+        }
+    }
+
+    /// Whether nothing has changed.
+    pub(super) fn is_at(&self, version: &Version) -> bool {
+        !self.full && self.version == version.number && self.version_id == version.id
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Group {
+    #[serde(rename = "groupID")]
+    pub(super) group_id: String,
+    group_name: String,
+    notification: String,
+    introduction: String,
+    #[serde(rename = "faceURL")]
+    face_url: String,
+    #[serde(rename = "ownerUserID")]
+    owner_user_id: String,
+    create_time: i64,
+    pub(super) member_count: u64,
+    ex: String,
+    status: i32,
+    group_type: i32,
+    need_verification: i32,
+    look_member_info: i32,
+    apply_member_friend: i32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Member {
+    #[serde(rename = "userID")]
+    user_id: String,
+    role_level: i32,
+    join_time: i64,
+    nickname: String,
+    #[serde(rename = "faceURL")]
+    face_url: String,
+    join_source: i32,
+    #[serde(rename = "operatorUserID")]
+    operator_user_id: String,
+    ex: String,
+    mute_end_time: i64,
+    #[serde(rename = "inviterUserID")]
+    inviter_user_id: String,
+}
+
+/// Milliseconds since 1970; 0, and what is no time, is none.
+fn time(millis: i64) -> Option<OffsetDateTime> {
+    if millis <= 0 {
+        return None;
+    }
+    let time = OffsetDateTime::UNIX_EPOCH.checked_add(Duration::milliseconds(millis))?;
+    Some(to_micros(time))
+}
+
+impl Group {
+    /// Its id, if the mirror can hold it.
+    pub(super) fn id(&self) -> Result<GroupId, IdError> {
+        GroupId::parse(self.group_id.clone())
+    }
+
+    pub(super) fn held(self) -> HeldGroup {
+        let text = |text: String| Some(Text::parse(text));
+        HeldGroup {
+            profile: Profile {
+                name: text(self.group_name),
+                notification: text(self.notification),
+                introduction: text(self.introduction),
+                face_url: text(self.face_url),
+                ex: text(self.ex),
+                need_verification: Some(self.need_verification),
+                look_member_info: Some(self.look_member_info),
+                apply_member_friend: Some(self.apply_member_friend),
+            },
+            // Empty where the group has none.
+            owner: UserId::parse(self.owner_user_id).ok(),
+            status: self.status,
+            group_type: self.group_type,
+            created_in_openim_at: time(self.create_time),
+        }
+    }
+}
+
+impl Member {
+    /// The user, if the mirror can hold the id, and what OpenIM holds.
+    pub(super) fn held(self) -> Result<(UserId, HeldMember), IdError> {
+        let held = HeldMember {
+            display_nickname: Text::parse(self.nickname),
+            display_face_url: Text::parse(self.face_url),
+            role_level: self.role_level,
+            ex: Text::parse(self.ex),
+            joined_at: time(self.join_time),
+            join_source: self.join_source,
+            inviter: Text::parse(self.inviter_user_id),
+            operator: Text::parse(self.operator_user_id),
+            mute_end_at: time(self.mute_end_time),
+        };
+        Ok((UserId::parse(self.user_id)?, held))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_lists_are_empty_and_versions_fill_64_bits() {
+        let delta: Envelope<Delta> = serde_json::from_str(
+            r#"{"errCode":0,"errMsg":"","errDlt":"","data":{"version":18446744073709551615,
+                "versionID":"v","full":false,"delete":null,"insert":null,"update":null,
+                "group":null,"sortVersion":0}}"#,
+        )
+        .unwrap();
+        let delta = delta.data.unwrap();
+        assert_eq!(delta.version().number, u64::MAX);
+        assert!(delta.is_at(&delta.version()));
+        assert!(delta.insert.is_empty() && delta.delete.is_empty());
+        let members: Members = serde_json::from_str(r#"{"total":0,"members":null}"#).unwrap();
+        assert!(members.members.is_empty());
+        let deltas: Deltas = serde_json::from_str(r#"{"respList":null}"#).unwrap();
+        assert!(deltas.resp_list.is_none());
+    }
+
+    #[test]
+    fn no_time_is_none() {
+        assert_eq!(time(0), None);
+        assert_eq!(time(-1), None);
+        assert_eq!(time(i64::MAX), None);
+        let some = time(1_751_450_000_123).unwrap();
+        assert_eq!(some.unix_timestamp_nanos(), 1_751_450_000_123_000_000);
+    }
+}

@@ -1,0 +1,267 @@
+//! Comparisons of single groups: when each began, what it came to, and which are wanted.
+
+use std::time::Duration;
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::compared::millis;
+use crate::domain::{GroupId, Version};
+use crate::store::{Error, Store};
+
+statements! {
+    /// Forgets the version until the end: what becomes of the group meanwhile is not known.
+    BEGIN_CHECK = "
+INSERT INTO group_checks AS stored (group_id, compared_at) VALUES ($1, clock_timestamp())
+ON CONFLICT (group_id) DO UPDATE SET
+    version     = NULL,
+    version_id  = NULL,
+    compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
+RETURNING compared_at";
+    /// The same where OpenIM was asked already, at $2, what has changed since a version.
+    BEGIN_UPDATE = "
+UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2
+ WHERE group_id = $1 AND compared_at < $2 AND version = $3 AND version_id = $4";
+    /// Notes the version, unless another comparison has begun since, or something came that may be
+    /// newer or older than it; and takes the mark away, unless the group was marked again since. The
+    /// mark is looked at as it was before.
+    FINISH_CHECK = "
+WITH marked AS MATERIALIZED (
+    SELECT check_wanted_since, check_marked_at FROM groups WHERE group_id = $1 FOR UPDATE),
+last AS MATERIALIZED (
+    SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2 FOR UPDATE),
+noted AS (
+    UPDATE group_checks AS c SET version = $3, version_id = $4
+      FROM last
+     WHERE c.group_id = last.group_id
+       AND NOT EXISTS (SELECT FROM marked WHERE check_marked_at >= $2)
+       AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.last_callback_at >= $2)
+       AND NOT EXISTS (SELECT FROM group_members AS m
+                        WHERE m.group_id = $1 AND m.last_callback_at >= $2)
+    RETURNING c.group_id),
+cleared AS (
+    UPDATE groups AS g SET check_wanted_since = NULL, check_marked_at = NULL, check_reason = NULL
+      FROM marked, last
+     WHERE g.group_id = $1 AND marked.check_marked_at < $2
+    RETURNING g.group_id)
+SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
+       clock_timestamp() AS finished_at,
+       EXISTS (SELECT FROM cleared) AS is_cleared,
+       EXISTS (SELECT FROM noted) AS is_noted";
+    /// Walks groups_check_wanted.
+    WANTED = "
+SELECT group_id, check_wanted_since AS since
+  FROM groups
+ WHERE group_id > $1 AND check_wanted_since <= now() - $3 * interval '1 millisecond'
+ ORDER BY group_id
+ LIMIT $2";
+    /// Walks groups_check_wanted.
+    WANTED_BY_REASON = "
+SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS since
+  FROM groups
+ WHERE check_wanted_since IS NOT NULL
+ GROUP BY check_reason
+ ORDER BY check_reason";
+    /// In the order of their ids, as everybody who locks several.
+    FORGET_VERSIONS = "
+WITH locked AS (
+    SELECT group_id FROM group_checks
+     WHERE group_id = ANY($1) AND version IS NOT NULL
+     ORDER BY group_id
+       FOR UPDATE)
+UPDATE group_checks AS c SET version = NULL, version_id = NULL
+  FROM locked
+ WHERE c.group_id = locked.group_id";
+    /// Of so many groups after $1 those that callbacks have changed since they were compared; the
+    /// last of all that were looked at.
+    FORGET_VERSIONS_OF_HEARD = "
+WITH page AS MATERIALIZED (
+    SELECT group_id, compared_at FROM group_checks WHERE group_id > $1 ORDER BY group_id LIMIT $2),
+heard AS MATERIALIZED (
+    SELECT page.group_id
+      FROM page
+     WHERE EXISTS (SELECT FROM group_members AS m
+                    WHERE m.group_id = page.group_id AND m.last_callback_at >= page.compared_at)
+        OR EXISTS (SELECT FROM groups AS g
+                    WHERE g.group_id = page.group_id AND g.last_callback_at >= page.compared_at)),
+forgotten AS (
+    UPDATE group_checks AS c SET version = NULL, version_id = NULL
+      FROM heard
+     WHERE c.group_id = heard.group_id AND c.version IS NOT NULL)
+SELECT max(group_id) FROM page";
+}
+
+/// Groups at a time of which versions are forgotten.
+const SOME: usize = 1000;
+
+/// How a comparison ended.
+#[derive(Clone, Copy, Debug, FromRow)]
+pub struct Finished {
+    /// Since when the group wanted a check before.
+    pub wanted_since: Option<OffsetDateTime>,
+    /// By the database's clock.
+    pub finished_at: OffsetDateTime,
+    /// Whether it wants none any more.
+    pub is_cleared: bool,
+    /// Whether the version is kept.
+    pub is_noted: bool,
+}
+
+/// A group that wants a check.
+#[derive(Clone, Debug, FromRow)]
+pub struct Wanted {
+    /// The group.
+    pub group_id: String,
+    /// Since when.
+    pub since: OffsetDateTime,
+}
+
+/// Groups that want a check for one reason.
+#[derive(Clone, Debug, FromRow)]
+pub struct WantedByReason {
+    /// Its code; the last one of each group.
+    pub reason: Option<String>,
+    /// How many.
+    pub groups: i64,
+    /// Since when the first of them does.
+    pub since: OffsetDateTime,
+}
+
+impl Store {
+    /// Begins a comparison of a group. Returns the database's time: OpenIM is to be asked after it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_check(&self, group: &GroupId) -> Result<OffsetDateTime, Error> {
+        self.write(async |connection| {
+            sqlx::query_scalar(BEGIN_CHECK)
+                .bind(group.as_str())
+                .fetch_one(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Begins one with what OpenIM, asked after `began_at`, has told of changes since `version`. False
+    /// where that is no longer the version that the group is known to have had.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_update(
+        &self,
+        group: &GroupId,
+        began_at: OffsetDateTime,
+        version: &Version,
+    ) -> Result<bool, Error> {
+        self.write(async |connection| {
+            let begun = sqlx::query(BEGIN_UPDATE)
+                .bind(group.as_str())
+                .bind(began_at)
+                .bind(version.number.cast_signed())
+                .bind(&version.id)
+                .execute(connection)
+                .await?;
+            Ok(begun.rows_affected() == 1)
+        })
+        .await
+    }
+
+    /// Ends the comparison that began at `began_at`: the group is as it was at `version`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn finish_check(
+        &self,
+        group: &GroupId,
+        began_at: OffsetDateTime,
+        version: Option<&Version>,
+    ) -> Result<Finished, Error> {
+        self.write(async |connection| {
+            sqlx::query_as(FINISH_CHECK)
+                .bind(group.as_str())
+                .bind(began_at)
+                .bind(version.map(|version| version.number.cast_signed()))
+                .bind(version.map(|version| &version.id))
+                .fetch_one(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Up to `limit` groups after the group id `after` that have wanted a check for `delay` at
+    /// least, in bytewise order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn groups_wanting_check(
+        &self,
+        after: &str,
+        limit: i64,
+        delay: Duration,
+    ) -> Result<Vec<Wanted>, Error> {
+        self.read(async |connection| {
+            sqlx::query_as(WANTED)
+                .bind(after)
+                .bind(limit)
+                .bind(millis(delay))
+                .fetch_all(connection)
+                .await
+        })
+        .await
+    }
+
+    /// How many groups want a check, and why.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn checks_wanted(&self) -> Result<Vec<WantedByReason>, Error> {
+        self.read(async |connection| {
+            sqlx::query_as(WANTED_BY_REASON).fetch_all(connection).await
+        })
+        .await
+    }
+
+    /// Forgets the versions of the groups that callbacks have changed since the last call but one:
+    /// a callback that OpenIM sent before the group was compared may have come after it, and then the
+    /// version says nothing of what is stored.
+    ///
+    /// # Errors
+    /// See [`Error`]; what could not be done is done by the next call.
+    pub async fn forget_versions(&self) -> Result<(), Error> {
+        let groups = self.touched.take();
+        let mut rest = groups.as_slice();
+        while !rest.is_empty() {
+            let (some, others) = rest.split_at(rest.len().min(SOME));
+            let ids: Vec<&str> = some.iter().map(GroupId::as_str).collect();
+            let forget = async |connection: &mut sqlx::PgConnection| {
+                sqlx::query(FORGET_VERSIONS)
+                    .bind(&ids)
+                    .execute(connection)
+                    .await
+            };
+            if let Err(error) = self.write(forget).await {
+                self.touched.put_back(rest);
+                return Err(error);
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// The same for up to so many groups after `after` ("" for the first), by what is stored: for
+    /// what an earlier process did not come to. Returns where to go on.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn forget_versions_of_heard(&self, after: &str) -> Result<Option<String>, Error> {
+        let some = i64::try_from(SOME).unwrap_or(i64::MAX);
+        self.housekeep(async |connection| {
+            sqlx::query_scalar(FORGET_VERSIONS_OF_HEARD)
+                .bind(after)
+                .bind(some)
+                .fetch_one(connection)
+                .await
+        })
+        .await
+    }
+}

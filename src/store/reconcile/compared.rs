@@ -1,0 +1,232 @@
+//! What is held against OpenIM's answers.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use time::OffsetDateTime;
+
+use crate::domain::{Group, GroupId, Member, UserId, Version};
+use crate::store::stored::{StoredGroup, StoredMember};
+use crate::store::{Error, Store};
+
+statements! {
+    CLOCK = "SELECT clock_timestamp()";
+    /// By their ids.
+    KNOWN_GROUPS = "
+SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
+       g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
+       g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
+       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
+       c.compared_at > now() - $2 * interval '1 millisecond' AS is_recent
+  FROM unnest($1::text[]) AS asked (group_id)
+  JOIN groups AS g ON g.group_id = asked.group_id
+  LEFT JOIN group_checks AS c ON c.group_id = asked.group_id";
+    /// Walks the primary key.
+    GROUPS_TO_COMPARE = "
+SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
+       g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
+       g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
+       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
+       c.compared_at > now() - $3 * interval '1 millisecond' AS is_recent
+  FROM groups AS g
+  LEFT JOIN group_checks AS c ON c.group_id = g.group_id
+ WHERE g.group_id > $1
+ ORDER BY g.group_id
+ LIMIT $2";
+    /// Walks the primary key, those who left too.
+    MEMBERS_TO_COMPARE = "
+SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
+       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
+       last_callback_at, created_at
+  FROM group_members
+ WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
+ ORDER BY group_id, user_id
+ LIMIT $3";
+    /// A look at the primary key for each user.
+    MEMBERS_NAMED = "
+SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.display_nickname,
+       m.display_face_url, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
+       m.mute_end_at, m.left_at, m.last_callback_at, m.created_at
+  FROM unnest($2::text[]) AS asked (user_id)
+  JOIN group_members AS m ON m.group_id = $1 AND m.user_id = asked.user_id";
+    /// Reads the whole table.
+    COUNT_CURRENT = "SELECT count(*) FROM group_members WHERE left_at IS NULL";
+}
+
+/// Members on a page.
+const PAGE: usize = 2000;
+
+/// A group of the mirror, and what is known of its last comparison.
+#[derive(Clone, Debug)]
+pub struct KnownGroup {
+    /// The group.
+    pub group_id: GroupId,
+    /// What is stored of it.
+    pub group: Group,
+    /// Since when it wants a check.
+    pub wanted_since: Option<OffsetDateTime>,
+    /// Why, as of the last time.
+    pub check_reason: Option<String>,
+    /// The counter of the state that it was made equal to; `None`: that is not known, or callbacks
+    /// have changed it since.
+    pub version: Option<Version>,
+    /// Whether it was compared as a whole, or as far as it had changed, in the time asked for.
+    pub is_recent: bool,
+}
+
+impl FromRow<'_, PgRow> for KnownGroup {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let StoredGroup {
+            group_id, group, ..
+        } = StoredGroup::from_row(row)?;
+        let number: Option<i64> = row.try_get("version")?;
+        let id: Option<String> = row.try_get("version_id")?;
+        Ok(Self {
+            group_id,
+            group,
+            wanted_since: row.try_get("check_wanted_since")?,
+            check_reason: row.try_get("check_reason")?,
+            version: id.zip(number).map(|(id, number)| Version {
+                id,
+                number: number.cast_unsigned(),
+            }),
+            is_recent: row.try_get::<Option<bool>, _>("is_recent")?.unwrap_or(false),
+        })
+    }
+}
+
+/// A row of a member, current or gone.
+#[derive(Clone, Debug)]
+pub struct ComparedMember {
+    /// The user.
+    pub user_id: UserId,
+    /// What is stored.
+    pub member: Member,
+}
+
+impl From<StoredMember> for ComparedMember {
+    fn from(stored: StoredMember) -> Self {
+        Self {
+            user_id: stored.user_id,
+            member: stored.member,
+        }
+    }
+}
+
+/// Milliseconds as a statement takes them.
+pub(super) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Store {
+    /// The database's time.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn clock(&self) -> Result<OffsetDateTime, Error> {
+        self.read(async |connection| sqlx::query_scalar(CLOCK).fetch_one(connection).await)
+            .await
+    }
+
+    /// Those of these groups that are known, in any order. `recent`: see
+    /// [`KnownGroup::is_recent`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn known_groups(
+        &self,
+        groups: &[GroupId],
+        recent: Duration,
+    ) -> Result<Vec<KnownGroup>, Error> {
+        let ids: Vec<&str> = groups.iter().map(GroupId::as_str).collect();
+        self.read(async |connection| {
+            sqlx::query_as(KNOWN_GROUPS)
+                .bind(&ids)
+                .bind(millis(recent))
+                .fetch_all(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Up to `limit` groups after the group id `after` ("" for the first), in bytewise order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn groups_to_compare(
+        &self,
+        after: &str,
+        limit: i64,
+        recent: Duration,
+    ) -> Result<Vec<KnownGroup>, Error> {
+        self.read(async |connection| {
+            sqlx::query_as(GROUPS_TO_COMPARE)
+                .bind(after)
+                .bind(limit)
+                .bind(millis(recent))
+                .fetch_all(connection)
+                .await
+        })
+        .await
+    }
+
+    /// A page of a group's members after the user id `after` ("" for the first), those who left too,
+    /// in bytewise order of user id; empty after the last.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn members_to_compare(
+        &self,
+        group: &GroupId,
+        after: &str,
+    ) -> Result<Vec<ComparedMember>, Error> {
+        let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
+        let rows: Vec<StoredMember> = self
+            .read(async |connection| {
+                sqlx::query_as(MEMBERS_TO_COMPARE)
+                    .bind(group.as_str())
+                    .bind(after)
+                    .bind(limit)
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(ComparedMember::from).collect())
+    }
+
+    /// Those of these users who have a row in a group, in any order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn members_named(
+        &self,
+        group: &GroupId,
+        users: &[&UserId],
+    ) -> Result<Vec<ComparedMember>, Error> {
+        let ids: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
+        let rows: Vec<StoredMember> = self
+            .read(async |connection| {
+                sqlx::query_as(MEMBERS_NAMED)
+                    .bind(group.as_str())
+                    .bind(&ids)
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(ComparedMember::from).collect())
+    }
+
+    /// How many members there are in all, those of dismissed groups too.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_members(&self) -> Result<u64, Error> {
+        let count: i64 = self
+            .housekeep(async |connection| {
+                sqlx::query_scalar(COUNT_CURRENT).fetch_one(connection).await
+            })
+            .await?;
+        Ok(count.cast_unsigned())
+    }
+}

@@ -1,0 +1,118 @@
+//! Comparisons of all groups: one row each.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use crate::store::{Error, Store};
+
+statements! {
+    BEGIN_RUN = "
+INSERT INTO reconcile_runs (started_at, is_full) VALUES (now(), $1) RETURNING id";
+    END_RUN = "
+UPDATE reconcile_runs SET
+    ended_at = now(), stopped_by = $2, groups_seen = $3, groups_compared = $4, groups_left = $5,
+    members_compared = $6, members_added = $7, members_removed = $8, members_changed = $9,
+    details_changed = $10, groups_changed = $11
+ WHERE id = $1";
+    FORGET_RUNS = "DELETE FROM reconcile_runs WHERE id <= $1 - 100";
+    /// The last that ended, and the one that goes on, if it is the last of all.
+    LAST_RUNS = "
+SELECT id, started_at, ended_at, is_full, stopped_by, groups_seen, groups_compared, groups_left,
+       members_compared, members_added, members_removed, members_changed, details_changed,
+       groups_changed
+  FROM reconcile_runs
+ WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)
+    OR id = (SELECT max(id) FROM reconcile_runs)
+ ORDER BY id";
+}
+
+/// A comparison of all groups.
+#[derive(Clone, Debug, FromRow)]
+#[expect(missing_docs, reason = "the columns; see migrations/")]
+pub struct Run {
+    pub id: i64,
+    pub started_at: OffsetDateTime,
+    pub ended_at: Option<OffsetDateTime>,
+    pub is_full: bool,
+    pub stopped_by: Option<String>,
+    pub groups_seen: i64,
+    pub groups_compared: i64,
+    pub groups_left: i64,
+    pub members_compared: i64,
+    pub members_added: i64,
+    pub members_removed: i64,
+    pub members_changed: i64,
+    pub details_changed: i64,
+    pub groups_changed: i64,
+}
+
+/// What came of one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the columns; see migrations/")]
+pub struct RunResult {
+    pub stopped_by: Option<String>,
+    pub groups_seen: u64,
+    pub groups_compared: u64,
+    pub groups_left: u64,
+    pub members_compared: u64,
+    pub members_added: u64,
+    pub members_removed: u64,
+    pub members_changed: u64,
+    pub details_changed: u64,
+    pub groups_changed: u64,
+}
+
+impl Store {
+    /// Notes that one begins; its number.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_run(&self, is_full: bool) -> Result<i64, Error> {
+        self.write(async |connection| {
+            sqlx::query_scalar(BEGIN_RUN)
+                .bind(is_full)
+                .fetch_one(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Notes what came of it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn end_run(&self, id: i64, result: &RunResult) -> Result<(), Error> {
+        self.write(async |connection| {
+            sqlx::query(END_RUN)
+                .bind(id)
+                .bind(&result.stopped_by)
+                .bind(result.groups_seen.cast_signed())
+                .bind(result.groups_compared.cast_signed())
+                .bind(result.groups_left.cast_signed())
+                .bind(result.members_compared.cast_signed())
+                .bind(result.members_added.cast_signed())
+                .bind(result.members_removed.cast_signed())
+                .bind(result.members_changed.cast_signed())
+                .bind(result.details_changed.cast_signed())
+                .bind(result.groups_changed.cast_signed())
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query(FORGET_RUNS).bind(id).execute(connection).await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The last run that ended, and the one that goes on or whose process ended before it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn last_runs(&self) -> Result<(Option<Run>, Option<Run>), Error> {
+        let runs: Vec<Run> = self
+            .read(async |connection| sqlx::query_as(LAST_RUNS).fetch_all(connection).await)
+            .await?;
+        let (ended, going_on): (Vec<Run>, Vec<Run>) =
+            runs.into_iter().partition(|run| run.ended_at.is_some());
+        Ok((ended.into_iter().next(), going_on.into_iter().next()))
+    }
+}
