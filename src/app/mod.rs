@@ -3,6 +3,7 @@
 mod announce;
 mod commands;
 mod database;
+mod reconcile;
 mod rejected;
 mod spool;
 
@@ -17,11 +18,14 @@ use crate::config::Config;
 use crate::http::{self, Stopping};
 use crate::ingest::{self, Ingest};
 use crate::local_postgres;
+use crate::openim;
 use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
 use database::Private;
+use reconcile::Comparing;
 
 pub use commands::{healthcheck, migrate, openim_config};
+pub use reconcile::reconcile;
 pub use rejected::rejected;
 pub use spool::drain;
 
@@ -93,6 +97,18 @@ pub enum Error {
     /// Nothing by that number, or something went wrong with some of them; the text says what.
     #[error("{0}")]
     Rejected(String),
+    /// There is nothing to compare the mirror with.
+    #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
+    NoOpenIm,
+    /// OpenIM's API cannot be used.
+    #[error(transparent)]
+    OpenIm(#[from] openim::ClientError),
+    /// The mirror was not compared with OpenIM to the end.
+    #[error("not compared to the end: {0}")]
+    Reconcile(#[from] openim::Error),
+    /// A dry run has found so many values that are not as in OpenIM.
+    #[error("values that are not as in OpenIM: {0}")]
+    Drift(u64),
     /// The service does not answer, or not well.
     #[error("{0}")]
     Unhealthy(String),
@@ -162,10 +178,12 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
+    let metrics = Metrics::new()?;
+    let comparing = Comparing::start(config, &store, &ingest, &metrics)?;
     let parts = http::Parts {
         ingest,
         store,
-        metrics: Metrics::new()?,
+        metrics,
         stopping: Stopping::default(),
     };
     let settings = http::Settings {
@@ -173,6 +191,7 @@ pub async fn run(
         body: config.body,
         patience: config.patience,
         callback_next_code: config.callback_next_code,
+        compares: config.openim.is_some(),
     };
     let metrics_addr = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
     // An `out` that is gone is no reason to end.
@@ -213,6 +232,7 @@ pub async fn run(
     // then the database.
     let deadline = deadline.unwrap_or_else(Instant::now);
     let close = async {
+        comparing.end().await;
         parts.ingest.close().await;
         parts.store.close().await;
     };

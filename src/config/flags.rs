@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{Config, Errors};
+use crate::domain::{GroupId, IdError};
 
 /// Keeps a Postgres mirror of OpenIM group membership, fed by OpenIM's callbacks, and answers
 /// questions about members over REST.
@@ -43,13 +44,40 @@ pub enum Command {
     Healthcheck,
     /// Write what waits in the spool to the database, and end; not beside a running service
     Drain,
+    /// Compare the mirror with OpenIM and repair what differs, and end; works beside a running
+    /// service. Exits with 1 where a dry run finds a difference, with 2 where it fails
+    Reconcile(Reconcile),
     /// Look at callbacks whose body could not be understood, send them in again, or delete them
     #[command(subcommand)]
     Rejected(RejectedCommand),
 }
 
+/// What to compare, and how.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconcile {
+    /// Only this group; can be given several times
+    #[arg(long = "group", value_name = "ID", value_parser = group_id)]
+    pub groups: Vec<GroupId>,
+    /// Read every group as a whole, not only those that have changed
+    #[arg(long)]
+    pub full: bool,
+    /// Change nothing: print each value that differs, and still does after RECONCILE_DELAY_MS
+    #[arg(long)]
+    pub dry_run: bool,
+    /// JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Take members for gone however many they are, and groups that OpenIM does not know for dismissed
+    #[arg(long)]
+    pub accept_removals: bool,
+}
+
+fn group_id(text: &str) -> Result<GroupId, IdError> {
+    GroupId::parse(text.to_owned())
+}
+
 /// A URL that a password can be put into.
-fn base_url(text: &str) -> Result<String, &'static str> {
+pub(super) fn base_url(text: &str) -> Result<String, &'static str> {
     let rest = ["http://", "https://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
@@ -198,6 +226,29 @@ pub(super) struct Settings {
     /// 0 for OpenIM 3.6 and older, which takes 1 for an error
     #[arg(long, env, global = true, value_name = "0|1", default_value = "1")]
     pub(super) callback_next_code: String,
+    /// Where OpenIM's API is, such as http://openim:10002; with it, OPENIM_ADMIN_USER_ID and
+    /// OPENIM_SECRET the mirror is compared with OpenIM and repaired; unset: it is not
+    #[arg(long, env, global = true, value_name = "URL")]
+    pub(super) openim_api_url: Option<String>,
+    /// An administrator of OpenIM, best one that nobody else uses
+    #[arg(long, env, global = true, value_name = "USERID")]
+    pub(super) openim_admin_user_id: Option<String>,
+    /// What OpenIM's config/share.yml calls secret
+    #[arg(long, env, global = true, value_name = "SECRET")]
+    pub(super) openim_secret: Option<String>,
+    /// From one comparison of all groups with OpenIM to the next, 1 to 604800; groups whose version
+    /// has not moved are not read
+    #[arg(long, env, global = true, value_name = "SECS", default_value = "600")]
+    pub(super) reconcile_interval_secs: String,
+    /// After so long a group is read all the same, 1 to 31536000
+    #[arg(long, env, global = true, value_name = "SECS", default_value = "86400")]
+    pub(super) reconcile_full_interval_secs: String,
+    /// From a callback that does not fit what is known to the look at its group, 0 to 600000
+    #[arg(long, env, global = true, value_name = "MS", default_value = "2000")]
+    pub(super) reconcile_delay_ms: String,
+    /// Groups that are read from OpenIM at a time, 1 to 64
+    #[arg(long, env, global = true, value_name = "N", default_value = "4")]
+    pub(super) reconcile_concurrency: String,
     /// How long bodies that could not be understood are kept, 1 to 3650
     #[arg(long, env, global = true, value_name = "DAYS", default_value = "30")]
     pub(super) rejected_keep_days: String,

@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use flags::{Command, RejectedCommand, Selection};
+pub use flags::{Command, Reconcile, RejectedCommand, Selection};
 
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
+use crate::openim;
 
 /// Every setting, parsed.
 #[derive(Clone, Debug)]
@@ -35,6 +36,10 @@ pub struct Config {
     pub body: BodySettings,
     /// See `--help`.
     pub callback_next_code: i32,
+    /// How to reach OpenIM; unset: the mirror is not compared with it.
+    pub openim: Option<openim::Access>,
+    /// When it is compared.
+    pub reconcile: openim::Settings,
     /// How long rejected callbacks are kept.
     pub rejected: Retention,
     /// How to stop.

@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use super::flags::Settings;
+use super::flags::{Settings, base_url};
 use super::{
     AccessSettings, BodySettings, Command, Config, DatabaseSettings, Errors, LogFormat, Patience,
     Secret, SpoolSettings, StopSettings,
 };
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
+use crate::openim;
 use crate::store;
+
+/// How long one call of OpenIM's API may take. Nobody has to set it: a page of members takes a moment.
+const OPENIM_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Errors {
     fn add(&mut self, name: &str, expected: &str) {
@@ -112,6 +116,36 @@ impl Errors {
     }
 }
 
+impl Errors {
+    /// All three or none.
+    fn openim(
+        &mut self,
+        url: Option<String>,
+        admin_user_id: Option<String>,
+        secret: Option<String>,
+    ) -> Option<openim::Access> {
+        let (url, admin_user_id, secret) = (present(url), present(admin_user_id), present(secret));
+        if let Some(Err(expected)) = url.as_deref().map(base_url) {
+            self.add("OPENIM_API_URL", expected);
+        }
+        let names = ["OPENIM_API_URL", "OPENIM_ADMIN_USER_ID", "OPENIM_SECRET"];
+        let given = [url.is_some(), admin_user_id.is_some(), secret.is_some()];
+        for (name, is_given) in names.into_iter().zip(given) {
+            if !is_given && given.contains(&true) {
+                let expected = "a value: OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET \
+                                are given together or not at all";
+                self.add(name, expected);
+            }
+        }
+        Some(openim::Access {
+            url: url?.trim_end_matches('/').to_owned(),
+            admin_user_id: admin_user_id?,
+            secret: secret?.into(),
+            timeout: OPENIM_TIMEOUT,
+        })
+    }
+}
+
 impl Settings {
     pub(super) fn parse(self, command: &Command) -> Result<Config, Errors> {
         let mut errors = Errors::default();
@@ -173,6 +207,32 @@ impl Settings {
             e.add("MAX_BODY_MEMORY", &expected);
         }
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
+        let openim = e.openim(
+            self.openim_api_url,
+            self.openim_admin_user_id,
+            self.openim_secret,
+        );
+        if matches!(command, Command::Reconcile(_)) && openim.is_none() {
+            let expected = "the address of OpenIM's API, such as http://openim:10002, with \
+                            OPENIM_ADMIN_USER_ID and OPENIM_SECRET: there is nothing to compare with";
+            e.add("OPENIM_API_URL", expected);
+        }
+        let interval = e.number(
+            "RECONCILE_INTERVAL_SECS",
+            &self.reconcile_interval_secs,
+            1..=604_800,
+        );
+        let full_interval = e.number(
+            "RECONCILE_FULL_INTERVAL_SECS",
+            &self.reconcile_full_interval_secs,
+            1..=31_536_000,
+        );
+        let check_delay = e.number("RECONCILE_DELAY_MS", &self.reconcile_delay_ms, 0..=600_000);
+        let concurrency = e.number(
+            "RECONCILE_CONCURRENCY",
+            &self.reconcile_concurrency,
+            1..=64,
+        );
         let keep_days = e.number("REJECTED_KEEP_DAYS", &self.rejected_keep_days, 1..=3650);
         let max_rejected = e.number("REJECTED_MAX_BYTES", &self.rejected_max_bytes, 0..=1 << 40);
         let delay = e.number("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms, 0..=600_000);
@@ -228,6 +288,13 @@ impl Settings {
                     max_memory: u32::try_from(memory?).ok()?,
                 },
                 callback_next_code: i32::try_from(next_code?).ok()?,
+                openim,
+                reconcile: openim::Settings {
+                    interval: Duration::from_secs(interval?),
+                    full_interval: Duration::from_secs(full_interval?),
+                    delay: Duration::from_millis(check_delay?),
+                    concurrency: usize::try_from(concurrency?).ok()?,
+                },
                 rejected: Retention {
                     keep_days: u16::try_from(keep_days?).ok()?,
                     max_bytes: max_rejected?,

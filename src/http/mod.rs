@@ -10,6 +10,7 @@ mod commands;
 mod connection;
 mod count;
 mod document;
+mod drift;
 mod edge;
 mod error;
 #[cfg(fuzzing)]
@@ -44,6 +45,7 @@ use accept::PatientAcceptor;
 use auth::Access;
 use callbacks::Callbacks;
 use document::Document;
+use drift::Drifts;
 use edge::Edge;
 use groups::Groups;
 use members::Members;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub patience: Patience,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub callback_next_code: i32,
+    /// Whether the mirror is compared with OpenIM.
+    pub compares: bool,
 }
 
 /// The parts behind the door.
@@ -110,7 +114,7 @@ enum Tag {
     Operations,
 }
 
-type Api = (Callbacks, Groups, Members, Memberships, Ops);
+type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
 
 /// The OpenAPI document as JSON.
 ///
@@ -168,6 +172,10 @@ fn endpoint(
         },
         Memberships {
             store: store.clone(),
+        },
+        Drifts {
+            store: store.clone(),
+            compares: settings.compares,
         },
         Ops {
             store,
