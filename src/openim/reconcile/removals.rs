@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::OnceCell;
 
 use super::Error;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// So few are always believed.
 const FEW: u64 = 20;
@@ -68,7 +68,7 @@ impl Removals {
         }
         let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
         if removed > FEW {
-            let count = || async { Ok::<_, store::Error>(store.count_members().await?) };
+            let count = || store.count_members();
             let members = *self.members.get_or_try_init(count).await?;
             if is_too_much(removed, members, OF_MIRROR) {
                 self.is_exceeded.store(true, Ordering::Relaxed);
