@@ -8,7 +8,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 use crate::support::{
-    ADMIN, ADMIN_ID, Creation, Held, OpenIm, OpenImServer, Operation, RestFault, SECRET,
+    ADMIN, ADMIN_ID, Creation, Held, ORDINARY, OpenIm, OpenImServer, Operation, RestFault, SECRET,
 };
 
 const MEMBER_LIST: &str = "/group/get_group_member_list";
@@ -375,6 +375,53 @@ async fn what_has_changed_since_a_version_is_told_by_its_last_state() {
     for wrong in [ahead, other] {
         assert_eq!(client.since("g", &wrong).await["full"], true);
     }
+}
+
+#[tokio::test]
+async fn a_transfer_and_a_profile_change_the_members_whom_they_concern() {
+    let server = OpenImServer::start().await;
+    server.create("g", &["u1", "u2"]);
+    server.create("other", &["u2"]);
+    let client = Client::new(&server).await;
+    let known = client.since("g", &nothing()).await;
+    let known_other = client.since("other", &nothing()).await;
+    server.apply("g", &Operation::MuteMember("u1".to_owned(), i64::MAX));
+    let transfer = Operation::Transfer {
+        old_owner: "owner".to_owned(),
+        new_owner: "u1".to_owned(),
+    };
+    server.apply("g", &transfer);
+    let changed = client.since("g", &known).await;
+    assert_eq!(ids(&changed["update"]), ["owner", "u1"]);
+    let roles = [0, 1].map(|row| changed["update"][row]["roleLevel"].clone());
+    assert_eq!(roles, [20, 100]);
+    assert_eq!(changed["update"][1]["muteEndTime"], 0);
+
+    // Who has both of its own in a group shows nothing else there.
+    let own = [("nickName", json!("Own")), ("faceURL", json!("own"))].into();
+    server.apply("g", &Operation::SetMember("u2".to_owned(), own));
+    let known = client.since("g", &changed).await;
+    server.set_user("u2", "Profile", "face");
+    let same = client.since("g", &known).await;
+    assert_eq!(same["version"], known["version"]);
+    let other = client.since("other", &known_other).await;
+    assert_eq!(other["update"][0]["faceURL"], "face");
+
+    // As an administrator may: nobody owns the group, and a change of its profile cannot be told.
+    let ordinary = [("roleLevel", json!(ORDINARY))].into();
+    server.apply("g", &Operation::SetMember("u1".to_owned(), ordinary));
+    let without = client.since("g", &known).await;
+    assert_eq!(ids(&without["update"]), ["u1"]);
+    server.apply("g", &Operation::Mute);
+    assert_eq!(client.code(INCREMENTAL, since("g", &known)).await, 1004);
+    let found = client
+        .data("/group/get_groups_info", json!({"groupIDs": ["g"]}))
+        .await;
+    let info = &found["groupInfos"][0];
+    assert_eq!(
+        (&info["ownerUserID"], &info["status"]),
+        (&json!(""), &json!(3))
+    );
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -14,10 +13,11 @@ use poem::http::{HeaderMap, Method, StatusCode, header};
 use poem::listener::TcpAcceptor;
 use poem::{Endpoint, Request, Response, Server};
 use serde_json::{Value, json};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::openim::{ADMIN_ID, OpenIm};
 use super::openim_faults::{RestFault, RestFaults, cut_off, garbage, status, too_large};
+use super::openim_gates::{Gates, Held, Place};
 use super::openim_rest::{ARGUMENTS, Code, NO_PERMISSION, without_rows};
 use super::random::Random;
 
@@ -27,8 +27,6 @@ pub const SECRET: &str = "openIM123";
 const GET_TOKEN: &str = "/auth/get_admin_token";
 const TOKEN_INVALID: Code = 1502;
 const TOKEN_REPLACED: Code = 1507;
-/// Longest wait for a call.
-const BOUND: Duration = Duration::from_secs(20);
 
 type Hook = Box<dyn FnMut(&str, &Value, &mut OpenIm) + Send>;
 
@@ -53,46 +51,10 @@ struct State {
     /// All that were given, and what they are refused with since.
     tokens: BTreeMap<String, Option<Code>>,
     faults: RestFaults,
-    gates: Vec<Gate>,
+    gates: Gates,
     /// Ends of paths whose answers have lost all rows.
     emptied: BTreeSet<String>,
     random: Random,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    BeforeAnswer,
-    AfterAnswer,
-}
-
-/// Where a call waits.
-struct Gate {
-    path_suffix: String,
-    place: Place,
-    reached: watch::Sender<bool>,
-    released: oneshot::Receiver<()>,
-}
-
-/// A call that waits, or will. It goes on when this is dropped.
-pub struct Held {
-    path_suffix: String,
-    reached: watch::Receiver<bool>,
-    _release: oneshot::Sender<()>,
-}
-
-impl Held {
-    /// Until the call has come, for 20 s at most.
-    pub async fn reached(&mut self) {
-        let reached = self.reached.wait_for(|is_reached| *is_reached);
-        let reached = tokio::time::timeout(BOUND, reached).await;
-        let is_reached = reached.is_ok_and(|reached| reached.is_ok());
-        assert!(is_reached, "nobody called {}", self.path_suffix);
-    }
-
-    /// The call goes on, or will not wait.
-    pub fn release(self) {
-        drop(self);
-    }
 }
 
 impl OpenImServer {
@@ -114,7 +76,7 @@ impl OpenImServer {
                 calls: BTreeMap::new(),
                 tokens: BTreeMap::new(),
                 faults: RestFaults::default(),
-                gates: vec![],
+                gates: Gates::default(),
                 emptied: BTreeSet::new(),
                 random: Random::new(0, 0),
             }),
@@ -190,28 +152,18 @@ impl OpenImServer {
 
     /// The next call of a path with this end waits before anything is looked at.
     pub fn hold(&self, path_suffix: &str) -> Held {
-        self.gate(path_suffix, Place::BeforeAnswer)
+        self.shared
+            .state()
+            .gates
+            .add(path_suffix, Place::BeforeAnswer)
     }
 
     /// The answer to the next call of a path with this end waits, and so tells what was.
     pub fn hold_answer(&self, path_suffix: &str) -> Held {
-        self.gate(path_suffix, Place::AfterAnswer)
-    }
-
-    fn gate(&self, path_suffix: &str, place: Place) -> Held {
-        let (reached, is_reached) = watch::channel(false);
-        let (release, released) = oneshot::channel();
-        self.shared.state().gates.push(Gate {
-            path_suffix: path_suffix.to_owned(),
-            place,
-            reached,
-            released,
-        });
-        Held {
-            path_suffix: path_suffix.to_owned(),
-            reached: is_reached,
-            _release: release,
-        }
+        self.shared
+            .state()
+            .gates
+            .add(path_suffix, Place::AfterAnswer)
     }
 
     /// Whether the lists of paths with this end are answered without rows, whatever there is.
@@ -250,16 +202,10 @@ impl Shared {
     }
 
     async fn wait_at_gate(&self, path: &str, place: Place) {
-        let gate = {
-            let gates = &mut self.state().gates;
-            let is_here = |gate: &Gate| gate.place == place && path.ends_with(&gate.path_suffix);
-            let index = gates.iter().position(is_here);
-            index.map(|index| gates.remove(index))
-        };
+        // Not in the `if`, which would keep the lock.
+        let gate = self.state().gates.take(path, place);
         if let Some(gate) = gate {
-            gate.reached.send_replace(true);
-            // Released, or dropped.
-            let _ = gate.released.await;
+            gate.wait().await;
         }
     }
 
