@@ -19,6 +19,7 @@ mod histories;
 mod lanes;
 mod lookups;
 mod membership;
+mod model;
 mod outage;
 mod private_postgres;
 mod process;

@@ -3,16 +3,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use super::openim_callbacks::Callback;
+use super::openim_versions::{Change, Versions};
 
 pub const ORDINARY: i32 = 20;
 pub const ADMIN: i32 = 60;
 pub const OWNER: i32 = 100;
 
-const NORMAL: i32 = 0;
+/// The administrator, a member of no group.
+pub const ADMIN_ID: &str = "imAdmin";
+
+pub(super) const NORMAL: i32 = 0;
 const DISMISSED: i32 = 2;
 const MUTED: i32 = 3;
-const WORKING_GROUP: i32 = 2;
+pub(super) const WORKING_GROUP: i32 = 2;
+/// How somebody came in.
+const BY_INVITATION: i32 = 2;
+const BY_SEARCH: i32 = 3;
 /// What needVerification is where anyone may join.
 const DIRECTLY: i32 = 2;
 
@@ -27,13 +36,31 @@ const NULLABLE: [&str; 4] = [
 ];
 const OF_MEMBER: [&str; 4] = ["nickName", "faceURL", "roleLevel", "ex"];
 
+/// What the clock begins with.
+const START_MILLIS: i64 = 1_760_000_000_000;
+
 /// Values by their names: all of them, or those that a request sets.
 pub type Values = BTreeMap<&'static str, Value>;
 
 /// What was held of all groups, up to some moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OpenIm {
     pub groups: BTreeMap<String, Group>,
+    /// The profiles of users; of whom there is none, it is empty.
+    pub users: BTreeMap<String, Profile>,
+    /// The clock. What is done takes a millisecond.
+    pub now_millis: i64,
+    /// Whether what has changed of a group comes with its profile where only members have changed.
+    pub tells_group_with_members: bool,
+    /// As many operations as there were, for ids that nothing else has.
+    done: u64,
+}
+
+/// What a member shows where the group has no name and no face for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    pub nickname: String,
+    pub face_url: String,
 }
 
 #[derive(Clone, Debug)]
@@ -43,6 +70,8 @@ pub struct Group {
     pub status: i32,
     pub created_millis: i64,
     pub members: BTreeMap<String, Member>,
+    /// What has changed, and when.
+    pub versions: Versions,
     /// Who waits for an approval.
     applicants: BTreeSet<String>,
     /// Brought back from a dismissal, and nothing was told since that proves it.
@@ -56,6 +85,12 @@ pub struct Member {
     pub values: Values,
     /// Came in silence, and was named by no callback since.
     pub is_unheard: bool,
+    pub join_millis: i64,
+    pub join_source: i32,
+    pub inviter_user_id: String,
+    pub operator_user_id: String,
+    /// 0 where nothing mutes.
+    pub mute_end_millis: i64,
 }
 
 /// A request, as one who may do everything sends it.
@@ -79,6 +114,9 @@ pub enum Operation {
     SetProfileEx(Values),
     Mute,
     Unmute,
+    /// Until a moment, in milliseconds.
+    MuteMember(String, i64),
+    UnmuteMember(String),
     Dismiss {
         with_members: bool,
     },
@@ -95,33 +133,44 @@ pub struct Creation {
     pub caller: String,
 }
 
+impl Creation {
+    /// A group that anybody may join, made by the administrator.
+    pub fn open(name: &str, owner: &str, members: &[&str]) -> Self {
+        let texts = ["notification", "introduction", "faceURL", "ex"];
+        let mut profile: Values = texts.map(|name| (name, json!(""))).into();
+        let numbers = ["lookMemberInfo", "applyMemberFriend"];
+        profile.extend(numbers.map(|name| (name, json!(0))));
+        profile.insert("groupName", json!(name));
+        profile.insert("needVerification", json!(DIRECTLY));
+        Self {
+            profile,
+            created_millis: START_MILLIS,
+            owner: owner.to_owned(),
+            admins: vec![],
+            members: members.iter().map(|&user| user.to_owned()).collect(),
+            caller: ADMIN_ID.to_owned(),
+        }
+    }
+}
+
 /// OpenIM answers with an error, and nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// What OpenIM sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Callback {
-    /// The last part of the path.
-    pub command: &'static str,
-    pub body: String,
+/// When something is done, and an id that nothing else has.
+struct Moment {
+    millis: i64,
+    id: String,
 }
 
-impl Callback {
-    fn new(command: &'static str, fields: Value) -> Self {
-        let mut body = Map::from_iter([("callbackCommand".to_owned(), json!(command))]);
-        let Value::Object(fields) = fields else {
-            panic!("{fields} is no body");
-        };
-        body.extend(fields);
-        // As Go writes JSON.
-        let mut text = Value::Object(body).to_string();
-        for (plain, escaped) in [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026")] {
-            text = text.replace(plain, escaped);
-        }
+impl Default for OpenIm {
+    fn default() -> Self {
         Self {
-            command,
-            body: text + "\n",
+            groups: BTreeMap::new(),
+            users: BTreeMap::new(),
+            now_millis: START_MILLIS,
+            tells_group_with_members: false,
+            done: 0,
         }
     }
 }
@@ -129,31 +178,63 @@ impl Callback {
 impl OpenIm {
     /// Does what is asked of a group, and gives what is told of it.
     pub fn apply(&mut self, group: &str, operation: &Operation) -> Result<Vec<Callback>, Refused> {
-        if let Operation::Create(creation) = operation {
+        let moment = Moment {
+            millis: self.now_millis,
+            id: format!("68e5f{:019x}", self.done),
+        };
+        let told = if let Operation::Create(creation) = operation {
             require(!self.groups.contains_key(group))?;
-            let made = Group::new(group, creation);
+            let made = Group::new(group, creation, &moment);
             let told = made.creation(creation);
             self.groups.insert(group.to_owned(), made);
-            return Ok(vec![told]);
+            vec![told]
+        } else {
+            let group = self.groups.get_mut(group).ok_or(Refused)?;
+            group.apply(operation, &moment)?.into_iter().collect()
+        };
+        self.now_millis += 1;
+        self.done += 1;
+        Ok(told)
+    }
+
+    /// A user has another profile, which is a change of every group that shows it.
+    pub fn set_user(&mut self, user: &str, nickname: &str, face_url: &str) {
+        let profile = Profile {
+            nickname: nickname.to_owned(),
+            face_url: face_url.to_owned(),
+        };
+        let before = self.users.insert(user.to_owned(), profile.clone());
+        if before.unwrap_or_default() == profile {
+            return;
         }
-        let group = self.groups.get_mut(group).ok_or(Refused)?;
-        Ok(group.apply(operation)?.into_iter().collect())
+        for group in self.groups.values_mut() {
+            let member = group.members.get(user);
+            if member.is_some_and(|member| member.has_no("nickName") || member.has_no("faceURL")) {
+                group.versions.members_changed([user], Change::Update);
+            }
+        }
     }
 }
 
 impl Group {
-    fn new(id: &str, creation: &Creation) -> Self {
+    fn new(id: &str, creation: &Creation, moment: &Moment) -> Self {
         let ordinary = creation.members.iter().map(|user| (user, ORDINARY));
         let admins = creation.admins.iter().map(|user| (user, ADMIN));
         let all = ordinary.chain(admins).chain([(&creation.owner, OWNER)]);
+        let members: BTreeMap<String, Member> = all
+            .map(|(user, role)| {
+                let mut member = Member::new(role, creation.created_millis);
+                member.invited_by(&creation.caller);
+                (user.clone(), member)
+            })
+            .collect();
         Self {
             id: id.to_owned(),
             profile: creation.profile.clone(),
             status: NORMAL,
             created_millis: creation.created_millis,
-            members: all
-                .map(|(user, role)| (user.clone(), Member::new(role)))
-                .collect(),
+            versions: Versions::new(moment.id.clone(), members.keys()),
+            members,
             applicants: BTreeSet::new(),
             is_back_unheard: false,
             was_emptied: false,
@@ -170,100 +251,74 @@ impl Group {
         self.status == DISMISSED
     }
 
-    fn apply(&mut self, operation: &Operation) -> Result<Option<Callback>, Refused> {
+    fn apply(
+        &mut self,
+        operation: &Operation,
+        moment: &Moment,
+    ) -> Result<Option<Callback>, Refused> {
         match operation {
             Operation::Create(_) => Err(Refused),
-            Operation::Invite(user) => self.invite(user).map(|()| None),
-            Operation::Approve(user) => self.approve(user).map(|()| None),
-            Operation::Join(user) => self.join(user),
+            Operation::Invite(user) => self.invite(user, moment).map(|()| None),
+            Operation::Approve(user) => self.approve(user, moment).map(|()| None),
+            Operation::Join(user) => self.join(user, moment),
             Operation::Quit(user) => self.quit(user).map(Some),
             Operation::Kick(users) => self.kick(users).map(Some),
             Operation::SetMember(user, values) => self.set_member(user, values).map(Some),
             Operation::Transfer {
                 old_owner,
                 new_owner,
-            } => self.transfer(old_owner, new_owner).map(Some),
+            } => self.transfer(old_owner, new_owner, moment).map(Some),
             Operation::SetProfile(values) => self.set_profile(values),
             Operation::SetProfileEx(values) => self.set_profile_ex(values),
             Operation::Mute => Ok(self.set_status(MUTED)),
             Operation::Unmute => Ok(self.set_status(NORMAL)),
-            Operation::Dismiss { with_members } => self.dismiss(*with_members).map(Some),
+            Operation::MuteMember(user, until) => self.mute_member(user, *until).map(|()| None),
+            Operation::UnmuteMember(user) => self.mute_member(user, 0).map(|()| None),
+            Operation::Dismiss { with_members } => self.dismiss(*with_members, moment).map(Some),
         }
     }
 
-    /// The owner and the admins as they are, then everybody as an ordinary member, the owner last,
-    /// and then the caller who is none.
-    fn creation(&self, creation: &Creation) -> Callback {
-        let Creation {
-            created_millis,
-            owner,
-            admins,
-            members,
-            caller,
-            ..
-        } = creation;
-        let mut everybody: Vec<&String> = members.iter().chain(admins).chain([owner]).collect();
-        if !everybody.contains(&caller) {
-            everybody.push(caller);
-        }
-        let role_of = |user, role| json!({"userID": user, "roleLevel": role});
-        let mut list = vec![role_of(owner, OWNER)];
-        list.extend(admins.iter().map(|user| role_of(user, ADMIN)));
-        list.extend(everybody.iter().map(|user| role_of(user, ORDINARY)));
-        let profile = |name| &self.profile[name];
-        Callback::new(
-            "callbackAfterCreateGroupCommand",
-            json!({
-                "groupID": self.id,
-                "groupName": profile("groupName"),
-                "notification": profile("notification"),
-                "introduction": profile("introduction"),
-                "faceURL": profile("faceURL"),
-                "ownerUserID": owner,
-                "createTime": created_millis,
-                "memberCount": everybody.len(),
-                "ex": profile("ex"),
-                "status": NORMAL,
-                "creatorUserID": "",
-                "groupType": WORKING_GROUP,
-                "needVerification": profile("needVerification"),
-                "lookMemberInfo": profile("lookMemberInfo"),
-                "applyMemberFriend": profile("applyMemberFriend"),
-                "notificationUpdateTime": 0,
-                "notificationUserID": "",
-                "initMemberList": list,
-            }),
-        )
-    }
-
-    fn invite(&mut self, user: &str) -> Result<(), Refused> {
+    fn invite(&mut self, user: &str, moment: &Moment) -> Result<(), Refused> {
         require(!self.is_dismissed() && !self.members.contains_key(user))?;
-        self.let_in_silently(user);
+        let inviter = self.owner().map_or(ADMIN_ID, String::as_str).to_owned();
+        let mut member = Member::new(ORDINARY, moment.millis);
+        member.invited_by(&inviter);
+        self.let_in_silently(user, member);
         Ok(())
     }
 
     /// Also where the group is dismissed.
-    fn approve(&mut self, user: &str) -> Result<(), Refused> {
+    fn approve(&mut self, user: &str, moment: &Moment) -> Result<(), Refused> {
         require(self.applicants.remove(user))?;
         if !self.members.contains_key(user) {
-            self.let_in_silently(user);
+            let mut member = Member::new(ORDINARY, moment.millis);
+            member.join_source = BY_SEARCH;
+            ADMIN_ID.clone_into(&mut member.operator_user_id);
+            self.let_in_silently(user, member);
         }
         Ok(())
     }
 
-    fn let_in_silently(&mut self, user: &str) {
-        let mut member = Member::new(ORDINARY);
+    fn let_in_silently(&mut self, user: &str, mut member: Member) {
         member.is_unheard = true;
-        self.members.insert(user.to_owned(), member);
+        self.let_in(user, member);
     }
 
-    fn join(&mut self, user: &str) -> Result<Option<Callback>, Refused> {
+    fn let_in(&mut self, user: &str, member: Member) {
+        self.members.insert(user.to_owned(), member);
+        self.versions.members_changed([user], Change::Insert);
+    }
+
+    fn join(&mut self, user: &str, moment: &Moment) -> Result<Option<Callback>, Refused> {
         require(!self.is_dismissed() && !self.members.contains_key(user))?;
         if self.profile["needVerification"] != json!(DIRECTLY) {
             self.applicants.insert(user.to_owned());
             return Ok(None);
         }
-        self.members.insert(user.to_owned(), Member::new(ORDINARY));
+        // Where the joiner came from is not stored.
+        let mut member = Member::new(ORDINARY, moment.millis);
+        user.clone_into(&mut member.operator_user_id);
+        self.let_in(user, member);
         self.is_back_unheard = false;
         Ok(Some(Callback::new(
             "callbackAfterJoinGroupCommand",
@@ -271,7 +326,7 @@ impl Group {
                 "operationID": "imAdmin",
                 "groupID": self.id,
                 "reqMessage": "",
-                "joinSource": 3,
+                "joinSource": BY_SEARCH,
                 // Who joins, in spite of the name.
                 "inviterUserID": user,
             }),
@@ -297,6 +352,10 @@ impl Group {
     ) -> Result<(), Refused> {
         let may_go = |user| self.members.get(user).is_some_and(|m| m.role() != OWNER);
         require(users.clone().into_iter().all(may_go))?;
+        self.versions.members_changed(
+            users.clone().into_iter().map(String::as_str),
+            Change::Delete,
+        );
         for user in users {
             self.members.remove(user);
         }
@@ -310,6 +369,9 @@ impl Group {
         let member = self.members.get_mut(user).ok_or(Refused)?;
         member.values.extend(values.clone());
         member.is_unheard = false;
+        if !values.is_empty() {
+            self.versions.members_changed([user], Change::Update);
+        }
         let mut fields = json!({"groupID": self.id, "userID": user});
         for name in OF_MEMBER {
             fields[name] = values.get(name).cloned().unwrap_or_default();
@@ -319,16 +381,26 @@ impl Group {
     }
 
     /// Whether the old owner is one is not looked at, where an administrator asks.
-    fn transfer(&mut self, old_owner: &str, new_owner: &str) -> Result<Callback, Refused> {
+    fn transfer(
+        &mut self,
+        old_owner: &str,
+        new_owner: &str,
+        moment: &Moment,
+    ) -> Result<Callback, Refused> {
         require(!self.is_dismissed() && old_owner != new_owner)?;
         require(self.members.contains_key(old_owner))?;
         let new = self.members.get_mut(new_owner).ok_or(Refused)?;
         let previous = new.role();
+        if new.mute_end_millis > moment.millis {
+            self.mute_member(new_owner, 0)?;
+        }
         for (user, role) in [(old_owner, previous), (new_owner, OWNER)] {
             let member = self.members.get_mut(user).ok_or(Refused)?;
             member.values.insert("roleLevel", json!(role));
             member.is_unheard = false;
         }
+        self.versions
+            .members_changed([old_owner, new_owner], Change::Update);
         self.is_back_unheard = false;
         Ok(Callback::new(
             "callbackAfterTransferGroupOwnerCommand",
@@ -338,6 +410,14 @@ impl Group {
                 "newOwnerUserID": new_owner,
             }),
         ))
+    }
+
+    /// Told to nobody.
+    fn mute_member(&mut self, user: &str, until_millis: i64) -> Result<(), Refused> {
+        let member = self.members.get_mut(user).ok_or(Refused)?;
+        member.mute_end_millis = until_millis;
+        self.versions.members_changed([user], Change::Update);
+        Ok(())
     }
 
     fn set_profile(&mut self, values: &Values) -> Result<Option<Callback>, Refused> {
@@ -367,6 +447,7 @@ impl Group {
             return Ok(None);
         }
         self.profile.extend(values.clone());
+        self.versions.group_changed();
         self.is_back_unheard = false;
         let mut fields = json!({"operationID": "", "groupID": self.id});
         for name in PLAIN {
@@ -382,11 +463,12 @@ impl Group {
     fn set_status(&mut self, status: i32) -> Option<Callback> {
         self.is_back_unheard |= self.is_dismissed();
         self.status = status;
+        self.versions.group_changed();
         None
     }
 
     /// With its members it can be dismissed again. They are deleted before they are listed.
-    fn dismiss(&mut self, with_members: bool) -> Result<Callback, Refused> {
+    fn dismiss(&mut self, with_members: bool, moment: &Moment) -> Result<Callback, Refused> {
         require(with_members || !self.is_dismissed())?;
         let owner = self.owner().cloned().ok_or(Refused)?;
         self.status = DISMISSED;
@@ -394,6 +476,9 @@ impl Group {
         if with_members {
             self.members.clear();
             self.was_emptied = true;
+            self.versions = Versions::new(moment.id.clone(), []);
+        } else {
+            self.versions.group_changed();
         }
         let members: Vec<&String> = self.members.keys().collect();
         Ok(Callback::new(
@@ -411,13 +496,29 @@ impl Group {
 
 impl Member {
     /// A new record, whatever there was before.
-    fn new(role: i32) -> Self {
+    fn new(role: i32, join_millis: i64) -> Self {
         let mut values: Values = OF_MEMBER.map(|name| (name, json!(""))).into();
         values.insert("roleLevel", json!(role));
         Self {
             values,
             is_unheard: false,
+            join_millis,
+            join_source: 0,
+            inviter_user_id: String::new(),
+            operator_user_id: String::new(),
+            mute_end_millis: 0,
         }
+    }
+
+    fn invited_by(&mut self, user: &str) {
+        self.join_source = BY_INVITATION;
+        user.clone_into(&mut self.inviter_user_id);
+        user.clone_into(&mut self.operator_user_id);
+    }
+
+    /// Whether the group has no such text of its own for the member.
+    pub(super) fn has_no(&self, name: &str) -> bool {
+        self.values[name] == json!("")
     }
 
     pub fn role(&self) -> i32 {

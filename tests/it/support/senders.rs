@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::openim::{ADMIN, Callback, Creation, Group, ORDINARY, OpenIm, Operation, Values};
+use super::openim::{ADMIN, Creation, Group, ORDINARY, OpenIm, Operation, Values};
+use super::openim_callbacks::Callback;
 use super::random::Random;
 
 /// OpenIM has so many connections to a process.

@@ -1,0 +1,349 @@
+//! OpenIM's REST API as a server of its own, in front of the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use poem::http::{HeaderMap, Method, StatusCode, header};
+use poem::listener::TcpAcceptor;
+use poem::{Endpoint, Request, Response, Server};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::openim::{ADMIN_ID, OpenIm};
+use super::openim_faults::{RestFault, RestFaults, cut_off, garbage, status, too_large};
+use super::openim_gates::{Gates, Held, Place};
+use super::openim_rest::{ARGUMENTS, Code, NO_PERMISSION, without_rows};
+use super::random::Random;
+
+/// What a token is given for.
+pub const SECRET: &str = "openIM123";
+
+const GET_TOKEN: &str = "/auth/get_admin_token";
+const TOKEN_INVALID: Code = 1502;
+const TOKEN_REPLACED: Code = 1507;
+
+type Hook = Box<dyn FnMut(&str, &Value, &mut OpenIm) + Send>;
+
+/// A running server. It has a thread of its own, and ends when it is dropped.
+pub struct OpenImServer {
+    pub url: String,
+    pub openim: Arc<Mutex<OpenIm>>,
+    shared: Arc<Shared>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    openim: Arc<Mutex<OpenIm>>,
+    state: Mutex<State>,
+    hook: Mutex<Option<Hook>>,
+}
+
+struct State {
+    port: u16,
+    calls: BTreeMap<String, u64>,
+    /// All that were given, and what they are refused with since.
+    tokens: BTreeMap<String, Option<Code>>,
+    faults: RestFaults,
+    gates: Gates,
+    /// Ends of paths whose answers have lost all rows.
+    emptied: BTreeSet<String>,
+    random: Random,
+}
+
+impl OpenImServer {
+    /// A server of an OpenIM that holds nothing.
+    pub async fn start() -> Self {
+        Self::start_with(OpenIm::default()).await
+    }
+
+    #[expect(clippy::unused_async, reason = "as other things are started")]
+    pub async fn start_with(openim: OpenIm) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let openim = Arc::new(Mutex::new(openim));
+        let shared = Arc::new(Shared {
+            openim: Arc::clone(&openim),
+            state: Mutex::new(State {
+                port,
+                calls: BTreeMap::new(),
+                tokens: BTreeMap::new(),
+                faults: RestFaults::default(),
+                gates: Gates::default(),
+                emptied: BTreeSet::new(),
+                random: Random::new(0, 0),
+            }),
+            hook: Mutex::new(None),
+        });
+        let (stop, stopped) = oneshot::channel::<()>();
+        let rest = Rest(Arc::clone(&shared));
+        // A test that is busy must not keep the server from answering.
+        let thread = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(async {
+                let acceptor = TcpAcceptor::from_std(listener).unwrap();
+                tokio::select! {
+                    served = Server::new_with_acceptor(acceptor).run(rest) => served.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self {
+            url: format!("http://127.0.0.1:{port}"),
+            openim,
+            shared,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// How often each path was called.
+    pub fn calls(&self) -> BTreeMap<String, u64> {
+        self.shared.state().calls.clone()
+    }
+
+    pub fn reset_calls(&self) {
+        self.shared.state().calls.clear();
+    }
+
+    pub fn tokens_minted(&self) -> usize {
+        self.shared.state().tokens.len()
+    }
+
+    /// All tokens up to now are replaced by others.
+    pub fn expire_tokens(&self) {
+        self.expire_tokens_with(TOKEN_REPLACED);
+    }
+
+    /// All tokens up to now are refused with this error.
+    pub fn expire_tokens_with(&self, code: i64) {
+        for refused in self.shared.state().tokens.values_mut() {
+            *refused = Some(code);
+        }
+    }
+
+    /// The next calls of paths with this end, so many times, go wrong.
+    pub fn fail_next(&self, path_suffix: &str, fault: RestFault, times: u64) {
+        self.shared.state().faults.add(path_suffix, fault, times);
+    }
+
+    /// From now on one call in so many goes wrong, in one way or another; at most two in a row.
+    pub fn fail_sometimes(&self, seed: u64, one_in: u64) {
+        self.shared.state().faults.add_random(seed, one_in);
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn stop_failing(&self) {
+        self.shared.state().faults = RestFaults::default();
+    }
+
+    /// Before each call is answered, with its path and its request. A panic in it comes out when
+    /// the server is dropped.
+    pub fn on_call(&self, hook: impl FnMut(&str, &Value, &mut OpenIm) + Send + 'static) {
+        *lock(&self.shared.hook) = Some(Box::new(hook));
+    }
+
+    /// The next call of a path with this end waits before anything is looked at.
+    pub fn hold(&self, path_suffix: &str) -> Held {
+        self.shared
+            .state()
+            .gates
+            .add(path_suffix, Place::BeforeAnswer)
+    }
+
+    /// The answer to the next call of a path with this end waits, and so tells what was.
+    pub fn hold_answer(&self, path_suffix: &str) -> Held {
+        self.shared
+            .state()
+            .gates
+            .add(path_suffix, Place::AfterAnswer)
+    }
+
+    /// Whether the lists of paths with this end are answered without rows, whatever there is.
+    pub fn answer_empty(&self, path_suffix: &str, is_empty: bool) {
+        let emptied = &mut self.shared.state().emptied;
+        if is_empty {
+            emptied.insert(path_suffix.to_owned());
+        } else {
+            emptied.remove(path_suffix);
+        }
+    }
+}
+
+impl Drop for OpenImServer {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // The thread may have ended in a panic.
+            let _ = stop.send(());
+        }
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            assert!(ended.is_none_or(|ended| ended.is_ok()), "the server failed");
+            assert!(!self.shared.hook.is_poisoned(), "on_call has panicked");
+        }
+    }
+}
+
+/// A test that fails with the lock in its hand is not to fail for it a second time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    async fn wait_at_gate(&self, path: &str, place: Place) {
+        // Not in the `if`, which would keep the lock.
+        let gate = self.state().gates.take(path, place);
+        if let Some(gate) = gate {
+            gate.wait().await;
+        }
+    }
+
+    /// The data of an answer. Nothing where there is no such call.
+    fn answer(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        request: Option<&Value>,
+    ) -> Option<Result<Value, Code>> {
+        let state = &mut *self.state();
+        let request = request.unwrap_or(&Value::Null);
+        let has_operation = header_of(headers, "operationID").is_some();
+        if path == GET_TOKEN {
+            let minted = if has_operation {
+                state.mint(request)
+            } else {
+                Err(ARGUMENTS)
+            };
+            return Some(minted);
+        }
+        let answer = lock(&self.openim).answer(path, request, &mut state.random)?;
+        if !has_operation {
+            return Some(Err(ARGUMENTS));
+        }
+        if let Some(code) = state.refusal(headers) {
+            return Some(Err(code));
+        }
+        let mut emptied = state.emptied.iter();
+        if emptied.any(|suffix| path.ends_with(suffix)) {
+            return without_rows(path).map(Ok);
+        }
+        Some(answer)
+    }
+}
+
+impl State {
+    fn mint(&mut self, request: &Value) -> Result<Value, Code> {
+        if request["secret"] != SECRET {
+            return Err(NO_PERMISSION);
+        }
+        if request["userID"] != ADMIN_ID {
+            return Err(ARGUMENTS);
+        }
+        // Another server gives others.
+        let token = format!("{}-{}", self.port, self.tokens.len());
+        self.tokens.insert(token.clone(), None);
+        Ok(json!({"token": token, "expireTimeSeconds": 90 * 86400}))
+    }
+
+    fn refusal(&self, headers: &HeaderMap) -> Option<Code> {
+        match header_of(headers, "token") {
+            None => Some(ARGUMENTS),
+            Some(token) => *self.tokens.get(token).unwrap_or(&Some(TOKEN_INVALID)),
+        }
+    }
+}
+
+/// An empty one is none.
+fn header_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    (!value.is_empty()).then_some(value)
+}
+
+struct Rest(Arc<Shared>);
+
+impl Endpoint for Rest {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let Self(shared) = self;
+        let path = request.uri().path().to_owned();
+        let body = request.take_body().into_bytes().await?;
+        *shared.state().calls.entry(path.clone()).or_default() += 1;
+        shared.wait_at_gate(&path, Place::BeforeAnswer).await;
+        let asked: Option<Value> = serde_json::from_slice(&body).ok();
+        if let Some(hook) = &mut *shared.hook.lock().unwrap() {
+            let asked = asked.as_ref().unwrap_or(&Value::Null);
+            hook(&path, asked, &mut lock(&shared.openim));
+        }
+        let fault = shared.state().faults.take(&path, &body);
+        let answer = match fault {
+            Some(RestFault::Status(code)) => return Ok(status(code)),
+            Some(RestFault::Garbage) => return Ok(garbage()),
+            Some(RestFault::Hang) => std::future::pending().await,
+            Some(RestFault::TooLarge) => return Ok(too_large()),
+            Some(RestFault::ErrCode(code)) => Some(Err(code)),
+            Some(RestFault::CutOff) | None if request.method() == Method::POST => {
+                shared.answer(&path, request.headers(), asked.as_ref())
+            }
+            Some(RestFault::CutOff) | None => None,
+        };
+        let Some(answer) = answer else {
+            return Ok(StatusCode::NOT_FOUND.into());
+        };
+        shared.wait_at_gate(&path, Place::AfterAnswer).await;
+        Ok(respond(&request, &envelope(answer), fault))
+    }
+}
+
+fn envelope(answer: Result<Value, Code>) -> Value {
+    match answer {
+        Ok(data) => json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": data}),
+        Err(code) => json!({
+            "errCode": code,
+            "errMsg": message(code),
+            "errDlt": format!("{code} {}", message(code)),
+        }),
+    }
+}
+
+fn message(code: Code) -> &'static str {
+    match code {
+        1001 => "ArgsError",
+        1002 => "NoPermissionError",
+        1004 => "RecordNotFoundError",
+        1204 => "DismissedAlreadyError",
+        1501 => "TokenExpiredError",
+        1502 => "TokenInvalidError",
+        1507 => "TokenNotExistError",
+        90002 => "DatabaseError",
+        _ => "ServerInternalError",
+    }
+}
+
+fn respond(request: &Request, envelope: &Value, fault: Option<RestFault>) -> Response {
+    let mut body = envelope.to_string().into_bytes();
+    let mut response = Response::builder().content_type("application/json; charset=utf-8");
+    let offered = header_of(request.headers(), header::ACCEPT_ENCODING.as_str());
+    if offered.is_some_and(|offered| offered.contains("gzip")) {
+        let mut encoder = GzEncoder::new(vec![], Compression::fast());
+        encoder.write_all(&body).unwrap();
+        body = encoder.finish().unwrap();
+        response = response.header(header::CONTENT_ENCODING, "gzip");
+    }
+    let body = Bytes::from(body);
+    if fault == Some(RestFault::CutOff) {
+        return cut_off(response.finish(), &body);
+    }
+    response.body(body)
+}

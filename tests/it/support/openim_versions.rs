@@ -1,0 +1,85 @@
+//! How the model of OpenIM counts what changes in a group, for those who ask what is new.
+
+use std::collections::BTreeMap;
+
+/// With more changes than these nobody is told them one by one.
+const MOST: usize = 200;
+
+/// The counter of a group's changes, and what became of each member last.
+#[derive(Clone, Debug)]
+pub struct Versions {
+    /// Of 24 hexadecimal digits. A counter that is made anew has another.
+    pub id: String,
+    pub version: u64,
+    members: BTreeMap<String, (u64, Change)>,
+    /// When the profile or the status of the group has changed last.
+    group: Option<u64>,
+}
+
+/// What became of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// What has changed since a version.
+pub(super) enum Since<'a> {
+    /// That cannot be told.
+    Full,
+    Changes {
+        members: Vec<(&'a str, Change)>,
+        group: bool,
+    },
+}
+
+impl Versions {
+    /// A counter that begins with these members.
+    pub(super) fn new<'a>(id: String, members: impl IntoIterator<Item = &'a String>) -> Self {
+        let members = members.into_iter();
+        Self {
+            id,
+            version: 1,
+            members: members
+                .map(|user| (user.clone(), (1, Change::Insert)))
+                .collect(),
+            group: None,
+        }
+    }
+
+    /// One change, of one or more members.
+    pub(super) fn members_changed<'a>(
+        &mut self,
+        users: impl IntoIterator<Item = &'a str>,
+        change: Change,
+    ) {
+        self.version += 1;
+        let entries = users
+            .into_iter()
+            .map(|user| (user.to_owned(), (self.version, change)));
+        self.members.extend(entries);
+    }
+
+    /// The profile or the status has changed.
+    pub(super) fn group_changed(&mut self) {
+        self.version += 1;
+        self.group = Some(self.version);
+    }
+
+    pub(super) fn since(&self, id: &str, version: u64) -> Since<'_> {
+        if id != self.id || version == 0 || version > self.version {
+            return Since::Full;
+        }
+        let members = self.members.iter();
+        let members: Vec<_> = members
+            .filter(|(_, (at, _))| *at > version)
+            .map(|(user, (_, change))| (user.as_str(), *change))
+            .collect();
+        let group = self.group.is_some_and(|at| at > version);
+        if members.len() + usize::from(group) > MOST {
+            return Since::Full;
+        }
+        Since::Changes { members, group }
+    }
+}
