@@ -145,14 +145,19 @@ struct Minted {
     count: u64,
 }
 
+/// Tells the HTTP library whose cryptography it is to use: before its first client is made.
+pub fn choose_cryptography() {
+    // It may be chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl Client {
     /// Makes no call yet.
     ///
     /// # Errors
     /// [`Error::Setup`] where the system's certificates cannot be used.
     pub fn new(access: Access, metrics: Metrics) -> Result<Self, Error> {
-        // Another part of the process may have chosen the same already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        choose_cryptography();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .timeout(access.timeout)

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::config::Secret;
 
-pub use client::{Client, Error as ClientError};
+pub use client::{Client, Error as ClientError, choose_cryptography};
 pub use reconcile::{DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally};
 
 /// How to reach OpenIM.

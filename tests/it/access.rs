@@ -6,8 +6,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::{
     COMMAND, Reply, Service, TestApp, TestDb, answer, head_of_callback, member_info, sample,
-    wait_for,
-};
+    wait_for, web};
 
 const BASIC: &str = "Basic realm=\"openim-group-mirror\", charset=\"UTF-8\"";
 
@@ -182,7 +181,7 @@ async fn case_74_wrong_credentials_store_nothing_and_log_no_body() {
         ("RUST_LOG", "trace"),
     ]);
     let url = format!("{}/{COMMAND}", service.base);
-    let client = reqwest::Client::new();
+    let client = web::client().build().unwrap();
     let post = async |password: &str, body: String| {
         let request = client.post(&url).basic_auth("openim", Some(password));
         let request = request.header("content-type", "application/json");
@@ -351,7 +350,7 @@ async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password
     assert_eq!(lines[1], "afterCreateGroup: { enable: true, timeout: 5 }");
     let url = lines[0].strip_prefix("url: ").unwrap();
     // As OpenIM does: the command behind the URL.
-    let request = reqwest::Client::new()
+    let request = web::client().build().unwrap()
         .post(format!("{url}/{COMMAND}"))
         .header("content-type", "application/json")
         .body(sample().to_string());

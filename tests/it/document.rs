@@ -7,7 +7,7 @@ use openim_group_mirror::http;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
-use crate::support::TestApp;
+use crate::support::{TestApp, web};
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openapi.json");
 
@@ -226,7 +226,7 @@ async fn the_documented_fields_are_the_ones_that_are_read() {
 async fn the_service_serves_its_document_and_a_page_that_holds_it() {
     let app = TestApp::start().await;
     let text = async |path: &str| {
-        let response = reqwest::get(format!("{}{path}", app.base)).await.unwrap();
+        let response = web::get(format!("{}{path}", app.base)).await.unwrap();
         assert_eq!(response.status(), 200);
         let content_type = response.headers()["content-type"]
             .to_str()

@@ -146,14 +146,17 @@ fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
 fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
     let now = to_micros(OffsetDateTime::now_utc());
     let left = option::of(prop_oneof![Just(LATE), Just(LATE * 2), Just(LATE / 3)]);
-    let member = (text(), text(), role_level(), text(), left).prop_map(
-        move |(nickname, face_url, role_level, ex, left)| Member {
+    let shown = (text(), text());
+    let member = (text(), text(), role_level(), text(), shown, left).prop_map(
+        move |(nickname, face_url, role_level, ex, shown, left)| Member {
             nickname,
             face_url,
             role_level,
             ex,
-            joined_at: None,
+            display_nickname: shown.0,
+            display_face_url: shown.1,
             left_at: left.map(|ago| now - ago),
+            ..Member::default()
         },
     );
     let is_owner = any::<bool>();
@@ -184,12 +187,15 @@ fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
             .bind(owner).bind(now_at).execute(&db.pool).await.unwrap();
             if let Some(member) = member {
                 rows.members.insert(user.clone(), member.clone());
-                sqlx::query("insert into group_members (group_id, user_id, nickname, face_url, role_level, ex, left_at, created_at, updated_at)
-                         values ('g', 'u', $1, $2, $3, $4, $5, $6, $6)")
+                sqlx::query("insert into group_members (group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
+                                                    display_face_url, left_at, created_at, updated_at)
+                         values ('g', 'u', $1, $2, $3, $4, $5, $6, $7, $8, $8)")
                 .bind(member.nickname.as_ref().map(Text::as_str))
                 .bind(member.face_url.as_ref().map(Text::as_str))
                 .bind(member.role_level)
                 .bind(member.ex.as_ref().map(Text::as_str))
+                .bind(member.display_nickname.as_ref().map(Text::as_str))
+                .bind(member.display_face_url.as_ref().map(Text::as_str))
                 .bind(member.left_at)
                 .bind(now_at)
                 .execute(&db.pool).await.unwrap();
@@ -209,8 +215,8 @@ fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
             writer.close().await;
             let stored = db
                 .rows(
-                    "select nickname, m.face_url, role_level, m.ex, left_at is not null as is_gone,
-                    owner_user_id, check_reason
+                    "select nickname, m.face_url, role_level, m.ex, display_nickname, display_face_url,
+                    left_at is not null as is_gone, owner_user_id, check_reason
                from group_members m join groups using (group_id) where group_id = 'g'",
                 )
                 .await;
@@ -222,6 +228,8 @@ fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
                 "face_url": text(&member.face_url),
                 "role_level": member.role_level,
                 "ex": text(&member.ex),
+                "display_nickname": text(&member.display_nickname),
+                "display_face_url": text(&member.display_face_url),
                 "is_gone": member.is_gone(),
                 "owner_user_id": owner.map(UserId::as_str),
                 "check_reason": rows.check.map(|reason| reason.code()),

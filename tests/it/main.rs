@@ -25,6 +25,7 @@ mod private_postgres;
 mod process;
 mod readme;
 mod reads;
+mod reconcile;
 mod rejected;
 mod stopping;
 mod storage;

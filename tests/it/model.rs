@@ -8,8 +8,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 use crate::support::{
-    ADMIN, ADMIN_ID, Creation, Held, ORDINARY, OpenIm, OpenImServer, Operation, RestFault, SECRET,
-};
+    ADMIN, ADMIN_ID, Creation, Held, ORDINARY, OpenIm, OpenImServer, Operation, RestFault, SECRET, web};
 
 const MEMBER_LIST: &str = "/group/get_group_member_list";
 const INCREMENTAL: &str = "/group/get_incremental_group_members";
@@ -26,7 +25,7 @@ struct Client {
 impl Client {
     async fn new(server: &OpenImServer) -> Self {
         let mut client = Self {
-            http: reqwest::Client::builder()
+            http: web::client()
                 .timeout(Duration::from_secs(20))
                 .build()
                 .unwrap(),

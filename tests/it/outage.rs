@@ -12,7 +12,7 @@ use serde_json::json;
 use sqlx::Executor;
 use time::OffsetDateTime;
 
-use crate::support::{Frozen, Service, TestApp, TestDb, Wire, member_info, run, search, until};
+use crate::support::{Frozen, Service, TestApp, TestDb, Wire, member_info, run, search, until, web};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ async fn callbacks_wait_for_a_database_that_hangs_and_are_written_when_it_goes_o
     let (app, server, dir) = app_on_own_server().await;
     let frozen = Frozen::server(&server, &dir).await;
     // More at once than there are connections, and some of the callers hang up.
-    let impatient = reqwest::Client::builder()
+    let impatient = web::client()
         .timeout(Duration::from_millis(300))
         .build()
         .unwrap();
@@ -244,7 +244,7 @@ async fn callers_who_hang_up_never_make_for_more_connections_than_the_pool_has()
     let mut holder = app.db.pool.begin().await.unwrap();
     let lock = "lock table group_members in access exclusive mode";
     holder.execute(lock).await.unwrap();
-    let impatient = reqwest::Client::builder()
+    let impatient = web::client()
         .timeout(Duration::from_millis(150))
         .build()
         .unwrap();

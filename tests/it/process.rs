@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Service, TestDb, Wire, kill, member_info, run, until, wait_for};
+use crate::support::{Service, TestDb, Wire, kill, member_info, run, until, wait_for, web};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -29,7 +29,7 @@ const SWITCHES: [&str; 9] = [
 /// Sends a callback; the reply, or what kept it away.
 async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> {
     let url = format!("{service}/callbackAfterSetGroupMemberInfoCommand");
-    let request = reqwest::Client::new().post(url).body(body);
+    let request = web::client().build().unwrap().post(url).body(body);
     let response = request
         .header("content-type", "application/json")
         .send()
@@ -38,7 +38,7 @@ async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> 
 }
 
 async fn get(service: &str, path: &str) -> Value {
-    let response = reqwest::get(format!("{service}{path}")).await.unwrap();
+    let response = web::get(format!("{service}{path}")).await.unwrap();
     assert_eq!(response.status(), 200, "{path}");
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
 }
@@ -214,7 +214,7 @@ async fn when_the_private_postgres_dies_it_is_started_again_and_nothing_is_lost(
     .await
     .unwrap());
     until("it is there again", async || {
-        let member = reqwest::get(format!("{}/groups/g/members/u", service.base)).await;
+        let member = web::get(format!("{}/groups/g/members/u", service.base)).await;
         let member = member.unwrap().text().await.unwrap();
         member.contains("\"roleLevel\":60") && postmaster(&data_dir) != first
     })
@@ -348,9 +348,9 @@ async fn it_starts_without_its_database_which_is_named_without_its_password() {
     )
     .await;
     assert_eq!(reply.unwrap()["actionCode"], 0);
-    let read = reqwest::get(format!("{}/groups/g", service.base)).await;
+    let read = web::get(format!("{}/groups/g", service.base)).await;
     assert_eq!(read.unwrap().status(), 503);
-    let ready = reqwest::get(format!("{}/readyz", service.base)).await;
+    let ready = web::get(format!("{}/readyz", service.base)).await;
     let ready: Value = serde_json::from_slice(&ready.unwrap().bytes().await.unwrap()).unwrap();
     assert_eq!(ready["detail"], "database: away; callbacks: spooled");
     service.signal("TERM");
@@ -413,8 +413,8 @@ async fn what_waits_is_written_when_the_database_appears_whatever_the_number_of_
     send(&service, "before it appears").await;
     wire.heal();
     until("the spool is empty", async || {
-        let ready = reqwest::get(format!("{}/readyz", service.base)).await;
-        let metrics = reqwest::get(format!("{}/metrics", service.base)).await;
+        let ready = web::get(format!("{}/readyz", service.base)).await;
+        let metrics = web::get(format!("{}/metrics", service.base)).await;
         let metrics = metrics.unwrap().text().await.unwrap();
         ready.unwrap().status() == 200 && metrics.contains("spool_drained_total 30\n")
     })
@@ -533,7 +533,7 @@ async fn log_lines_are_json_with_the_operation_id_and_without_the_body() {
         "{}/callbackAfterSetGroupMemberInfoCommand?key=SECRET-QUERY",
         service.base
     );
-    let request = reqwest::Client::new()
+    let request = web::client().build().unwrap()
         .post(url)
         .header("operationID", "op-77");
     let body = member_info(

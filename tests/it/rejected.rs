@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     COMMAND, Ended, Reply, Service, TestApp, TestDb, body_of, member_info, run, sample, until,
-    wait_for,
-};
+    wait_for, web};
 
 const ALL: &str =
     "select id, path, operation_id, code, detail, body_bytes, octet_length(body) as kept,
@@ -224,7 +223,7 @@ fn ended(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
 async fn they_can_be_listed_shown_taken_in_again_and_deleted_beside_a_running_service() {
     let data_dir = run().folder("data");
     let service = Service::private(&data_dir);
-    let client = reqwest::Client::new();
+    let client = web::client().build().unwrap();
     let post = async |content_type: &str, body: String| {
         let url = format!("{}/{COMMAND}", service.base);
         let request = client.post(url).header("content-type", content_type);

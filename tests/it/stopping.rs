@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::Client;
+
 use serde_json::{Value, json};
 
-use crate::support::{COMMAND, Service, TestDb, member_info, run, until, wait_for};
+use crate::support::{COMMAND, Service, TestDb, member_info, run, until, wait_for, web};
 
 async fn ready(service: &Service) -> (u16, Value) {
-    let response = reqwest::get(format!("{}/readyz", service.base))
+    let response = web::get(format!("{}/readyz", service.base))
         .await
         .unwrap();
     let status = response.status().as_u16();
@@ -21,7 +21,7 @@ fn callback(
     user: &str,
 ) -> impl Future<Output = reqwest::Result<reqwest::Response>> + use<> {
     let url = format!("{}/{COMMAND}", service.base);
-    let request = Client::new()
+    let request = web::client().build().unwrap()
         .post(url)
         .header("content-type", "application/json");
     request.body(member_info("g", user, json!({}))).send()
@@ -57,7 +57,7 @@ async fn while_load_balancers_take_notice_everything_is_answered_and_a_second_si
     });
     let service = Service::private(&data_dir);
     let member = format!("{}/groups/g/members/u", service.base);
-    assert_eq!(reqwest::get(member).await.unwrap().status(), 200);
+    assert_eq!(web::get(member).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

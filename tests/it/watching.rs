@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use regex::Regex;
 use serde_json::json;
 
-use crate::support::{COMMAND, Service, TestApp, TestDb, member_info};
+use crate::support::{COMMAND, Service, TestApp, TestDb, member_info, web};
 
 #[tokio::test]
 async fn callbacks_and_reads_are_counted_and_timed() {
@@ -131,7 +131,7 @@ async fn metrics_can_have_a_listener_of_their_own_without_a_token() {
         .lines()
         .find_map(|line| line.strip_prefix("metrics "));
     let url = line.unwrap().trim();
-    let client = reqwest::Client::new();
+    let client = web::client().build().unwrap();
     let get = async |url: &str, token: &str| {
         let response = client.get(url).bearer_auth(token).send().await.unwrap();
         let status = response.status().as_u16();

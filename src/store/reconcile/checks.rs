@@ -27,7 +27,10 @@ UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2
     /// mark is looked at as it was before.
     FINISH_CHECK = "
 WITH marked AS MATERIALIZED (
-    SELECT check_wanted_since, check_marked_at FROM groups WHERE group_id = $1 FOR UPDATE),
+    SELECT check_wanted_since, check_marked_at
+      FROM groups
+     WHERE group_id = $1 AND check_wanted_since IS NOT NULL
+       FOR UPDATE),
 last AS MATERIALIZED (
     SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2 FOR UPDATE),
 noted AS (

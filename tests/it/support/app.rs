@@ -9,6 +9,7 @@ use openim_group_mirror::config::{
 };
 use openim_group_mirror::domain::MAX_KEPT_BYTES;
 use openim_group_mirror::ingest::Retention;
+use openim_group_mirror::openim;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -84,6 +85,13 @@ impl TestApp {
                 max_memory: 64 << 20,
             },
             callback_next_code: 1,
+            openim: None,
+            reconcile: openim::Settings {
+                interval: Duration::from_secs(600),
+                full_interval: Duration::from_secs(86400),
+                delay: Duration::from_millis(50),
+                concurrency: 4,
+            },
             rejected: Retention {
                 keep_days: 30,
                 max_bytes: 256 << 20,
@@ -107,7 +115,7 @@ impl TestApp {
         TestApp {
             db,
             base,
-            client: reqwest::Client::builder()
+            client: super::web::client()
                 .timeout(Duration::from_secs(30))
                 .build()
                 .unwrap(),

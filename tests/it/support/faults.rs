@@ -159,7 +159,7 @@ impl Stage {
     /// One after the other of one answer; -1 for what is not in it.
     async fn metrics<const N: usize>(&self, names: [&str; N]) -> [f64; N] {
         let text = async {
-            let answer = reqwest::get(format!("{}/metrics", self.base())).await?;
+            let answer = super::web::get(format!("{}/metrics", self.base())).await?;
             answer.text().await
         };
         let text = text.await.unwrap_or_default();
@@ -187,7 +187,7 @@ impl Stage {
     /// All that was answered is in the database.
     async fn drained(&self) {
         self.until("everything is in the database", async || {
-            let ready = reqwest::get(format!("{}/readyz", self.base())).await;
+            let ready = super::web::get(format!("{}/readyz", self.base())).await;
             let names = ["marks_waiting", "changes_waiting", "spool_entries"];
             ready.is_ok_and(|ready| ready.status() == 200) && self.metrics(names).await == [0.0; 3]
         })
@@ -302,7 +302,7 @@ pub async fn suffer(fault: Fault, long: Duration, seed: u64) -> Tally {
             stage.wire.heal();
             stage
                 .until("callbacks are taken again", async || {
-                    let ready = reqwest::get(format!("{}/readyz", stage.base())).await;
+                    let ready = super::web::get(format!("{}/readyz", stage.base())).await;
                     ready.is_ok_and(|ready| ready.status() == 200)
                 })
                 .await;

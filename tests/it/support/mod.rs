@@ -12,6 +12,7 @@ mod openim;
 mod openim_callbacks;
 mod openim_faults;
 mod openim_gates;
+mod openim_pair;
 mod openim_rest;
 mod openim_server;
 mod openim_versions;
@@ -19,6 +20,7 @@ mod random;
 mod run;
 mod senders;
 mod service;
+pub mod web;
 mod wire;
 
 pub use abuse::abuse;
@@ -30,10 +32,13 @@ pub use browser::Browser;
 pub use cluster::Frozen;
 pub use database::TestDb;
 pub use faults::{End, Fault, damage, suffer, tamper};
-pub use openim::{ADMIN, ADMIN_ID, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values};
+pub use openim::{
+    ADMIN, ADMIN_ID, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values,
+};
 pub use openim_callbacks::Callback;
 pub use openim_faults::RestFault;
 pub use openim_gates::Held;
+pub use openim_pair::{Pair, access, id, ingest, settings, tell};
 pub use openim_server::{OpenImServer, SECRET};
 pub use random::{Random, new_seed};
 pub use run::{own_server, run, search, wait_for};

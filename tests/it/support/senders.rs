@@ -433,7 +433,7 @@ impl Sender {
 
 /// With one connection.
 fn client() -> reqwest::Client {
-    reqwest::Client::builder()
+    super::web::client()
         .timeout(TIMEOUT)
         .pool_max_idle_per_host(1)
         .build()

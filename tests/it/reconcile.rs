@@ -1,0 +1,528 @@
+//! What callbacks do not tell, or tell wrong, and what a comparison with OpenIM makes of it.
+
+use serde_json::{Value, json};
+
+use openim_group_mirror::openim::Mode;
+
+use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values};
+
+const GROUP: &str = "g";
+
+fn join(user: &str) -> Operation {
+    Operation::Join(user.to_owned())
+}
+
+fn invite(user: &str) -> Operation {
+    Operation::Invite(user.to_owned())
+}
+
+fn set(user: &str, values: &[(&'static str, Value)]) -> Operation {
+    let values: Values = values.iter().cloned().collect();
+    Operation::SetMember(user.to_owned(), values)
+}
+
+/// A group of `boss` and these, told and compared.
+async fn pair_of(members: &[&str]) -> Pair {
+    let pair = Pair::new().await;
+    let creation = Creation::open("Kayaks", "boss", members);
+    pair.act_and_tell(GROUP, &Operation::Create(creation)).await;
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair
+}
+
+#[tokio::test]
+async fn what_was_never_told_is_there_after_a_comparison() {
+    let pair = Pair::new().await;
+    let creation = Creation::open("Kayaks", "boss", &["ann", "bob"]);
+    pair.act(GROUP, &Operation::Create(creation));
+    pair.openim().set_user("ann", "Ann of the profile", "face");
+    let result = pair.cycle().await;
+    pair.assert_equal().await;
+    assert_eq!((result.members_added, result.groups_changed), (3, 1));
+    let ann = pair.member(GROUP, "ann").await.unwrap();
+    // Which of the two it is, OpenIM does not tell.
+    assert_eq!(ann["nickname"], Value::Null);
+    assert_eq!(ann["display_nickname"], "Ann of the profile");
+    let again = pair.cycle().await;
+    assert_eq!(again.groups_compared, 0, "{again:?}");
+    pair.close().await;
+}
+
+/// Case 28.
+#[tokio::test]
+async fn a_member_who_was_kicked_and_invited_again_is_back() {
+    let pair = pair_of(&["u1"]).await;
+    let boss = [("roleLevel", json!(ADMIN)), ("nickName", json!("Boss"))];
+    pair.act_and_tell(GROUP, &set("u1", &boss)).await;
+    pair.act_and_tell(GROUP, &Operation::Kick(vec!["u1".into()]))
+        .await;
+    pair.act(GROUP, &invite("u1"));
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["is_gone"], true);
+    pair.cycle().await;
+    let back = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!((&back["is_gone"], &back["role_level"]), (&json!(false), &json!(20)));
+    // It is another record, of which the old name says nothing.
+    assert_eq!(back["nickname"], Value::Null);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Cases 29 and 66: the delta since the stored version names one whom the mirror does not know, and
+/// takes away one whom it does not know either.
+#[tokio::test]
+async fn an_invitation_is_taken_from_what_has_changed_without_reading_the_group() {
+    let pair = pair_of(&["u1"]).await;
+    pair.act(GROUP, &invite("u7"));
+    pair.act(GROUP, &invite("u8"));
+    pair.act(GROUP, &Operation::Kick(vec!["u8".into()]));
+    pair.server.reset_calls();
+    let result = pair.cycle().await;
+    let seven = pair.member(GROUP, "u7").await.unwrap();
+    assert_eq!((&seven["role_level"], &seven["join_source"]), (&json!(20), &json!(2)));
+    assert_eq!(pair.member(GROUP, "u8").await, None);
+    assert_eq!((result.members_added, result.members_removed), (1, 0));
+    let calls = pair.server.calls();
+    assert_eq!(calls.get("/group/get_group_member_list"), None, "{calls:?}");
+    pair.assert_equal().await;
+    assert_eq!(pair.cycle().await.groups_compared, 0);
+    pair.close().await;
+}
+
+/// Case 30.
+#[tokio::test]
+async fn an_approval_is_found() {
+    let pair = pair_of(&["u1"]).await;
+    let ask = Operation::SetProfileEx([("needVerification", json!(1))].into());
+    pair.act_and_tell(GROUP, &ask).await;
+    assert!(pair.act(GROUP, &join("u8")).is_empty());
+    pair.act(GROUP, &Operation::Approve("u8".into()));
+    pair.cycle().await;
+    assert_eq!(pair.member(GROUP, "u8").await.unwrap()["role_level"], 20);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 38.
+#[tokio::test]
+async fn a_dismissed_group_that_is_unmuted_is_there_again() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    let dismiss = Operation::Dismiss {
+        with_members: false,
+    };
+    pair.act_and_tell(GROUP, &dismiss).await;
+    pair.cycle().await;
+    pair.assert_equal().await;
+    assert!(pair.act(GROUP, &Operation::Unmute).is_empty());
+    pair.cycle().await;
+    pair.assert_equal().await;
+    let groups = "select status, dismissed_at from groups";
+    assert_eq!(pair.db.rows(groups).await, [json!({"status": 0, "dismissed_at": null})]);
+    pair.close().await;
+}
+
+/// A dismissal of which no callback came, with its members or without.
+#[tokio::test]
+async fn a_dismissal_that_was_not_told_is_found() {
+    for with_members in [false, true] {
+        let pair = pair_of(&["u1"]).await;
+        pair.act(GROUP, &Operation::Dismiss { with_members });
+        pair.cycle().await;
+        pair.assert_equal().await;
+        let dismissed = "select status, dismissed_at is not null as is_timed from groups";
+        let rows = pair.db.rows(dismissed).await;
+        assert_eq!(rows, [json!({"status": 2, "is_timed": true})]);
+        pair.server.reset_calls();
+        let result = pair.cycle().await;
+        assert_eq!((result.groups_compared, result.groups_left), (0, 0));
+        pair.close().await;
+    }
+}
+
+/// Case 44.
+#[tokio::test]
+async fn two_owners_are_shown_where_openim_has_two() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    let transfer = Operation::Transfer {
+        old_owner: "u1".into(),
+        new_owner: "u2".into(),
+    };
+    pair.act_and_tell(GROUP, &transfer).await;
+    assert_eq!(pair.check(GROUP).await.as_deref(), Some("owner_mismatch"));
+    pair.cycle().await;
+    for user in ["boss", "u2"] {
+        assert_eq!(pair.member(GROUP, user).await.unwrap()["role_level"], OWNER);
+    }
+    assert_eq!(pair.check(GROUP).await, None);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 45.
+#[tokio::test]
+async fn transfers_that_come_in_the_other_order_are_put_right() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    let transfer = |old: &str, new: &str| Operation::Transfer {
+        old_owner: old.into(),
+        new_owner: new.into(),
+    };
+    let first = pair.act(GROUP, &transfer("boss", "u1"));
+    let second = pair.act(GROUP, &transfer("u1", "u2"));
+    pair.tell(&second[0]).await;
+    pair.tell(&first[0]).await;
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 64.
+#[tokio::test]
+async fn an_empty_nickname_stays_empty_beside_the_name_that_is_shown() {
+    let pair = pair_of(&["u1"]).await;
+    pair.openim().set_user("u1", "Profile Name", "");
+    let clear = set("u1", &[("nickName", json!(""))]);
+    pair.act_and_tell(GROUP, &clear).await;
+    let drift = pair.drift().await;
+    assert!(drift.is_empty(), "{drift:?}");
+    let result = pair.cycle().await;
+    let kinds = (result.details_changed, result.members_changed);
+    assert_eq!(kinds, (1, 0));
+    let u1 = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!((&u1["nickname"], &u1["display_nickname"]), (&json!(""), &json!("Profile Name")));
+    let before = pair.rows_as_they_lie().await;
+    let again = pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    assert_eq!((again.groups_compared, again.details_changed), (1, 0));
+    assert_eq!(pair.rows_as_they_lie().await, before);
+    pair.close().await;
+}
+
+/// A name of the member's own that OpenIM no longer shows was taken away unheard.
+#[tokio::test]
+async fn a_name_that_openim_no_longer_shows_is_forgotten() {
+    let pair = pair_of(&["u1"]).await;
+    pair.openim().set_user("u1", "Profile Name", "");
+    pair.act_and_tell(GROUP, &set("u1", &[("nickName", json!("Own"))]))
+        .await;
+    pair.cycle().await;
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["nickname"], "Own");
+    pair.act(GROUP, &set("u1", &[("nickName", json!(""))]));
+    let drift = pair.drift().await;
+    assert_eq!(drift.len(), 1, "{drift:?}");
+    assert_eq!(drift[0].drift.field, "nickName");
+    assert_eq!(drift[0].drift.mirror.as_deref(), Some("Own"));
+    assert_eq!(drift[0].drift.openim.as_deref(), Some("Profile Name"));
+    pair.cycle().await;
+    let u1 = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!((&u1["nickname"], &u1["display_nickname"]), (&Value::Null, &json!("Profile Name")));
+    pair.close().await;
+}
+
+/// Case 65.
+#[tokio::test]
+async fn a_profile_that_changes_its_name_changes_what_is_shown_and_nothing_else() {
+    let pair = pair_of(&["u1"]).await;
+    let values = [("roleLevel", json!(ADMIN)), ("ex", json!("x"))];
+    pair.act_and_tell(GROUP, &set("u1", &values)).await;
+    pair.cycle().await;
+    pair.openim().set_user("u1", "New Name", "new face");
+    let result = pair.cycle().await;
+    assert_eq!((result.details_changed, result.members_changed), (1, 0));
+    let u1 = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!(u1["display_nickname"], "New Name");
+    assert_eq!(u1["display_face_url"], "new face");
+    assert_eq!((&u1["role_level"], &u1["ex"]), (&json!(ADMIN), &json!("x")));
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Mutes are told by no callback.
+#[tokio::test]
+async fn a_mute_is_found_and_its_end_too() {
+    let pair = pair_of(&["u1"]).await;
+    let until = pair.openim().now_millis + 600_000;
+    pair.act(GROUP, &Operation::MuteMember("u1".into(), until));
+    pair.act(GROUP, &Operation::Mute);
+    pair.cycle().await;
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["is_muted"], true);
+    pair.assert_equal().await;
+    pair.act(GROUP, &Operation::UnmuteMember("u1".into()));
+    pair.act(GROUP, &Operation::Unmute);
+    pair.cycle().await;
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["is_muted"], false);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 67: another counter, or too many changes.
+#[tokio::test]
+async fn where_openim_cannot_tell_what_has_changed_the_group_is_read() {
+    let pair = pair_of(&["u1"]).await;
+    pair.act(GROUP, &Operation::Kick(vec!["u1".into()]));
+    for n in 0..250 {
+        pair.act(GROUP, &invite(&format!("new{n:03}")));
+    }
+    let result = pair.cycle().await;
+    assert_eq!((result.members_added, result.members_removed), (250, 1));
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 68.
+#[tokio::test]
+async fn a_page_that_moves_while_the_pages_are_read_loses_nobody() {
+    let pair = Pair::new().await;
+    let members: Vec<String> = (0..2500).map(|n| format!("u{n:04}")).collect();
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let creation = Creation::open("Kayaks", "boss", &members);
+    pair.act(GROUP, &Operation::Create(creation));
+    // Between the first page and the second, members of the first go: others move there.
+    pair.server.on_call(|path, request, openim| {
+        let is_second = request["pagination"]["pageNumber"] == 2;
+        if path.ends_with("get_group_member_list") && is_second {
+            let users: Vec<String> = openim.groups[GROUP]
+                .members
+                .keys()
+                .filter(|user| *user != "boss")
+                .take(100)
+                .cloned()
+                .collect();
+            openim.apply(GROUP, &Operation::Kick(users)).unwrap();
+            openim.apply(GROUP, &invite("late")).unwrap();
+        }
+    });
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Case 70.
+#[tokio::test]
+async fn a_token_that_is_refused_is_minted_anew_once() {
+    let pair = pair_of(&["u1"]).await;
+    for code in 1501..=1507 {
+        let before = pair.server.tokens_minted();
+        pair.server.expire_tokens_with(code);
+        pair.act(GROUP, &invite(&format!("new{code}")));
+        pair.cycle().await;
+        pair.assert_equal().await;
+        assert_eq!(pair.server.tokens_minted(), before + 1, "{code}");
+    }
+    pair.close().await;
+}
+
+/// Case 71.
+#[tokio::test]
+async fn an_answer_without_members_is_not_believed_where_the_group_has_some() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    let before = pair.rows_as_they_lie().await;
+    pair.server.answer_empty("get_group_member_list", true);
+    let result = pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    assert_eq!((result.groups_left, result.members_removed), (1, 0));
+    assert_eq!(pair.rows_as_they_lie().await, before);
+    // It is not taken for compared.
+    pair.server.answer_empty("get_group_member_list", false);
+    assert_eq!(pair.cycle().await.groups_compared, 1);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_group_without_an_owner_is_compared_by_its_list_alone() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    pair.act(GROUP, &set("boss", &[("roleLevel", json!(20))]));
+    pair.act(GROUP, &Operation::Kick(vec!["u1".into()]));
+    pair.act(GROUP, &invite("u3"));
+    pair.cycle().await;
+    pair.assert_equal().await;
+    // Nothing is written of it, though each time it is read.
+    let before = pair.rows_as_they_lie().await;
+    let again = pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    assert_eq!(again.groups_compared, 1);
+    assert_eq!(pair.rows_as_they_lie().await, before);
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn many_members_that_openim_no_longer_names_are_left_until_somebody_accepts_it() {
+    let members: Vec<String> = (0..60).map(|n| format!("u{n:02}")).collect();
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    let pair = pair_of(&names).await;
+    let other = Creation::open("Canoes", "boss", &["u1"]);
+    pair.act_and_tell("other", &Operation::Create(other)).await;
+    pair.cycle().await;
+    // 21 of 61: more than 20, and more than 30 of a hundred.
+    pair.act(GROUP, &Operation::Kick(members[..21].to_vec()));
+    pair.act("other", &invite("u2"));
+    let result = pair.cycle().await;
+    assert_eq!((result.groups_left, result.members_removed), (1, 0));
+    assert_eq!(pair.check(GROUP).await.as_deref(), Some("too_many_removals"));
+    // The other group went on.
+    assert_eq!(result.members_added, 1);
+    let accepting = Mode {
+        accept_removals: true,
+        ..Mode::default()
+    };
+    let result = pair.compare(&[], accepting).await.unwrap();
+    assert_eq!((result.groups_left, result.members_removed), (0, 21));
+    assert_eq!(pair.check(GROUP).await, None);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone() {
+    let pair = Pair::new().await;
+    // Small groups, each of which may lose everybody.
+    for number in 0..30 {
+        let members: Vec<String> = (0..9).map(|n| format!("u{n}")).collect();
+        let members: Vec<&str> = members.iter().map(String::as_str).collect();
+        let creation = Creation::open("Small", "boss", &members);
+        pair.act(&format!("g{number:02}"), &Operation::Create(creation));
+    }
+    pair.cycle().await;
+    let kick = Operation::Kick((0..5).map(|n| format!("u{n}")).collect());
+    for number in 0..30 {
+        pair.act(&format!("g{number:02}"), &kick);
+    }
+    let stopped = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert_eq!(stopped.code(), "too_many_removals");
+    let count = async || {
+        let gone = "select count(*) as gone from group_members where left_at is not null";
+        pair.db.rows(gone).await[0]["gone"].as_u64().unwrap()
+    };
+    let gone = count().await;
+    assert!((1..=30).contains(&gone), "{gone}");
+    // Until somebody has looked at it nobody else is removed, also not by the next cycle, or a
+    // mirror would be emptied tenth by tenth.
+    let result = pair.compare(&[], Mode::default()).await.unwrap();
+    assert_eq!(result.members_removed, 0);
+    assert!(result.groups_left > 20, "{result:?}");
+    assert_eq!(count().await, gone);
+    let accepting = Mode {
+        accept_removals: true,
+        ..Mode::default()
+    };
+    pair.compare(&[], accepting).await.unwrap();
+    assert_eq!(count().await, 150);
+    pair.assert_equal().await;
+    // And then the limit is there again.
+    assert_eq!(pair.cycle().await.groups_left, 0);
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_group_that_openim_does_not_know_is_left_until_somebody_accepts_it() {
+    let pair = pair_of(&["u1"]).await;
+    pair.openim().groups.remove(GROUP);
+    let result = pair.cycle().await;
+    assert_eq!((result.groups_left, result.members_removed), (1, 0));
+    assert_eq!(pair.check(GROUP).await.as_deref(), Some("not_in_openim"));
+    let drift = pair.drift().await;
+    assert_eq!((drift.len(), drift[0].drift.field), (1, "group"));
+    let accepting = Mode {
+        accept_removals: true,
+        ..Mode::default()
+    };
+    pair.compare(&[], accepting).await.unwrap();
+    assert_eq!(pair.check(GROUP).await, None);
+    let status = pair.db.rows("select status from groups").await;
+    assert_eq!(status, [json!({"status": 2})]);
+    pair.close().await;
+}
+
+/// A callback that OpenIM sent long ago and that comes after the comparison: the version has not
+/// moved, and yet the mirror is wrong.
+#[tokio::test]
+async fn what_comes_late_is_put_right_though_the_version_has_not_moved() {
+    let pair = pair_of(&["u1"]).await;
+    let late = pair.act(GROUP, &set("u1", &[("ex", json!("old"))]));
+    pair.act_and_tell(GROUP, &set("u1", &[("ex", json!("new"))]))
+        .await;
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair.tell(&late[0]).await;
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["ex"], "old");
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// The same, where the process that wrote it ended before it could note that.
+#[tokio::test]
+async fn what_came_late_before_a_crash_is_put_right_by_the_next_process() {
+    let pair = pair_of(&["u1"]).await;
+    // As a callback writes it, behind the back of the process that notes it.
+    pair.db
+        .execute(
+            "update group_members set ex = 'old', last_callback_at = now() where user_id = 'u1'",
+        )
+        .await;
+    let next = Pair::new_on(pair.db, pair.server).await;
+    next.cycle().await;
+    next.assert_equal().await;
+    next.close().await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_with_a_call_is_tried_again_and_what_cannot_get_better_is_not() {
+    let pair = pair_of(&["u1"]).await;
+    let list = "get_group_member_list";
+    for fault in [
+        RestFault::Status(500),
+        RestFault::Status(502),
+        RestFault::Status(429),
+        RestFault::ErrCode(500),
+        RestFault::ErrCode(90002),
+        RestFault::ErrCode(90004),
+        RestFault::Garbage,
+        RestFault::CutOff,
+    ] {
+        pair.act(GROUP, &invite(&format!("u-{fault:?}")));
+        pair.server.fail_next(list, fault, 2);
+        let compared = pair.compare(&[GROUP], Mode::default()).await;
+        assert_eq!(compared.unwrap().groups_left, 0, "{fault:?}");
+        pair.assert_equal().await;
+    }
+    for code in [1001, 1002] {
+        pair.act(GROUP, &invite(&format!("u-{code}")));
+        pair.server.fail_next(list, RestFault::ErrCode(code), 1);
+        pair.server.reset_calls();
+        let failed = pair.compare(&[GROUP], Mode::default()).await;
+        let is_left = failed.as_ref().is_ok_and(|result| result.groups_left == 1);
+        assert!(is_left || failed.is_err(), "{code}: {failed:?}");
+        let path = "/group/get_group_member_list";
+        assert_eq!(pair.server.calls()[path], 1, "{code}");
+    }
+    pair.server.fail_next(list, RestFault::TooLarge, 1);
+    let left = pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    assert_eq!(left.groups_left, 1);
+    pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// No answer costs the bound of one call, and no more than a few of them.
+#[tokio::test]
+async fn a_server_that_hangs_holds_nothing_up_for_ever() {
+    let pair = pair_of(&["u1"]).await;
+    pair.act(GROUP, &invite("u2"));
+    pair.server
+        .fail_next("get_group_member_list", RestFault::Hang, 1);
+    pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn keys_that_openim_does_not_take_are_told_without_the_secret() {
+    let pair = Pair::new().await;
+    pair.server
+        .fail_next("get_admin_token", RestFault::ErrCode(1002), 1);
+    let refused = pair.compare(&[], Mode::default()).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("OPENIM_SECRET"), "{text}");
+    assert!(!text.contains(crate::support::SECRET), "{text}");
+    let call = pair.server.calls();
+    assert_eq!(call["/auth/get_admin_token"], 1);
+    pair.close().await;
+}

@@ -1,0 +1,324 @@
+//! An OpenIM and a mirror of it, and what is not the same in both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use openim_group_mirror::config::Secret;
+use openim_group_mirror::domain::GroupId;
+use openim_group_mirror::http::understand;
+use openim_group_mirror::ingest::{Ingest, Retention};
+use openim_group_mirror::openim::{
+    Access, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
+};
+use openim_group_mirror::store::{RunResult, Store};
+use openim_group_mirror::telemetry::Metrics;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::openim::{ADMIN_ID, OpenIm, Operation};
+use super::openim_callbacks::Callback;
+use super::openim_server::{OpenImServer, SECRET};
+use super::TestDb;
+
+/// Both, each of the test's own.
+pub struct Pair {
+    pub server: OpenImServer,
+    pub db: TestDb,
+    pub store: Store,
+    pub ingest: Ingest,
+    pub reconciler: Reconciler,
+    pub metrics: Metrics,
+}
+
+/// How the model's server is reached.
+pub fn access(server: &OpenImServer) -> Access {
+    Access {
+        url: server.url.clone(),
+        admin_user_id: ADMIN_ID.into(),
+        secret: Secret::from(SECRET.to_owned()),
+        timeout: Duration::from_secs(5),
+    }
+}
+
+/// Short times, so that nobody waits for long.
+pub fn settings() -> Settings {
+    Settings {
+        interval: Duration::from_secs(600),
+        full_interval: Duration::from_secs(86400),
+        delay: Duration::from_millis(50),
+        concurrency: 4,
+    }
+}
+
+/// Lanes of a process that has no spool.
+pub fn ingest(store: &Store) -> Ingest {
+    let retention = Retention {
+        keep_days: 1,
+        max_bytes: 0,
+    };
+    Ingest::new(store.clone(), retention, None)
+}
+
+impl Pair {
+    pub async fn new() -> Self {
+        Self::with(settings()).await
+    }
+
+    pub async fn with(settings: Settings) -> Self {
+        Self::made(TestDb::new().await, OpenImServer::start().await, settings).await
+    }
+
+    /// Another process on the same two.
+    pub async fn new_on(db: TestDb, server: OpenImServer) -> Self {
+        Self::made(db, server, settings()).await
+    }
+
+    async fn made(db: TestDb, server: OpenImServer, settings: Settings) -> Self {
+        let store = db.database().open().await.unwrap();
+        let ingest = ingest(&store);
+        let metrics = Metrics::new().unwrap();
+        let parts = Parts {
+            store: store.clone(),
+            ingest: ingest.clone(),
+            metrics: metrics.clone(),
+        };
+        let reconciler = Reconciler::new(access(&server), settings, parts).unwrap();
+        Self {
+            server,
+            db,
+            store,
+            ingest,
+            reconciler,
+            metrics,
+        }
+    }
+
+    pub fn openim(&self) -> MutexGuard<'_, OpenIm> {
+        let openim = self.server.openim.lock();
+        openim.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has OpenIM do something; what it would tell of it.
+    #[track_caller]
+    pub fn act(&self, group: &str, operation: &Operation) -> Vec<Callback> {
+        let told = self.openim().apply(group, operation);
+        told.unwrap_or_else(|_| panic!("OpenIM refuses {operation:?}"))
+    }
+
+    /// And tells it.
+    pub async fn act_and_tell(&self, group: &str, operation: &Operation) {
+        for callback in self.act(group, operation) {
+            self.tell(&callback).await;
+        }
+    }
+
+    pub async fn tell(&self, callback: &Callback) {
+        tell(&self.ingest, callback, OffsetDateTime::now_utc()).await;
+    }
+
+    /// One comparison of all groups.
+    pub async fn cycle(&self) -> RunResult {
+        self.compare(&[], Mode::default()).await.unwrap()
+    }
+
+    pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunResult, Error> {
+        let groups: Vec<GroupId> = groups.iter().map(|group| id(group)).collect();
+        let tally = Tally::default();
+        let never = CancellationToken::new();
+        let compared = self
+            .reconciler
+            .compare(&groups, mode, &tally, &never)
+            .await;
+        compared.map(|()| tally.result())
+    }
+
+    /// What a dry run tells.
+    pub async fn drift(&self) -> Vec<DriftOf> {
+        let mut all = Vec::new();
+        let tally = Tally::default();
+        let mut tell = |drift| all.push(drift);
+        let looked = self
+            .reconciler
+            .drift(&[], Mode::default(), &tally, &mut tell)
+            .await;
+        looked.unwrap();
+        all
+    }
+
+    /// Every row as it lies there, so that a write shows even where it changes nothing.
+    pub async fn rows_as_they_lie(&self) -> Vec<Value> {
+        let mut rows = self
+            .db
+            .rows("select *, ctid::text, xmin::text, xmax::text from groups order by group_id")
+            .await;
+        rows.extend(
+            self.db
+                .rows(
+                    "select *, ctid::text, xmin::text, xmax::text from group_members
+                      order by group_id, user_id",
+                )
+                .await,
+        );
+        rows
+    }
+
+    /// A member's row.
+    pub async fn member(&self, group: &str, user: &str) -> Option<Value> {
+        let sql = format!(
+            "select nickname, face_url, role_level, ex, display_nickname, display_face_url,
+                    join_source, inviter_user_id, mute_end_at is not null as is_muted,
+                    left_at is not null as is_gone
+               from group_members where group_id = '{group}' and user_id = '{user}'"
+        );
+        self.db.rows(&sql).await.pop()
+    }
+
+    /// Why a group wants a check.
+    pub async fn check(&self, group: &str) -> Option<String> {
+        let sql = format!("select check_reason from groups where group_id = '{group}'");
+        let row = self.db.rows(&sql).await.pop()?;
+        row["check_reason"].as_str().map(str::to_owned)
+    }
+
+    /// What is not the same here and there, as lines for people.
+    pub async fn differences(&self) -> Vec<String> {
+        let mirror = mirrored(&self.db).await;
+        let held = held(&self.openim());
+        let keys: BTreeSet<_> = mirror.keys().chain(held.keys()).collect();
+        let differs = |key: &&&(String, String, &'static str)| mirror.get(**key) != held.get(**key);
+        let line = |key: &(String, String, &'static str)| {
+            let (here, there) = (mirror.get(key), held.get(key));
+            format!("{key:?}: {here:?} here, {there:?} in OpenIM")
+        };
+        keys.iter().filter(|key| differs(key)).map(|key| line(key)).collect()
+    }
+
+    #[track_caller]
+    pub fn assert_equal(&self) -> impl Future<Output = ()> {
+        let at = std::panic::Location::caller();
+        async move {
+            let differences = self.differences().await;
+            assert!(differences.is_empty(), "{at}: {differences:#?}");
+        }
+    }
+
+    pub async fn close(self) {
+        self.ingest.close().await;
+        self.store.close().await;
+    }
+}
+
+pub fn id(group: &str) -> GroupId {
+    GroupId::parse(group.into()).unwrap()
+}
+
+/// Tells a mirror what OpenIM tells.
+pub async fn tell(ingest: &Ingest, callback: &Callback, at: OffsetDateTime) {
+    let Callback { command, body } = callback;
+    let change = understand(&format!("/{command}"), body.as_bytes(), at);
+    let change = change.unwrap_or_else(|why| panic!("{why}: {body}"));
+    ingest.submit(change).await.unwrap();
+}
+
+/// Values by group, user (empty: of the group itself) and name.
+type Facts = BTreeMap<(String, String, &'static str), Value>;
+
+const OF_GROUP: [&str; 12] = [
+    "groupName",
+    "notification",
+    "introduction",
+    "faceURL",
+    "ex",
+    "needVerification",
+    "lookMemberInfo",
+    "applyMemberFriend",
+    "ownerUserID",
+    "status",
+    "groupType",
+    "createTime",
+];
+
+const OF_MEMBER: [&str; 9] = [
+    "nickname",
+    "faceURL",
+    "roleLevel",
+    "ex",
+    "joinTime",
+    "joinSource",
+    "inviterUserID",
+    "operatorUserID",
+    "muteEndTime",
+];
+
+/// As OpenIM shows it. Of a dismissed group there is only that it is.
+fn held(openim: &OpenIm) -> Facts {
+    let mut facts = Facts::new();
+    for (group_id, group) in &openim.groups {
+        let mut add = |user: &str, name, value: Value| {
+            facts.insert((group_id.clone(), user.to_owned(), name), value);
+        };
+        if group.is_dismissed() {
+            add("", "status", json!(group.status));
+            continue;
+        }
+        let shown = openim.shown_group(group_id).unwrap();
+        for name in OF_GROUP {
+            add("", name, shown[name].clone());
+        }
+        for user in group.members.keys() {
+            let shown = openim.shown_member(group_id, user).unwrap();
+            for name in OF_MEMBER {
+                add(user, name, shown[name].clone());
+            }
+        }
+    }
+    facts
+}
+
+/// The same of the mirror, by the names that OpenIM has.
+async fn mirrored(db: &TestDb) -> Facts {
+    let millis = |column: &str| format!("coalesce((extract(epoch from {column}) * 1000)::bigint, 0)");
+    let groups = format!(
+        r#"select group_id, name as "groupName", notification, introduction, face_url as "faceURL",
+                  ex, need_verification as "needVerification",
+                  look_member_info as "lookMemberInfo",
+                  apply_member_friend as "applyMemberFriend",
+                  coalesce(owner_user_id, '') as "ownerUserID", status,
+                  group_type as "groupType", {} as "createTime"
+             from groups"#,
+        millis("created_in_openim_at")
+    );
+    let members = format!(
+        r#"select m.group_id, user_id, display_nickname as "nickname",
+                  display_face_url as "faceURL", role_level as "roleLevel", m.ex,
+                  {} as "joinTime", join_source as "joinSource",
+                  inviter_user_id as "inviterUserID", operator_user_id as "operatorUserID",
+                  {} as "muteEndTime", m.nickname as own_nickname, m.face_url as own_face
+             from group_members m join groups g using (group_id)
+            where left_at is null and status is distinct from 2"#,
+        millis("joined_at"),
+        millis("mute_end_at")
+    );
+    let mut facts = Facts::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for row in db.rows(&groups).await {
+        let names: &[&str] = if row["status"] == 2 { &["status"] } else { &OF_GROUP };
+        for name in names {
+            facts.insert((text(&row["group_id"]), String::new(), name), row[*name].clone());
+        }
+    }
+    for row in db.rows(&members).await {
+        let key = |name| (text(&row["group_id"]), text(&row["user_id"]), name);
+        for name in OF_MEMBER {
+            facts.insert(key(name), row[name].clone());
+        }
+        // What the mirror takes for a member's own is what OpenIM shows, or nothing.
+        for (own, shown) in [("own_nickname", "nickname"), ("own_face", "faceURL")] {
+            let is_own = row[own].as_str().is_some_and(|own| !own.is_empty());
+            assert!(!is_own || row[own] == row[shown], "{row}");
+        }
+    }
+    facts
+}
