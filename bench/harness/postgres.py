@@ -136,8 +136,11 @@ class Postgres:
             SELECT ({FIRST_GROUP} + g)::text, 'Kayaks', ({FIRST_USER} + 1)::text, 0, now(), now()
               FROM generate_series(1, {groups}) AS g;
             INSERT INTO group_members
-                (group_id, user_id, nickname, face_url, role_level, ex, created_at, updated_at)
-            SELECT ({FIRST_GROUP} + g)::text, ({FIRST_USER} + u)::text, (100000000 + u)::text,
+                (group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+                 role_level, ex, created_at, updated_at)
+            SELECT ({FIRST_GROUP} + g)::text, ({FIRST_USER} + u)::text,
+                   (100000000 + u)::text, (100000000 + u)::text,
+                   'https://cdn.example.com/avatars/0123456789abcdef.png',
                    'https://cdn.example.com/avatars/0123456789abcdef.png',
                    CASE WHEN u = 1 THEN 100 ELSE 20 END,
                    '{{"department":"sales","level":3}}', now(), now()

@@ -21,7 +21,7 @@ pub(super) struct Members {
     pub(super) store: Store,
 }
 
-/// A member of a group. null means that OpenIM has never told; an empty text is a value.
+/// A member of a group. null: not known, where nothing else is said; an empty text is a value.
 #[derive(Clone, Debug, Object, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
@@ -34,13 +34,25 @@ pub(super) struct Member {
     #[oai(rename = "userID")]
     #[serde(rename = "userID")]
     user_id: String,
-    /// Name in this group; empty: OpenIM shows the name of the user's profile.
+    /// Name in this group, as last told; empty: OpenIM shows the name of the user's profile; null:
+    /// never told.
     #[oai(nullable)]
     nick_name: Option<String>,
-    /// Avatar in this group; empty: OpenIM shows the avatar of the user's profile.
+    /// What OpenIM shows: the name in this group or, where that is empty, that of the user's profile;
+    /// null where it is not known: the mirror has not been compared with OpenIM, or not since it
+    /// changed.
+    #[oai(nullable)]
+    display_name: Option<String>,
+    /// Avatar in this group, as last told; empty: OpenIM shows the avatar of the user's profile; null:
+    /// never told.
     #[oai(rename = "faceURL", nullable)]
     #[serde(rename = "faceURL")]
     face_url: Option<String>,
+    /// What OpenIM shows: the avatar in this group or, where that is empty, that of the user's
+    /// profile; null where it is not known, as for displayName.
+    #[oai(rename = "displayFaceURL", nullable)]
+    #[serde(rename = "displayFaceURL")]
+    display_face_url: Option<String>,
     /// 100 owner, 60 admin, 20 ordinary member; other numbers as OpenIM tells them.
     #[oai(nullable)]
     role_level: Option<i32>,
@@ -51,6 +63,22 @@ pub(super) struct Member {
     #[oai(nullable)]
     #[serde(serialize_with = "optional_rfc3339")]
     joined_at: Option<OffsetDateTime>,
+    /// How the member came: 1 by an administrator, 2 invited, 3 by search, 4 by QR code, 0 not noted
+    /// by OpenIM; null: not known.
+    #[oai(nullable)]
+    join_source: Option<i32>,
+    /// Who invited the member, as OpenIM has it; null: not known.
+    #[oai(rename = "inviterUserID", nullable)]
+    #[serde(rename = "inviterUserID")]
+    inviter_user_id: Option<String>,
+    /// Who let the member in, as OpenIM has it; null: not known.
+    #[oai(rename = "operatorUserID", nullable)]
+    #[serde(rename = "operatorUserID")]
+    operator_user_id: Option<String>,
+    /// Until when the member is muted; null: not muted, or not known.
+    #[oai(nullable)]
+    #[serde(serialize_with = "optional_rfc3339")]
+    mute_end_at: Option<OffsetDateTime>,
     /// When the member left, or the group was dismissed; null for a current member.
     #[oai(nullable)]
     #[serde(serialize_with = "optional_rfc3339")]
@@ -69,10 +97,16 @@ impl From<MemberRow> for Member {
             group_id,
             user_id,
             nickname,
+            display_nickname,
             face_url,
+            display_face_url,
             role_level,
             ex,
             joined_at,
+            join_source,
+            inviter_user_id,
+            operator_user_id,
+            mute_end_at,
             left_at,
             created_at,
             updated_at,
@@ -81,10 +115,16 @@ impl From<MemberRow> for Member {
             group_id,
             user_id,
             nick_name: nickname,
+            display_name: display_nickname,
             face_url,
+            display_face_url,
             role_level,
             ex,
             joined_at,
+            join_source,
+            inviter_user_id,
+            operator_user_id,
+            mute_end_at,
             left_at,
             created_at,
             updated_at,
@@ -127,10 +167,16 @@ impl Example for Member {
             group_id: "12345".into(),
             user_id: "user789".into(),
             nick_name: Some("user".into()),
+            display_name: Some("user".into()),
             face_url: Some("http://example.com/path/to/face/image.png".into()),
+            display_face_url: Some("http://example.com/path/to/face/image.png".into()),
             role_level: Some(20),
             ex: Some("Extra data".into()),
             joined_at: Some(example_time()),
+            join_source: Some(2),
+            inviter_user_id: Some("boss".into()),
+            operator_user_id: Some("boss".into()),
+            mute_end_at: None,
             left_at: None,
             created_at: example_time(),
             updated_at: example_time(),
@@ -159,6 +205,10 @@ impl Example for MemberPage {
     }
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once a request, and nearly always with the member"
+)]
 #[derive(ApiResponse)]
 enum MemberAnswer {
     /// The member.

@@ -102,6 +102,56 @@ async fn cases_02_03_05_present_fields_change_and_an_empty_text_is_a_value() {
 }
 
 #[tokio::test]
+async fn a_value_that_is_set_is_shown_at_once_and_what_an_empty_one_gives_way_to_is_not_known() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({})).await;
+    let member = async || app.get("/groups/g/members/u").await.ok();
+    for (stored, shown, told, expected) in [
+        (None, None, Some("a"), Some("a")),
+        (Some(""), Some("profile's"), Some("a"), Some("a")),
+        (Some("a"), Some("a"), Some("b"), Some("b")),
+        (Some("a"), Some("a"), Some("a"), Some("a")),
+        (Some("a"), None, Some("a"), Some("a")),
+        (Some("a"), Some("b"), Some("a"), Some("a")),
+        (Some("a"), Some("a"), Some(""), None),
+        (None, Some("profile's"), Some(""), None),
+        (None, None, Some(""), None),
+        (Some(""), Some("profile's"), Some(""), Some("profile's")),
+        (Some(""), None, Some(""), None),
+        (Some(""), Some("profile's"), None, Some("profile's")),
+        (Some("a"), Some("a"), None, Some("a")),
+        (None, None, None, None),
+    ] {
+        for (column, name, shown_column, shown_name) in [
+            ("nickname", "nickName", "display_nickname", "displayName"),
+            ("face_url", "faceURL", "display_face_url", "displayFaceURL"),
+        ] {
+            let case = format!("{name} {told:?} where {stored:?} is shown as {shown:?}");
+            let sql = |text: Option<&str>| match text {
+                Some(text) => format!("'{}'", text.replace('\'', "''")),
+                None => "null".to_owned(),
+            };
+            let (stored_sql, shown_sql) = (sql(stored), sql(shown));
+            app.db
+                .execute(&format!(
+                    "update group_members set nickname = null, display_nickname = null,
+                                              face_url = null, display_face_url = null;
+                     update group_members set {column} = {stored_sql}, {shown_column} = {shown_sql}"
+                ))
+                .await;
+            let before = member().await;
+            app.set("g", "u", json!({ name: told })).await;
+            let after = member().await;
+            assert_eq!(after[name], json!(told.or(stored)), "{case}");
+            assert_eq!(after[shown_name], json!(expected), "{case}");
+            let has_changed = (told.or(stored), expected) != (stored, shown);
+            let has_moved = after["updatedAt"] != before["updatedAt"];
+            assert_eq!(has_moved, has_changed, "{case}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn case_04_a_missing_key_is_as_null() {
     let app = app_with_member().await;
     let body = json!({

@@ -87,14 +87,77 @@ async fn a_member_is_served_with_null_for_what_was_never_told() {
     assert_eq!(
         body,
         json!({
-            "groupID": "g", "userID": "u", "nickName": null, "faceURL": null,
-            "roleLevel": 60, "ex": "", "joinedAt": null, "leftAt": null,
-            "createdAt": null, "updatedAt": null
+            "groupID": "g", "userID": "u", "nickName": null, "displayName": null,
+            "faceURL": null, "displayFaceURL": null, "roleLevel": 60, "ex": "", "joinedAt": null,
+            "joinSource": null, "inviterUserID": null, "operatorUserID": null, "muteEndAt": null,
+            "leftAt": null, "createdAt": null, "updatedAt": null
         })
     );
     for time in times {
         let time = time.as_str().unwrap();
         assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
+    }
+}
+
+/// No two values are the same, so none can stand in another's place.
+#[tokio::test]
+async fn all_that_is_known_of_a_member_is_in_every_read() {
+    let app = TestApp::start().await;
+    insert(
+        &app,
+        "('g','a',20), ('g','b',60), ('g','c',20), ('h','d',20)",
+    )
+    .await;
+    app.db
+        .execute(
+            "update group_members set
+                 nickname = 'nick', display_nickname = 'shown', face_url = 'face',
+                 display_face_url = 'shown face', ex = 'extra', joined_at = '2026-01-01Z',
+                 join_source = 2, inviter_user_id = 'inviter', operator_user_id = 'operator',
+                 mute_end_at = '2026-01-02Z', created_at = '2026-01-04Z',
+                 updated_at = '2026-01-05Z';
+             update group_members set left_at = '2026-01-03Z' where user_id = 'c'",
+        )
+        .await;
+    dismiss(&app, "'h'").await;
+    let member = |group: &str, user: &str, role_level: i32, left_at: Value| {
+        json!({
+            "groupID": group, "userID": user, "nickName": "nick", "displayName": "shown",
+            "faceURL": "face", "displayFaceURL": "shown face", "roleLevel": role_level,
+            "ex": "extra", "joinedAt": "2026-01-01T00:00:00Z", "joinSource": 2,
+            "inviterUserID": "inviter", "operatorUserID": "operator",
+            "muteEndAt": "2026-01-02T00:00:00Z", "leftAt": left_at,
+            "createdAt": "2026-01-04T00:00:00Z", "updatedAt": "2026-01-05T00:00:00Z"
+        })
+    };
+    let a = || member("g", "a", 20, Value::Null);
+    let b = || member("g", "b", 60, Value::Null);
+    let c = || member("g", "c", 20, json!("2026-01-03T00:00:00Z"));
+    let d = || member("h", "d", 20, json!("2026-02-03T04:05:06Z"));
+    assert_eq!(app.get("/groups/g/members/a").await.ok(), a());
+    for (path, expected) in [
+        ("/groups/g/members?", vec![a(), b()]),
+        ("/groups/g/members?roleLevel=20", vec![a()]),
+        ("/groups/g/members?roleLevel=60", vec![b()]),
+        ("/groups/g/members?state=all", vec![a(), b(), c()]),
+        ("/groups/g/members?state=left", vec![c()]),
+        ("/groups/h/members?state=left", vec![d()]),
+        ("/groups/h/members?state=all", vec![d()]),
+        (
+            "/groups/g/members?state=all&userID=a&userID=c",
+            vec![a(), c()],
+        ),
+    ] {
+        assert_eq!(walk(&app, path, "members").await.0, expected, "{path}");
+    }
+    let (groups, _) = walk(&app, "/users/b/groups?", "groups").await;
+    assert_eq!(groups, [b()]);
+    let pairs = json!({"pairs": [
+        {"groupID": "g", "userID": "b"}, {"groupID": "g", "userID": "a"}
+    ]});
+    let answer = app.post("/memberships/query", pairs.to_string()).await.ok();
+    for (place, expected) in [b(), a()].iter().enumerate() {
+        assert_eq!(&answer["memberships"][place]["member"], expected);
     }
 }
 

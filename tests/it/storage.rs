@@ -90,9 +90,11 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
         .collect();
     let expected = [
         "im_mirror._sqlx_migrations",
+        "im_mirror.group_checks",
         "im_mirror.group_members",
         "im_mirror.groups",
         "im_mirror.lane_positions",
+        "im_mirror.reconcile_runs",
         "im_mirror.rejected_callbacks",
         "public.group_members",
     ];

@@ -12,8 +12,9 @@ use crate::domain::{GroupId, ORDINARY, UserId};
 statements! {
     /// Walks the primary key.
     PAGE_OF_GROUP = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
    AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
@@ -21,8 +22,9 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at
  LIMIT $3";
     /// Walks the primary key and leaves out the few with another role.
     PAGE_OF_ORDINARY = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
    AND role_level = 20 AND left_at IS NULL
@@ -32,8 +34,9 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at
     /// Walks group_members_by_role. Its predicate is repeated here because the planner cannot
     /// know that a parameter is not 20.
     PAGE_OF_ROLE = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
    AND role_level <> 20 AND left_at IS NULL
@@ -42,7 +45,9 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at
  LIMIT $3";
     /// Current members and others: walks the primary key.
     PAGE_OF_ALL = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at,
        COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
                            WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
        created_at, updated_at
@@ -54,15 +59,19 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
     /// Those who left: walks group_members_left; and, where the group is dismissed, merges into
     /// these, by the primary key, those who were there then.
     PAGE_OF_LEFT = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
-  FROM (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-               created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
+  FROM (SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+               role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+               mute_end_at, left_at, created_at, updated_at
           FROM group_members
          WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NOT NULL
            AND ($4::integer IS NULL OR role_level = $4)
          UNION ALL
-        SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+        SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+               role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+               mute_end_at,
                (SELECT g.dismissed_at FROM groups AS g WHERE g.group_id = $1 AND g.status = 2),
                created_at, updated_at
           FROM group_members
@@ -74,11 +83,14 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at
     /// A look at an index for each of the users asked for, who are few; LIMIT 1 keeps the planner
     /// from reading the group instead. $6 holds whether those who left are wanted, and the others.
     PAGE_OF_USERS = "
-SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.joined_at, m.left_at,
-       m.created_at, m.updated_at
+SELECT m.group_id, m.user_id, m.nickname, m.display_nickname, m.face_url, m.display_face_url,
+       m.role_level, m.ex, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
+       m.mute_end_at, m.left_at, m.created_at, m.updated_at
   FROM unnest($5::text[]) AS asked (user_id)
  CROSS JOIN LATERAL
-       (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at,
+       (SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+               role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+               mute_end_at,
                COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
                                    WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
                created_at, updated_at
@@ -91,16 +103,18 @@ SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.join
  LIMIT $3";
     /// One look at the primary key.
     MEMBER = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE group_id = $1 AND user_id = $2 AND left_at IS NULL
    AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)";
     /// Walks group_members_by_user. The group is looked for by each row's id: as a join, the
     /// planner might read all dismissed groups first.
     PAGE_OF_USER = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-       created_at, updated_at
+SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+       role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+       mute_end_at, left_at, created_at, updated_at
   FROM group_members AS m
  WHERE (user_id, group_id) > ($1, $2) AND user_id <= $1 AND left_at IS NULL
    AND (SELECT true FROM groups AS g WHERE g.group_id = m.group_id AND g.status = 2) IS NULL
@@ -108,12 +122,14 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at
  LIMIT $3";
     /// A look at an index for each pair, told apart by their places, from 1.
     MEMBERSHIPS = "
-SELECT asked.place, m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex,
-       m.joined_at, m.left_at, m.created_at, m.updated_at
+SELECT asked.place, m.group_id, m.user_id, m.nickname, m.display_nickname, m.face_url,
+       m.display_face_url, m.role_level, m.ex, m.joined_at, m.join_source, m.inviter_user_id,
+       m.operator_user_id, m.mute_end_at, m.left_at, m.created_at, m.updated_at
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (group_id, user_id, place)
  CROSS JOIN LATERAL
-       (SELECT group_id, user_id, nickname, face_url, role_level, ex, joined_at, left_at,
-               created_at, updated_at
+       (SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
+               role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
+               mute_end_at, left_at, created_at, updated_at
           FROM group_members
          WHERE group_id = asked.group_id AND user_id = asked.user_id AND left_at IS NULL
            AND NOT EXISTS (SELECT FROM groups AS g
@@ -128,10 +144,16 @@ pub struct MemberRow {
     pub group_id: String,
     pub user_id: String,
     pub nickname: Option<String>,
+    pub display_nickname: Option<String>,
     pub face_url: Option<String>,
+    pub display_face_url: Option<String>,
     pub role_level: Option<i32>,
     pub ex: Option<String>,
     pub joined_at: Option<OffsetDateTime>,
+    pub join_source: Option<i32>,
+    pub inviter_user_id: Option<String>,
+    pub operator_user_id: Option<String>,
+    pub mute_end_at: Option<OffsetDateTime>,
     /// When the member left, or the group was dismissed.
     pub left_at: Option<OffsetDateTime>,
     pub created_at: OffsetDateTime,
@@ -145,13 +167,19 @@ fn member_at(row: &PgRow, first: usize) -> Result<MemberRow, sqlx::Error> {
         group_id: row.try_get(first)?,
         user_id: row.try_get(first + 1)?,
         nickname: row.try_get(first + 2)?,
-        face_url: row.try_get(first + 3)?,
-        role_level: row.try_get(first + 4)?,
-        ex: row.try_get(first + 5)?,
-        joined_at: row.try_get(first + 6)?,
-        left_at: row.try_get(first + 7)?,
-        created_at: row.try_get(first + 8)?,
-        updated_at: row.try_get(first + 9)?,
+        display_nickname: row.try_get(first + 3)?,
+        face_url: row.try_get(first + 4)?,
+        display_face_url: row.try_get(first + 5)?,
+        role_level: row.try_get(first + 6)?,
+        ex: row.try_get(first + 7)?,
+        joined_at: row.try_get(first + 8)?,
+        join_source: row.try_get(first + 9)?,
+        inviter_user_id: row.try_get(first + 10)?,
+        operator_user_id: row.try_get(first + 11)?,
+        mute_end_at: row.try_get(first + 12)?,
+        left_at: row.try_get(first + 13)?,
+        created_at: row.try_get(first + 14)?,
+        updated_at: row.try_get(first + 15)?,
     })
 }
 

@@ -10,6 +10,11 @@ statements! {
     /// may be older than the row's last change, where two callbacks for one member wait for each
     /// other.
     ///
+    /// A nickname or an avatar is what OpenIM shows from now on. One that becomes empty gives way to
+    /// the profile's, which no callback tells, so what is shown is unknown then; where it was empty
+    /// before, the profile's is shown as before. What is shown becomes unknown only where the value
+    /// itself changes, so `updated_at` need not look for that.
+    ///
     /// Nothing happens to a member who is unknown or gone, or whose role is the owner's and would
     /// change: that is for `domain::apply`.
     PATCH_MEMBER = "
@@ -18,13 +23,24 @@ UPDATE group_members AS stored SET
     face_url   = COALESCE(patch.face_url, stored.face_url),
     role_level = COALESCE(patch.role_level, stored.role_level),
     ex         = COALESCE(patch.ex, stored.ex),
+    display_nickname = CASE
+        WHEN patch.nickname <> '' THEN patch.nickname
+        WHEN patch.nickname IS NULL OR stored.nickname = '' THEN stored.display_nickname
+    END,
+    display_face_url = CASE
+        WHEN patch.face_url <> '' THEN patch.face_url
+        WHEN patch.face_url IS NULL OR stored.face_url = '' THEN stored.display_face_url
+    END,
     updated_at = CASE
         WHEN (COALESCE(patch.nickname, stored.nickname),
               COALESCE(patch.face_url, stored.face_url),
               COALESCE(patch.role_level, stored.role_level),
-              COALESCE(patch.ex, stored.ex))
+              COALESCE(patch.ex, stored.ex),
+              COALESCE(NULLIF(patch.nickname, ''), stored.display_nickname),
+              COALESCE(NULLIF(patch.face_url, ''), stored.display_face_url))
              IS DISTINCT FROM
-             (stored.nickname, stored.face_url, stored.role_level, stored.ex)
+             (stored.nickname, stored.face_url, stored.role_level, stored.ex,
+              stored.display_nickname, stored.display_face_url)
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
@@ -43,13 +59,24 @@ UPDATE group_members AS stored SET
     face_url   = COALESCE(patch.face_url, stored.face_url),
     role_level = COALESCE(patch.role_level, stored.role_level),
     ex         = COALESCE(patch.ex, stored.ex),
+    display_nickname = CASE
+        WHEN patch.nickname <> '' THEN patch.nickname
+        WHEN patch.nickname IS NULL OR stored.nickname = '' THEN stored.display_nickname
+    END,
+    display_face_url = CASE
+        WHEN patch.face_url <> '' THEN patch.face_url
+        WHEN patch.face_url IS NULL OR stored.face_url = '' THEN stored.display_face_url
+    END,
     updated_at = CASE
         WHEN (COALESCE(patch.nickname, stored.nickname),
               COALESCE(patch.face_url, stored.face_url),
               COALESCE(patch.role_level, stored.role_level),
-              COALESCE(patch.ex, stored.ex))
+              COALESCE(patch.ex, stored.ex),
+              COALESCE(NULLIF(patch.nickname, ''), stored.display_nickname),
+              COALESCE(NULLIF(patch.face_url, ''), stored.display_face_url))
              IS DISTINCT FROM
-             (stored.nickname, stored.face_url, stored.role_level, stored.ex)
+             (stored.nickname, stored.face_url, stored.role_level, stored.ex,
+              stored.display_nickname, stored.display_face_url)
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,

@@ -40,11 +40,21 @@ struct Member {
     user_id: String,
     #[oai(rename = "nickName")]
     nickname: Option<String>,
+    #[oai(rename = "displayName")]
+    display_nickname: Option<String>,
     #[oai(rename = "faceURL")]
     face_url: Option<String>,
+    #[oai(rename = "displayFaceURL")]
+    display_face_url: Option<String>,
     role_level: Option<i32>,
     ex: Option<String>,
     joined_at: Option<OffsetDateTime>,
+    join_source: Option<i32>,
+    #[oai(rename = "inviterUserID")]
+    inviter_user_id: Option<String>,
+    #[oai(rename = "operatorUserID")]
+    operator_user_id: Option<String>,
+    mute_end_at: Option<OffsetDateTime>,
     left_at: Option<OffsetDateTime>,
     created_at: OffsetDateTime,
     updated_at: OffsetDateTime,
