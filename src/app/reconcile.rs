@@ -132,7 +132,10 @@ async fn compare(
         }
         let mut is_told = false;
         loop {
-            match reconciler.compare(&asked.groups, mode, &tally, &closing).await {
+            match reconciler
+                .compare(&asked.groups, mode, &tally, &closing)
+                .await
+            {
                 Err(openim::Error::NotOurTurn) => {
                     if !is_told {
                         tracing::info!("another process compares just now; waiting for its end");

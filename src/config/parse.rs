@@ -228,11 +228,7 @@ impl Settings {
             1..=31_536_000,
         );
         let check_delay = e.number("RECONCILE_DELAY_MS", &self.reconcile_delay_ms, 0..=600_000);
-        let concurrency = e.number(
-            "RECONCILE_CONCURRENCY",
-            &self.reconcile_concurrency,
-            1..=64,
-        );
+        let concurrency = e.number("RECONCILE_CONCURRENCY", &self.reconcile_concurrency, 1..=64);
         let keep_days = e.number("REJECTED_KEEP_DAYS", &self.rejected_keep_days, 1..=3650);
         let max_rejected = e.number("REJECTED_MAX_BYTES", &self.rejected_max_bytes, 0..=1 << 40);
         let delay = e.number("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms, 0..=600_000);

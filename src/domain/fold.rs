@@ -9,7 +9,8 @@ use super::{Change, GroupId, MemberPatch, Text, UserId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
     /// One a member, in bytewise order of group and user. Writing these is the same as writing the
-    /// patches that they were made of one after the other, in the order these had.
+    /// patches that they were made of one after the other, in the order these had; but that what
+    /// OpenIM shows in place of an empty text stays known where that was filled and emptied between.
     ///
     /// The order of the keys is for whoever writes: two who lock the same rows in the same order
     /// never wait for each other in a circle.

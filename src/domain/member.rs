@@ -73,8 +73,8 @@ impl Member {
         self
     }
 
-    /// Takes what a patch says of the texts. What OpenIM shows is known where they are not empty; what
-    /// it shows instead of an empty one stays known only where it was empty before.
+    /// Takes what a patch says of the texts. What OpenIM shows is what was told, unless that is empty:
+    /// then it is known only where it was empty before too.
     pub(super) fn set_texts(&mut self, patch: &MemberPatch) {
         for (field, display, told) in [
             (
@@ -91,13 +91,12 @@ impl Member {
             let Some(text) = told else {
                 continue;
             };
-            let shown = Some(text).filter(|text| !text.is_empty()).cloned();
-            if field.as_ref() == Some(text) {
-                *display = display.take().or(shown);
-            } else {
-                *display = shown;
-                *field = Some(text.clone());
+            if !text.is_empty() {
+                *display = Some(text.clone());
+            } else if field.as_ref() != Some(text) {
+                *display = None;
             }
+            *field = Some(text.clone());
         }
         if patch.ex.is_some() {
             self.ex.clone_from(&patch.ex);

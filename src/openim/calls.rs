@@ -39,6 +39,19 @@ impl Client {
         self.call("/group/get_group_member_list", &request).await
     }
 
+    /// How many members a group has.
+    pub(super) async fn count_members(&self, group: &GroupId) -> Result<u64, Error> {
+        let request = json!({
+            "groupID": group.as_str(),
+            // No rows, and the number all the same.
+            "pagination": {"pageNumber": 1, "showNumber": 0},
+            "filter": 0,
+            "keyword": "",
+        });
+        let none: Members = self.call("/group/get_group_member_list", &request).await?;
+        Ok(none.total)
+    }
+
     /// What has changed in a group since a version. Without one: where it is now.
     pub(super) async fn changes(
         &self,

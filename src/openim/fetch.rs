@@ -3,6 +3,8 @@
 //! OpenIM lists members page by page, and between two pages anything may happen. So the group's
 //! version is asked for before the first page and after the last. Where it has moved, what changed
 //! in between is told with it: of each member the last state, so it can be put over what was read.
+//! What it does not tell is who has moved from a page that was not read yet to one that was, because
+//! somebody before them left. Then it is the number of members that shows whether anybody is missing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -91,7 +93,7 @@ impl Fetch {
                 },
             };
             let version = before.version();
-            let (mut members, room) = self.members(group).await?;
+            let (mut members, pages, room) = self.members(group).await?;
             let after = match self.client.changes(group, Some(&version)).await {
                 Ok(delta) => delta,
                 // Dismissed meanwhile, or left without an owner.
@@ -104,11 +106,16 @@ impl Fetch {
             let Some(held) = self.group_at(group, before.group, &after).await? else {
                 continue;
             };
+            let is_still = after.is_at(&version);
             let version = after.version();
             let (changed, absent) = split(group, after);
             members.extend(changed);
             for user in absent {
                 members.remove(&user);
+            }
+            let has_moved = !is_still && pages > 1;
+            if has_moved && !self.is_complete(group, &version, members.len()).await? {
+                continue;
             }
             let view = View {
                 group: Some(held),
@@ -177,12 +184,12 @@ impl Fetch {
         if held.owner.is_some() {
             return Ok(None);
         }
-        let (mut members, mut room) = self.members(group).await?;
+        let (mut members, _, mut room) = self.members(group).await?;
         for _ in 0..TRIES {
             let before = members;
             // Two of them are held only here.
             drop(room.take());
-            (members, room) = self.members(group).await?;
+            (members, _, room) = self.members(group).await?;
             if members != before {
                 continue;
             }
@@ -218,26 +225,56 @@ impl Fetch {
         }
     }
 
-    async fn info(&self, group: &GroupId) -> Result<Option<Group>, Error> {
-        let infos = self.client.group_infos(&[group]).await?;
-        Ok(infos.into_iter().find(|info| info.group_id == group.as_str()))
+    /// Whether these are all that there were at a version.
+    async fn is_complete(
+        &self,
+        group: &GroupId,
+        version: &Version,
+        members: usize,
+    ) -> Result<bool, Error> {
+        let total = self.client.count_members(group).await?;
+        let now = match self.client.changes(group, Some(version)).await {
+            Err(error) if matches!(error.code(), Some(GROUP_DISMISSED | NOT_FOUND)) => {
+                return Ok(false);
+            }
+            now => now?,
+        };
+        Ok(now.is_at(version) && total == members as u64)
     }
 
-    /// All pages. What moves from one to another meanwhile is missed here, and told by the version.
+    async fn info(&self, group: &GroupId) -> Result<Option<Group>, Error> {
+        let infos = self.client.group_infos(&[group]).await?;
+        Ok(infos
+            .into_iter()
+            .find(|info| info.group_id == group.as_str()))
+    }
+
+    /// All pages, and how many these were.
     async fn members(
         &self,
         group: &GroupId,
-    ) -> Result<(HashMap<UserId, HeldMember>, Option<OwnedSemaphorePermit>), Error> {
+    ) -> Result<
+        (
+            HashMap<UserId, HeldMember>,
+            usize,
+            Option<OwnedSemaphorePermit>,
+        ),
+        Error,
+    > {
+        let mut pages = 0;
         let mut members = HashMap::new();
         let mut room = None;
         let mut read = 0;
         for page in 1.. {
+            pages = page;
             let answer = self.client.members(group, page).await?;
             let count = answer.members.len();
             read += count as u64;
             if page == 1 {
                 // A page is held by whoever waits for the room of the others.
-                let wanted = u32::try_from(answer.total).unwrap_or(u32::MAX).min(MOST_MEMBERS);
+                let wanted = u32::try_from(answer.total)
+                    .unwrap_or(u32::MAX)
+                    .min(MOST_MEMBERS);
                 let permit = Arc::clone(&self.room).acquire_many_owned(wanted).await;
                 // It is never closed.
                 room = permit.ok();
@@ -248,7 +285,7 @@ impl Fetch {
                 break;
             }
         }
-        Ok((members, room))
+        Ok((members, pages, room))
     }
 }
 
@@ -269,7 +306,11 @@ fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, HeldMember)> {
         let held = member.held();
         if let Err(error) = &held {
             let (group, error) = (group.as_str(), error.to_string());
-            tracing::warn!(group, error, "OpenIM has a member whose userID cannot be kept");
+            tracing::warn!(
+                group,
+                error,
+                "OpenIM has a member whose userID cannot be kept"
+            );
         }
         held.ok()
     });

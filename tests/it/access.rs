@@ -6,7 +6,8 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::{
     COMMAND, Reply, Service, TestApp, TestDb, answer, head_of_callback, member_info, sample,
-    wait_for, web};
+    wait_for, web,
+};
 
 const BASIC: &str = "Basic realm=\"openim-group-mirror\", charset=\"UTF-8\"";
 
@@ -350,7 +351,9 @@ async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password
     assert_eq!(lines[1], "afterCreateGroup: { enable: true, timeout: 5 }");
     let url = lines[0].strip_prefix("url: ").unwrap();
     // As OpenIM does: the command behind the URL.
-    let request = web::client().build().unwrap()
+    let request = web::client()
+        .build()
+        .unwrap()
         .post(format!("{url}/{COMMAND}"))
         .header("content-type", "application/json")
         .body(sample().to_string());

@@ -8,7 +8,9 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 use crate::support::{
-    ADMIN, ADMIN_ID, Creation, Held, ORDINARY, OpenIm, OpenImServer, Operation, RestFault, SECRET, web};
+    ADMIN, ADMIN_ID, Creation, Held, ORDINARY, OpenIm, OpenImServer, Operation, RestFault, SECRET,
+    web,
+};
 
 const MEMBER_LIST: &str = "/group/get_group_member_list";
 const INCREMENTAL: &str = "/group/get_incremental_group_members";

@@ -12,7 +12,9 @@ use serde_json::json;
 use sqlx::Executor;
 use time::OffsetDateTime;
 
-use crate::support::{Frozen, Service, TestApp, TestDb, Wire, member_info, run, search, until, web};
+use crate::support::{
+    Frozen, Service, TestApp, TestDb, Wire, member_info, run, search, until, web,
+};
 
 /// OpenIM gives up after 5 s.
 const OPENIM_TIMEOUT: Duration = Duration::from_secs(5);

@@ -533,7 +533,9 @@ async fn log_lines_are_json_with_the_operation_id_and_without_the_body() {
         "{}/callbackAfterSetGroupMemberInfoCommand?key=SECRET-QUERY",
         service.base
     );
-    let request = web::client().build().unwrap()
+    let request = web::client()
+        .build()
+        .unwrap()
         .post(url)
         .header("operationID", "op-77");
     let body = member_info(

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     COMMAND, Ended, Reply, Service, TestApp, TestDb, body_of, member_info, run, sample, until,
-    wait_for, web};
+    wait_for, web,
+};
 
 const ALL: &str =
     "select id, path, operation_id, code, detail, body_bytes, octet_length(body) as kept,

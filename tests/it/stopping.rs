@@ -2,15 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-
 use serde_json::{Value, json};
 
 use crate::support::{COMMAND, Service, TestDb, member_info, run, until, wait_for, web};
 
 async fn ready(service: &Service) -> (u16, Value) {
-    let response = web::get(format!("{}/readyz", service.base))
-        .await
-        .unwrap();
+    let response = web::get(format!("{}/readyz", service.base)).await.unwrap();
     let status = response.status().as_u16();
     let body = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
     (status, body)
@@ -21,7 +18,9 @@ fn callback(
     user: &str,
 ) -> impl Future<Output = reqwest::Result<reqwest::Response>> + use<> {
     let url = format!("{}/{COMMAND}", service.base);
-    let request = web::client().build().unwrap()
+    let request = web::client()
+        .build()
+        .unwrap()
         .post(url)
         .header("content-type", "application/json");
     request.body(member_info("g", user, json!({}))).send()

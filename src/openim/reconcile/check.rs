@@ -173,7 +173,8 @@ impl Inner {
         let finished = self.store.finish_check(group, began_at, version).await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;
-            self.metrics.check_done(waited.try_into().unwrap_or_default());
+            self.metrics
+                .check_done(waited.try_into().unwrap_or_default());
         }
         let is_wanted = finished.wanted_since.is_some() && !finished.is_cleared;
         Ok(match is_wanted {
@@ -191,7 +192,8 @@ impl Inner {
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         pass.leave(group, why.code());
-        let is_marked = known.is_some_and(|known| known.check_reason.as_deref() == Some(why.code()));
+        let is_marked =
+            known.is_some_and(|known| known.check_reason.as_deref() == Some(why.code()));
         if !pass.is_dry && !is_marked {
             self.ingest.want_check(group.clone(), why);
         }

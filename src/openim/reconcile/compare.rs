@@ -68,12 +68,7 @@ impl Differences {
         }
     }
 
-    fn compare_member(
-        &mut self,
-        user: UserId,
-        stored: Option<&Member>,
-        held: Option<HeldMember>,
-    ) {
+    fn compare_member(&mut self, user: UserId, stored: Option<&Member>, held: Option<HeldMember>) {
         self.current += u64::from(stored.is_some_and(|member| !member.is_gone()));
         self.compared += 1;
         let Some(verdict) = member_verdict(stored, held.as_ref()) else {

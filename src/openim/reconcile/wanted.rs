@@ -55,7 +55,10 @@ impl Inner {
                     let longer = FIRST_PAUSE * 2_u32.saturating_pow(failures);
                     failures = (failures + 1).min(10);
                     let error = error.to_string();
-                    tracing::warn!(error, "groups that want a check were not compared with OpenIM");
+                    tracing::warn!(
+                        error,
+                        "groups that want a check were not compared with OpenIM"
+                    );
                     pause = longer.min(LONGEST_PAUSE);
                     continue;
                 }

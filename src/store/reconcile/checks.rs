@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::FromRow;
+use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use super::compared::millis;
@@ -22,6 +22,9 @@ RETURNING compared_at";
     BEGIN_UPDATE = "
 UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2
  WHERE group_id = $1 AND compared_at < $2 AND version = $3 AND version_id = $4";
+    /// Before that which is to see what others have written meanwhile: whoever forgets versions has the
+    /// row before or after, but not between. In the order of the ids, as everybody who locks several.
+    LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
     /// Notes the version, unless another comparison has begun since, or something came that may be
     /// newer or older than it; and takes the mark away, unless the group was marked again since. The
     /// mark is looked at as it was before.
@@ -32,7 +35,7 @@ WITH marked AS MATERIALIZED (
      WHERE group_id = $1 AND check_wanted_since IS NOT NULL
        FOR UPDATE),
 last AS MATERIALIZED (
-    SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2 FOR UPDATE),
+    SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2),
 noted AS (
     UPDATE group_checks AS c SET version = $3, version_id = $4
       FROM last
@@ -65,16 +68,9 @@ SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS si
  WHERE check_wanted_since IS NOT NULL
  GROUP BY check_reason
  ORDER BY check_reason";
-    /// In the order of their ids, as everybody who locks several.
     FORGET_VERSIONS = "
-WITH locked AS (
-    SELECT group_id FROM group_checks
-     WHERE group_id = ANY($1) AND version IS NOT NULL
-     ORDER BY group_id
-       FOR UPDATE)
-UPDATE group_checks AS c SET version = NULL, version_id = NULL
-  FROM locked
- WHERE c.group_id = locked.group_id";
+UPDATE group_checks SET version = NULL, version_id = NULL
+ WHERE group_id = ANY($1) AND version IS NOT NULL";
     /// Of so many groups after $1 those that callbacks have changed since they were compared; the
     /// last of all that were looked at.
     FORGET_VERSIONS_OF_HEARD = "
@@ -180,13 +176,20 @@ impl Store {
         version: Option<&Version>,
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
-            sqlx::query_as(FINISH_CHECK)
+            let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_CHECKS)
+                .bind([group.as_str()])
+                .execute(&mut *transaction)
+                .await?;
+            let finished = sqlx::query_as(FINISH_CHECK)
                 .bind(group.as_str())
                 .bind(began_at)
                 .bind(version.map(|version| version.number.cast_signed()))
                 .bind(version.map(|version| &version.id))
-                .fetch_one(connection)
-                .await
+                .fetch_one(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok(finished)
         })
         .await
     }
@@ -218,13 +221,11 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn checks_wanted(&self) -> Result<Vec<WantedByReason>, Error> {
-        self.read(async |connection| {
-            sqlx::query_as(WANTED_BY_REASON).fetch_all(connection).await
-        })
-        .await
+        self.read(async |connection| sqlx::query_as(WANTED_BY_REASON).fetch_all(connection).await)
+            .await
     }
 
-    /// Forgets the versions of the groups that callbacks have changed since the last call but one:
+    /// Forgets the versions of the groups that callbacks have changed since the last call:
     /// a callback that OpenIM sent before the group was compared may have come after it, and then the
     /// version says nothing of what is stored.
     ///
@@ -236,11 +237,17 @@ impl Store {
         while !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(SOME));
             let ids: Vec<&str> = some.iter().map(GroupId::as_str).collect();
-            let forget = async |connection: &mut sqlx::PgConnection| {
+            let forget = async |connection: &mut PgConnection| {
+                let mut transaction = connection.begin().await?;
+                sqlx::query(LOCK_CHECKS)
+                    .bind(&ids)
+                    .execute(&mut *transaction)
+                    .await?;
                 sqlx::query(FORGET_VERSIONS)
                     .bind(&ids)
-                    .execute(connection)
-                    .await
+                    .execute(&mut *transaction)
+                    .await?;
+                transaction.commit().await
             };
             if let Err(error) = self.write(forget).await {
                 self.touched.put_back(rest);

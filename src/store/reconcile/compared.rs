@@ -91,7 +91,9 @@ impl FromRow<'_, PgRow> for KnownGroup {
                 id,
                 number: number.cast_unsigned(),
             }),
-            is_recent: row.try_get::<Option<bool>, _>("is_recent")?.unwrap_or(false),
+            is_recent: row
+                .try_get::<Option<bool>, _>("is_recent")?
+                .unwrap_or(false),
         })
     }
 }
@@ -224,7 +226,9 @@ impl Store {
     pub async fn count_members(&self) -> Result<u64, Error> {
         let count: i64 = self
             .housekeep(async |connection| {
-                sqlx::query_scalar(COUNT_CURRENT).fetch_one(connection).await
+                sqlx::query_scalar(COUNT_CURRENT)
+                    .fetch_one(connection)
+                    .await
             })
             .await?;
         Ok(count.cast_unsigned())

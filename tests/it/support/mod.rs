@@ -32,9 +32,7 @@ pub use browser::Browser;
 pub use cluster::Frozen;
 pub use database::TestDb;
 pub use faults::{End, Fault, damage, suffer, tamper};
-pub use openim::{
-    ADMIN, ADMIN_ID, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values,
-};
+pub use openim::{ADMIN, ADMIN_ID, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Values};
 pub use openim_callbacks::Callback;
 pub use openim_faults::RestFault;
 pub use openim_gates::Held;

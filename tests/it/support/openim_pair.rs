@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::openim::{ADMIN_ID, OpenIm, Operation};
 use super::openim_callbacks::Callback;
 use super::openim_server::{OpenImServer, SECRET};
-use super::TestDb;
+use super::{TestDb, until};
 
 /// Both, each of the test's own.
 pub struct Pair {
@@ -127,10 +127,7 @@ impl Pair {
         let groups: Vec<GroupId> = groups.iter().map(|group| id(group)).collect();
         let tally = Tally::default();
         let never = CancellationToken::new();
-        let compared = self
-            .reconciler
-            .compare(&groups, mode, &tally, &never)
-            .await;
+        let compared = self.reconciler.compare(&groups, mode, &tally, &never).await;
         compared.map(|()| tally.result())
     }
 
@@ -182,6 +179,14 @@ impl Pair {
         row["check_reason"].as_str().map(str::to_owned)
     }
 
+    /// Until a group wants a check for this reason: marks are written when nobody waits for them.
+    pub async fn until_check(&self, group: &str, reason: &str) {
+        until("a check is wanted", async || {
+            self.check(group).await.as_deref() == Some(reason)
+        })
+        .await;
+    }
+
     /// What is not the same here and there, as lines for people.
     pub async fn differences(&self) -> Vec<String> {
         let mirror = mirrored(&self.db).await;
@@ -192,7 +197,10 @@ impl Pair {
             let (here, there) = (mirror.get(key), held.get(key));
             format!("{key:?}: {here:?} here, {there:?} in OpenIM")
         };
-        keys.iter().filter(|key| differs(key)).map(|key| line(key)).collect()
+        keys.iter()
+            .filter(|key| differs(key))
+            .map(|key| line(key))
+            .collect()
     }
 
     #[track_caller]
@@ -279,7 +287,8 @@ fn held(openim: &OpenIm) -> Facts {
 
 /// The same of the mirror, by the names that OpenIM has.
 async fn mirrored(db: &TestDb) -> Facts {
-    let millis = |column: &str| format!("coalesce((extract(epoch from {column}) * 1000)::bigint, 0)");
+    let millis =
+        |column: &str| format!("coalesce((extract(epoch from {column}) * 1000)::bigint, 0)");
     let groups = format!(
         r#"select group_id, name as "groupName", notification, introduction, face_url as "faceURL",
                   ex, need_verification as "needVerification",
@@ -304,9 +313,16 @@ async fn mirrored(db: &TestDb) -> Facts {
     let mut facts = Facts::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     for row in db.rows(&groups).await {
-        let names: &[&str] = if row["status"] == 2 { &["status"] } else { &OF_GROUP };
+        let names: &[&str] = if row["status"] == 2 {
+            &["status"]
+        } else {
+            &OF_GROUP
+        };
         for name in names {
-            facts.insert((text(&row["group_id"]), String::new(), name), row[*name].clone());
+            facts.insert(
+                (text(&row["group_id"]), String::new(), name),
+                row[*name].clone(),
+            );
         }
     }
     for row in db.rows(&members).await {
