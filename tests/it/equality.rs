@@ -113,7 +113,8 @@ impl History {
             place += 1;
         }
         for (at, callback) in &arrivals {
-            self.story.push(format!("    comes {at} {}", callback.body.trim_end()));
+            self.story
+                .push(format!("    comes {at} {}", callback.body.trim_end()));
         }
         arrivals
     }
@@ -201,7 +202,9 @@ async fn told_badly(tells_group_with_members: bool) {
         let count = group.members.values().filter(|m| m.role() == OWNER).count();
         *owners.entry(count).or_default() += 1;
     }
-    println!("equality: seed {seed}, {HISTORIES} histories, {counts:?}; groups by owners: {owners:?}");
+    println!(
+        "equality: seed {seed}, {HISTORIES} histories, {counts:?}; groups by owners: {owners:?}"
+    );
     assert!(counts.dropped > counts.told / 4 && counts.swapped > 0 && counts.delayed > 0);
     drop(openim);
     pair.close().await;

@@ -28,6 +28,7 @@ mod readme;
 mod reads;
 mod reconcile;
 mod rejected;
+mod snapshots;
 mod stopping;
 mod storage;
 mod support;

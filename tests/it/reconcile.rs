@@ -474,10 +474,11 @@ async fn what_came_late_before_a_crash_is_put_right_by_the_next_process() {
             "update group_members set ex = 'old', last_callback_at = now() where user_id = 'u1'",
         )
         .await;
-    let next = Pair::new_on(pair.db, pair.server).await;
+    let next = pair.again().await;
     next.cycle().await;
     next.assert_equal().await;
     next.close().await;
+    pair.close().await;
 }
 
 #[tokio::test]

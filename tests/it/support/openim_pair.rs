@@ -1,7 +1,7 @@
 //! An OpenIM and a mirror of it, and what is not the same in both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openim_group_mirror::config::Secret;
@@ -22,10 +22,10 @@ use super::openim_callbacks::Callback;
 use super::openim_server::{OpenImServer, SECRET};
 use super::{TestDb, until};
 
-/// Both, each of the test's own.
+/// Both, each of the test's own, or shared with another replica.
 pub struct Pair {
-    pub server: OpenImServer,
-    pub db: TestDb,
+    pub server: Arc<OpenImServer>,
+    pub db: Arc<TestDb>,
     pub store: Store,
     pub ingest: Ingest,
     pub reconciler: Reconciler,
@@ -67,15 +67,16 @@ impl Pair {
     }
 
     pub async fn with(settings: Settings) -> Self {
-        Self::made(TestDb::new().await, OpenImServer::start().await, settings).await
+        let (db, server) = (TestDb::new().await, OpenImServer::start().await);
+        Self::made(Arc::new(db), Arc::new(server), settings).await
     }
 
     /// Another process on the same two.
-    pub async fn new_on(db: TestDb, server: OpenImServer) -> Self {
-        Self::made(db, server, settings()).await
+    pub async fn again(&self) -> Self {
+        Self::made(Arc::clone(&self.db), Arc::clone(&self.server), settings()).await
     }
 
-    async fn made(db: TestDb, server: OpenImServer, settings: Settings) -> Self {
+    async fn made(db: Arc<TestDb>, server: Arc<OpenImServer>, settings: Settings) -> Self {
         let store = db.database().open().await.unwrap();
         let ingest = ingest(&store);
         let metrics = Metrics::new().unwrap();
@@ -168,10 +169,16 @@ impl Pair {
         let written: Vec<_> = after.iter().filter(is_new).take(3).collect();
         let was = |row: &&Value| {
             let same = |name: &str, other: &Value| other[name] == row[name];
-            before.iter().find(|other| same("group_id", other) && same("user_id", other)).cloned()
+            before
+                .iter()
+                .find(|other| same("group_id", other) && same("user_id", other))
+                .cloned()
         };
         let were: Vec<_> = written.iter().map(was).collect();
-        assert!(written.is_empty(), "written: {written:#?}\nbefore: {were:#?}");
+        assert!(
+            written.is_empty(),
+            "written: {written:#?}\nbefore: {were:#?}"
+        );
         assert_eq!(after.len(), before.len());
     }
 
