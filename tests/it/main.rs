@@ -27,6 +27,7 @@ mod process;
 mod readme;
 mod reads;
 mod reconcile;
+mod reconcile_command;
 mod rejected;
 mod snapshots;
 mod stopping;
