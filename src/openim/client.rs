@@ -57,9 +57,12 @@ pub enum Error {
     /// HTTP 429.
     #[error("OpenIM asks for fewer calls")]
     TooMany(Duration),
-    /// Not JSON, or not of the form that OpenIM has.
-    #[error("OPENIM_API_URL answered {0} with something else than OpenIM's form")]
+    /// Not JSON, or cut.
+    #[error("OPENIM_API_URL answered {0} with something that is not JSON")]
     Garbled(&'static str),
+    /// JSON, but not of the form that OpenIM has.
+    #[error("OPENIM_API_URL answered {0} in another form than OpenIM's: at column {1}")]
+    Odd(&'static str, usize),
     /// More than any answer of OpenIM.
     #[error("OPENIM_API_URL answered {0} with more than {MAX_ANSWER} bytes")]
     TooLarge(&'static str),
@@ -88,16 +91,20 @@ impl Error {
             Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) => true,
             Self::Status(status) => *status >= 500,
             Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
-            Self::NotFound(_) | Self::TooLarge(_) | Self::Refused(_) | Self::Setup(_) => false,
+            Self::NotFound(_)
+            | Self::TooLarge(_)
+            | Self::Odd(..)
+            | Self::Refused(_)
+            | Self::Setup(_) => false,
         }
     }
 
-    /// Whether it is about one call alone; else there is nothing to be had from OpenIM now.
-    pub fn is_of_call(&self) -> bool {
+    /// Whether another call may succeed all the same.
+    pub(super) fn is_of_call(&self) -> bool {
         match self {
-            Self::OpenIm { code, .. } => *code != NO_PERMISSION && !self.is_transient(),
-            Self::TooLarge(_) => true,
-            _ => false,
+            Self::NotFound(_) | Self::Refused(_) | Self::Setup(_) => false,
+            Self::OpenIm { code, .. } => *code != NO_PERMISSION,
+            _ => true,
         }
     }
 
@@ -298,8 +305,13 @@ impl Client {
             }
             text.extend_from_slice(&chunk);
         }
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&text).map_err(|_quotes_it| Error::Garbled(path))?;
+        let envelope: Envelope<T> = serde_json::from_slice(&text).map_err(|error| {
+            // Its own text quotes what it found.
+            match error.is_data() {
+                true => Error::Odd(path, error.column()),
+                false => Error::Garbled(path),
+            }
+        })?;
         match envelope.err_code {
             0 => Ok(envelope.data.unwrap_or_default()),
             code => Err(Error::OpenIm {

@@ -21,6 +21,8 @@ const TRIES: usize = 3;
 const NOT_FOUND: i64 = 1004;
 const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
+/// Members who left since a version, without a look at the whole group.
+const FEW_GONE: usize = 20;
 /// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
 const MOST_MEMBERS: u32 = 100_000;
 
@@ -132,7 +134,8 @@ impl Fetch {
 
     /// What has changed since a version; `None` where that does not tell all of it.
     pub(super) fn changed(group: &GroupId, delta: Delta) -> Option<Fetched> {
-        if delta.full {
+        // Whether so many may have left is to be seen beside all the others.
+        if delta.full || delta.delete.len() > FEW_GONE {
             return None;
         }
         let version = delta.version();

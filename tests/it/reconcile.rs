@@ -1,5 +1,7 @@
 //! What callbacks do not tell, or tell wrong, and what a comparison with OpenIM makes of it.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use openim_group_mirror::openim::Mode;
@@ -515,6 +517,64 @@ async fn what_goes_wrong_with_a_call_is_tried_again_and_what_cannot_get_better_i
     let left = pair.compare(&[GROUP], Mode::default()).await.unwrap();
     assert_eq!(left.groups_left, 1);
     pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// Some groups that OpenIM cannot read any more keep nobody from the others; where it can read none,
+/// nobody asks it ten thousand times.
+#[tokio::test]
+async fn a_group_that_openim_cannot_read_is_left_and_the_others_go_on() {
+    let pair = Pair::new().await;
+    for number in 0..12 {
+        let creation = Creation::open("Small", "boss", &["u1"]);
+        pair.act(&format!("g{number:02}"), &Operation::Create(creation));
+    }
+    let list = "get_group_member_list";
+    let server = Arc::downgrade(&pair.server);
+    pair.server.on_call(move |path, request, _| {
+        let is_bad = ["g03", "g07"].contains(&request["groupID"].as_str().unwrap_or_default());
+        if path.ends_with(list)
+            && is_bad
+            && let Some(server) = server.upgrade()
+        {
+            server.fail_next(list, RestFault::ErrCode(500), 1);
+        }
+    });
+    let result = pair.cycle().await;
+    assert_eq!((result.groups_compared, result.groups_left), (10, 2));
+    pair.server.on_call(|_, _, _| {});
+    pair.cycle().await;
+    pair.assert_equal().await;
+
+    pair.server
+        .fail_next(list, RestFault::Status(500), 1_000_000);
+    let full = Mode {
+        is_full: true,
+        ..Mode::default()
+    };
+    pair.server.reset_calls();
+    let failed = pair.compare(&[], full).await.unwrap_err();
+    assert_eq!(failed.code(), "openim_unavailable");
+    let calls = pair.server.calls()["/group/get_group_member_list"];
+    assert!(calls <= 50, "{calls}");
+    pair.close().await;
+}
+
+/// More than 20 who left are looked at beside all the others, not in what has changed alone.
+#[tokio::test]
+async fn many_who_left_a_large_group_are_believed() {
+    let members: Vec<String> = (0..200).map(|n| format!("u{n:03}")).collect();
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    let pair = Pair::new().await;
+    let creation = Creation::open("Large", "boss", &names);
+    pair.act(GROUP, &Operation::Create(creation));
+    let creation = Creation::open("Larger", "boss", &names);
+    pair.act("other", &Operation::Create(creation));
+    pair.cycle().await;
+    pair.act(GROUP, &Operation::Kick(members[..30].to_vec()));
+    let result = pair.cycle().await;
+    assert_eq!((result.members_removed, result.groups_left), (30, 0));
     pair.assert_equal().await;
     pair.close().await;
 }

@@ -1,8 +1,6 @@
 //! A callback that comes while its group is being compared, at each step of it, here and in another
 //! replica, is never undone.
 
-use std::time::Duration;
-
 use openim_group_mirror::openim::Mode;
 use serde_json::{Value, json};
 use sqlx::{Executor, Postgres, Transaction};
@@ -376,21 +374,32 @@ async fn a_comparison_that_was_not_finished_is_done_again() {
     pair.close().await;
 }
 
-/// Repairs wait in no spool, and what is under way ends soon where the database is away.
+/// Repairs wait in no spool: what they were made of is out of date when it is drained.
 #[tokio::test]
 async fn nothing_is_repaired_while_callbacks_wait_in_the_spool() {
-    // See `outage.rs` for what opens it.
     let pair = drifted().await;
+    let pair = pair.with_spool().await;
     let holder = pair.db.hold_members().await;
-    let compared = tokio::time::timeout(
-        Duration::from_secs(30),
-        pair.compare(&[GROUP], Mode::default()),
-    );
-    let failed = compared.await.unwrap().unwrap_err();
-    assert_eq!(failed.code(), "database_unavailable");
+    let callbacks = pair.act(GROUP, &What::Nickname.operation());
+    // Its row is locked, so it goes to the spool in the end.
+    let spooled = tell(&pair, Who::This, &callbacks);
+    let compared = async {
+        // It waits for the same rows, and is not spooled.
+        let failed = pair.compare(&[GROUP], Mode::default()).await.unwrap_err();
+        assert!(
+            ["database_unavailable", "spooling"].contains(&failed.code()),
+            "{failed}"
+        );
+    };
+    tokio::join!(spooled, compared);
+    assert_eq!(pair.ingest.spool().unwrap().waiting, 1);
+    let failed = pair.compare(&[GROUP], Mode::default()).await.unwrap_err();
+    assert_eq!(failed.code(), "spooling");
     holder.rollback().await.unwrap();
-    // It is not lost for that: the version was not noted.
-    pair.cycle().await;
-    pair.assert_equal().await;
+    until("the spool is drained", async || {
+        !pair.ingest.spool().unwrap().is_open
+    })
+    .await;
+    assert_equal_in_the_end(&pair, What::Nickname, "out of the spool").await;
     pair.close().await;
 }

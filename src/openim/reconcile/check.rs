@@ -1,9 +1,11 @@
 //! One group: read, compared, repaired, and noted.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::super::ClientError;
 use super::super::fetch::{Fetch, FetchError, Fetched};
 use super::super::wire::Delta;
 use super::compare::Differences;
@@ -21,7 +23,12 @@ pub(super) struct Pass<'a> {
     pub(super) tally: &'a Tally,
     /// Only look.
     pub(super) is_dry: bool,
+    /// Groups that could not be read, one after the other.
+    pub(super) failures: AtomicU32,
 }
+
+/// So many, and it is not the groups.
+const MOST_FAILURES: u32 = 5;
 
 /// How it ended.
 #[derive(Debug)]
@@ -50,12 +57,13 @@ impl Inner {
         let began_at = self.begin(group, pass).await?;
         let fetched = match self.fetch.whole(group).await {
             Ok(fetched) => fetched,
-            Err(FetchError::Client(error)) if !error.is_of_call() => return Err(error.into()),
+            Err(FetchError::Client(error)) if pass.is_over(&error) => return Err(error.into()),
             Err(error) => {
                 pass.leave(group, &error.to_string());
                 return Ok(Outcome::Left);
             }
         };
+        pass.failures.store(0, Ordering::Relaxed);
         self.settle(group, began_at, fetched, pass).await
     }
 
@@ -170,7 +178,8 @@ impl Inner {
             self.metrics.repaired(kind, count);
         }
         let version = version.as_ref();
-        let finished = self.store.finish_check(group, began_at, version).await?;
+        let finished = self.store.finish_check(group, began_at, version);
+        let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;
             self.metrics
@@ -201,7 +210,23 @@ impl Inner {
     }
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    pub(super) fn new(removals: &'a Removals, tally: &'a Tally, is_dry: bool) -> Self {
+        Self {
+            removals,
+            tally,
+            is_dry,
+            failures: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether nothing more is to be had from OpenIM now. One group that it cannot read must not
+    /// keep us from all the others.
+    fn is_over(&self, error: &ClientError) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        !error.is_of_call() || failures >= MOST_FAILURES
+    }
+
     fn leave(&self, group: &GroupId, why: &str) {
         let id = group.as_str();
         tracing::warn!(group = id, why, "a group is left as it is");

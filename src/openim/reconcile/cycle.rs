@@ -181,11 +181,7 @@ impl Inner {
             of_checks.clone_from(&removals);
         }
         let run = self.store.begin_run(mode.is_full).await?;
-        let pass = Pass {
-            removals: &removals,
-            tally,
-            is_dry: false,
-        };
+        let pass = Pass::new(&removals, tally, false);
         let done = tokio::select! {
             biased;
             () = closing.cancelled() => Err(Error::Stopped),
@@ -264,7 +260,7 @@ impl Inner {
             let count = answer.groups.len();
             let mut groups: Vec<(GroupId, Group)> = Vec::new();
             for entry in answer.groups {
-                let group = entry.group_info;
+                let group = entry.into_group();
                 if !seen.add(&group.group_id) {
                     continue;
                 }

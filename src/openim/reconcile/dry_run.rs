@@ -60,11 +60,7 @@ impl Pending<'_> {
         groups.dedup();
         // What is counted is counted already.
         let tally = Tally::default();
-        let again = Pass {
-            removals: pass.removals,
-            tally: &tally,
-            is_dry: true,
-        };
+        let again = Pass::new(pass.removals, &tally, true);
         let looks = stream::iter(groups).map(|group| {
             let again = &again;
             async move { inner.check(&group, again).await }
@@ -101,11 +97,7 @@ impl Reconciler {
         tell: &mut (dyn FnMut(DriftOf) + Send),
     ) -> Result<(), Error> {
         let removals = Removals::new(mode.accept_removals, false);
-        let pass = Pass {
-            removals: &removals,
-            tally,
-            is_dry: true,
-        };
+        let pass = Pass::new(&removals, tally, true);
         let mut pending = Pending { once: vec![], tell };
         if groups.is_empty() {
             let pending = Some(&mut pending);

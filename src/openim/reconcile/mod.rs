@@ -187,11 +187,7 @@ impl Reconciler {
             return self.0.cycle(mode, tally, closing).await;
         }
         let removals = Removals::new(mode.accept_removals, false);
-        let pass = Pass {
-            removals: &removals,
-            tally,
-            is_dry: false,
-        };
+        let pass = Pass::new(&removals, tally, false);
         tally.expect(groups.len() as u64);
         for group in groups {
             let check = self.0.check(group, &pass);

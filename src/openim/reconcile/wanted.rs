@@ -126,11 +126,7 @@ impl Inner {
         still: &mut HashMap<GroupId, Again>,
     ) -> Result<(), Error> {
         let tally = Tally::default();
-        let pass = Pass {
-            removals,
-            tally: &tally,
-            is_dry: false,
-        };
+        let pass = Pass::new(removals, &tally, false);
         let checks = due.into_iter().map(|(group, failures)| {
             let pass = &pass;
             async move {

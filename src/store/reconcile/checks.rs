@@ -72,17 +72,18 @@ SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS si
 UPDATE group_checks SET version = NULL, version_id = NULL
  WHERE group_id = ANY($1) AND version IS NOT NULL";
     /// Of so many groups after $1 those that callbacks have changed since they were compared; the
-    /// last of all that were looked at.
+    /// last of all that were looked at. As EXISTS the planner might read all members.
     FORGET_VERSIONS_OF_HEARD = "
 WITH page AS MATERIALIZED (
     SELECT group_id, compared_at FROM group_checks WHERE group_id > $1 ORDER BY group_id LIMIT $2),
 heard AS MATERIALIZED (
     SELECT page.group_id
       FROM page
-     WHERE EXISTS (SELECT FROM group_members AS m
-                    WHERE m.group_id = page.group_id AND m.last_callback_at >= page.compared_at)
-        OR EXISTS (SELECT FROM groups AS g
-                    WHERE g.group_id = page.group_id AND g.last_callback_at >= page.compared_at)),
+     WHERE (SELECT true FROM group_members AS m
+             WHERE m.group_id = page.group_id AND m.last_callback_at >= page.compared_at
+             LIMIT 1)
+        OR (SELECT true FROM groups AS g
+             WHERE g.group_id = page.group_id AND g.last_callback_at >= page.compared_at)),
 forgotten AS (
     UPDATE group_checks AS c SET version = NULL, version_id = NULL
       FROM heard
@@ -175,21 +176,19 @@ impl Store {
         began_at: OffsetDateTime,
         version: Option<&Version>,
     ) -> Result<Finished, Error> {
-        self.write(async |connection| {
-            let mut transaction = connection.begin().await?;
+        // In one transaction, with time to read all members of a group.
+        self.housekeep(async |connection| {
             sqlx::query(LOCK_CHECKS)
                 .bind([group.as_str()])
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
-            let finished = sqlx::query_as(FINISH_CHECK)
+            sqlx::query_as(FINISH_CHECK)
                 .bind(group.as_str())
                 .bind(began_at)
                 .bind(version.map(|version| version.number.cast_signed()))
                 .bind(version.map(|version| &version.id))
-                .fetch_one(&mut *transaction)
-                .await?;
-            transaction.commit().await?;
-            Ok(finished)
+                .fetch_one(connection)
+                .await
         })
         .await
     }

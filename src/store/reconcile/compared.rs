@@ -21,8 +21,13 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
        c.compared_at > now() - $2 * interval '1 millisecond' AS is_recent
   FROM unnest($1::text[]) AS asked (group_id)
   JOIN groups AS g ON g.group_id = asked.group_id
-  LEFT JOIN group_checks AS c ON c.group_id = asked.group_id";
-    /// Walks the primary key.
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, compared_at
+          FROM group_checks
+         WHERE group_id = g.group_id
+         LIMIT 1) AS c ON true";
+    /// Walks the primary key, and looks for each group's check; LIMIT 1 keeps the planner from reading
+    /// all of these.
     GROUPS_TO_COMPARE = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
@@ -30,7 +35,11 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
        g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
        c.compared_at > now() - $3 * interval '1 millisecond' AS is_recent
   FROM groups AS g
-  LEFT JOIN group_checks AS c ON c.group_id = g.group_id
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, compared_at
+          FROM group_checks
+         WHERE group_id = g.group_id
+         LIMIT 1) AS c ON true
  WHERE g.group_id > $1
  ORDER BY g.group_id
  LIMIT $2";

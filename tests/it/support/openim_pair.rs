@@ -7,7 +7,7 @@ use std::time::Duration;
 use openim_group_mirror::config::Secret;
 use openim_group_mirror::domain::{DISMISSED, GroupId};
 use openim_group_mirror::http::understand;
-use openim_group_mirror::ingest::{Ingest, Retention};
+use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::openim::{
     Access, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
 };
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::openim::{ADMIN_ID, OpenIm, Operation};
 use super::openim_callbacks::Callback;
 use super::openim_server::{OpenImServer, SECRET};
-use super::{TestDb, until};
+use super::{TestDb, run, until};
 
 /// Both, each of the test's own, or shared with another replica.
 pub struct Pair {
@@ -54,12 +54,13 @@ pub fn settings() -> Settings {
 
 /// Lanes of a process that has no spool.
 pub fn ingest(store: &Store) -> Ingest {
-    let retention = Retention {
-        keep_days: 1,
-        max_bytes: 0,
-    };
-    Ingest::new(store.clone(), retention, None)
+    Ingest::new(store.clone(), RETENTION, None)
 }
+
+const RETENTION: Retention = Retention {
+    keep_days: 1,
+    max_bytes: 0,
+};
 
 impl Pair {
     pub async fn new() -> Self {
@@ -79,6 +80,29 @@ impl Pair {
     async fn made(db: Arc<TestDb>, server: Arc<OpenImServer>, settings: Settings) -> Self {
         let store = db.database().open().await.unwrap();
         let ingest = ingest(&store);
+        Self::of(db, server, store, ingest, settings)
+    }
+
+    /// The same, with a process that has a spool.
+    pub async fn with_spool(self) -> Self {
+        let (db, server) = (Arc::clone(&self.db), Arc::clone(&self.server));
+        self.close().await;
+        let store = db.database().open().await.unwrap();
+        let folder = run().folder("spool");
+        let spool = tokio::task::spawn_blocking(move || Spool::in_folder(&folder, 1 << 20));
+        let spool = spool.await.unwrap().unwrap();
+        let ingest = Ingest::new(store.clone(), RETENTION, Some(spool));
+        ingest.settled().await;
+        Self::of(db, server, store, ingest, settings())
+    }
+
+    fn of(
+        db: Arc<TestDb>,
+        server: Arc<OpenImServer>,
+        store: Store,
+        ingest: Ingest,
+        settings: Settings,
+    ) -> Self {
         let metrics = Metrics::new().unwrap();
         let parts = Parts {
             store: store.clone(),
