@@ -48,7 +48,7 @@ impl Comparing {
             );
             return Ok(comparing);
         };
-        metrics.begin_comparing();
+        metrics.begin_comparing(config.reconcile.interval, &openim::Error::OF_RUN);
         let parts = Parts {
             store: store.clone(),
             ingest: ingest.clone(),

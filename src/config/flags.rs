@@ -76,7 +76,7 @@ fn group_id(text: &str) -> Result<GroupId, IdError> {
     GroupId::parse(text.to_owned())
 }
 
-/// A URL that a password can be put into; what was expected where it is none.
+/// A URL that a password can be put into.
 pub(super) fn base_url(text: &str) -> Result<String, &'static str> {
     let rest = ["http://", "https://"]
         .iter()
@@ -86,7 +86,7 @@ pub(super) fn base_url(text: &str) -> Result<String, &'static str> {
         Some(rest) if rest.chars().all(is_plain) && !rest.is_empty() && !rest.starts_with('/') => {
             Ok(text.to_owned())
         }
-        _ => Err("http://HOST:PORT or https://HOST:PORT, without user and password"),
+        _ => Err("expected http://HOST:PORT or https://HOST:PORT, without user and password"),
     }
 }
 

@@ -126,7 +126,7 @@ impl Errors {
     ) -> Option<openim::Access> {
         let (url, admin_user_id, secret) = (present(url), present(admin_user_id), present(secret));
         if let Some(Err(expected)) = url.as_deref().map(base_url) {
-            self.add("OPENIM_API_URL", expected);
+            self.add("OPENIM_API_URL", expected.trim_start_matches("expected "));
         }
         let names = ["OPENIM_API_URL", "OPENIM_ADMIN_USER_ID", "OPENIM_SECRET"];
         let given = [url.is_some(), admin_user_id.is_some(), secret.is_some()];

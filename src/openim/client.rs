@@ -80,7 +80,7 @@ pub enum Error {
     #[error("OpenIM does not accept OPENIM_ADMIN_USER_ID and OPENIM_SECRET: error {0}")]
     Refused(i64),
     /// The client cannot be made.
-    #[error("no HTTP client can be made: {0}")]
+    #[error("OPENIM_API_URL: no HTTP client can be made: {0}")]
     Setup(String),
 }
 
@@ -162,16 +162,19 @@ impl Client {
     /// Makes no call yet.
     ///
     /// # Errors
-    /// [`Error::Setup`] where the system's certificates cannot be used.
+    /// [`Error::Setup`] where the URL is of https and the system has no certificates.
     pub fn new(access: Access, metrics: Metrics) -> Result<Self, Error> {
         choose_cryptography();
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .timeout(access.timeout)
             .redirect(Policy::none())
-            .no_proxy()
-            .build()
-            .map_err(|error| Error::Setup(error.to_string()))?;
+            .no_proxy();
+        if access.url.starts_with("http:") {
+            // Nothing is encrypted, so the system's certificates need not be there.
+            http = http.tls_certs_only([]);
+        }
+        let http = http.build().map_err(|error| Error::Setup(reason(&error)))?;
         Ok(Self {
             http,
             access,

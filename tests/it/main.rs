@@ -13,6 +13,7 @@ mod bounds;
 mod callbacks;
 mod docs_page;
 mod document;
+mod drift;
 mod equality;
 mod faults;
 mod fences;

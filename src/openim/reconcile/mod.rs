@@ -102,6 +102,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// What ends a comparison of all groups before its end, as [`Error::code`] has it.
+    pub const OF_RUN: [&str; 5] = [
+        "openim_unavailable",
+        "database_unavailable",
+        "spooling",
+        TOO_MANY_REMOVALS,
+        "stopped",
+    ];
+
     /// As `reconcile_runs` has it; never renamed.
     pub fn code(&self) -> &'static str {
         match self {
@@ -169,7 +178,11 @@ impl Reconciler {
     /// Compares for as long as the service runs: all groups at the start and every interval, and
     /// those that want a check soon after they were marked.
     pub async fn run(&self, closing: CancellationToken) {
-        tokio::join!(self.0.run_cycles(&closing), self.0.run_checks(&closing));
+        tokio::join!(
+            self.0.run_cycles(&closing),
+            self.0.run_checks(&closing),
+            closing.run_until_cancelled(self.0.count_checks()),
+        );
     }
 
     /// Compares these groups or, where there are none, all; once.

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Outcome, Pass};
@@ -21,6 +21,8 @@ const SOME: i64 = 1000;
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// Shortest one.
 const SHORTEST_LOOK: Duration = Duration::from_millis(20);
+/// How often they are counted.
+const COUNT: Duration = Duration::from_secs(15);
 /// How soon the next try is to take over from another process.
 const TURN_PAUSE: Duration = Duration::from_secs(5);
 /// Pauses after OpenIM or the database did not answer.
@@ -67,6 +69,19 @@ impl Inner {
         }
         if let Some(turn) = turn {
             Turn::end(turn).await;
+        }
+    }
+
+    /// Counts them for the metrics, whoever looks after them.
+    pub(super) async fn count_checks(&self) {
+        loop {
+            // Where the database does not tell, the last count stays.
+            if let Ok(wanted) = self.store.checks_wanted().await {
+                let groups = wanted.iter().map(|wanted| wanted.groups).sum();
+                let oldest = wanted.iter().map(|wanted| wanted.since).min();
+                self.metrics.checks_wanted(groups, oldest);
+            }
+            sleep(COUNT.min(self.settings.interval)).await;
         }
     }
 
