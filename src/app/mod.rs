@@ -157,6 +157,12 @@ pub async fn run(
         Some(addr) => Some(bind(addr, "METRICS_ADDR").await?),
         None => None,
     };
+    let metrics = Metrics::new()?;
+    // Before anything is started that would have to be stopped.
+    let client = match config.openim.clone() {
+        Some(access) => Some(openim::Client::new(access, metrics.clone())?),
+        None => None,
+    };
     let start = async {
         let spool = spool::open(config).await?;
         let (database, server) = database::find(config, Private::Own).await?;
@@ -178,8 +184,15 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let metrics = Metrics::new()?;
-    let comparing = Comparing::start(config, &store, &ingest, &metrics)?;
+    let comparing = Comparing::start(
+        client,
+        config.reconcile,
+        openim::Parts {
+            store: store.clone(),
+            ingest: ingest.clone(),
+            metrics: metrics.clone(),
+        },
+    );
     let parts = http::Parts {
         ingest,
         store,

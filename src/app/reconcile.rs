@@ -13,8 +13,8 @@ use super::database::{self, Private};
 use super::{Error, PRIVATE_STOP};
 use crate::config::{Config, Reconcile};
 use crate::ingest::Ingest;
-use crate::openim::{self, DriftOf, Mode, Parts, Reconciler, Tally};
-use crate::store::{RunResult, Store};
+use crate::openim::{self, Client, DriftOf, Mode, Parts, Reconciler, Tally};
+use crate::store::RunResult;
 use crate::telemetry::Metrics;
 
 /// How often progress is shown on a terminal.
@@ -33,33 +33,25 @@ pub(super) struct Comparing {
 
 impl Comparing {
     /// Begins, where there is access to OpenIM; where not, says what that means.
-    pub(super) fn start(
-        config: &Config,
-        store: &Store,
-        ingest: &Ingest,
-        metrics: &Metrics,
-    ) -> Result<Self, Error> {
+    pub(super) fn start(client: Option<Client>, settings: openim::Settings, parts: Parts) -> Self {
         let comparing = Self::default();
-        let Some(access) = config.openim.clone() else {
+        let Some(client) = client else {
             tracing::warn!(
                 "OPENIM_API_URL is not set: the mirror is not compared with OpenIM. What OpenIM does \
                  not tell (invitations, approvals, mutes, names of profiles), drops or sends out of \
                  order stays missing or wrong"
             );
-            return Ok(comparing);
+            return comparing;
         };
-        metrics.begin_comparing(config.reconcile.interval, &openim::Error::OF_RUN);
-        let parts = Parts {
-            store: store.clone(),
-            ingest: ingest.clone(),
-            metrics: metrics.clone(),
-        };
-        let reconciler = Reconciler::new(access, config.reconcile, parts)?;
+        parts
+            .metrics
+            .begin_comparing(settings.interval, &openim::Error::OF_RUN);
+        let reconciler = Reconciler::new(client, settings, parts);
         let closing = comparing.closing.clone();
         comparing
             .running
             .spawn(async move { reconciler.run(closing).await });
-        Ok(comparing)
+        comparing
     }
 
     /// Ends it. What is under way is left: the next comparison goes on from there.
@@ -86,15 +78,17 @@ pub async fn reconcile(
     let Some(access) = config.openim.clone() else {
         return Err(Error::NoOpenIm); // cannot be: the settings were read for this command
     };
+    let metrics = Metrics::new()?;
+    let client = Client::new(access, metrics.clone())?;
     let (database, server) = database::find(config, Private::Shared).await?;
     let store = database.open().await?;
     let ingest = Ingest::new(store.clone(), config.rejected, None);
     let parts = Parts {
         store: store.clone(),
         ingest: ingest.clone(),
-        metrics: Metrics::new()?,
+        metrics,
     };
-    let reconciler = Reconciler::new(access, config.reconcile, parts)?;
+    let reconciler = Reconciler::new(client, config.reconcile, parts);
     let compared = compare(reconciler, asked, out, notes, is_terminal, shutdown).await;
     ingest.close().await;
     store.close().await;

@@ -41,7 +41,8 @@ pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
 };
 pub use reconcile::{
-    ComparedMember, Finished, KnownGroup, Run, RunResult, Turn, TurnOf, Wanted, WantedByReason,
+    ComparedMember, Finished, KnownGroup, Run, RunResult, TOO_MANY_REMOVALS, Turn, TurnOf, Wanted,
+    WantedByReason,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer};

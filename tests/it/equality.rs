@@ -190,23 +190,24 @@ async fn told_badly(tells_group_with_members: bool) {
     let before = pair.rows_as_they_lie().await;
     let read = pair.compare(&[], full).await.unwrap();
     pair.assert_nothing_written_since(&before).await;
-    let openim = pair.openim();
-    let there = openim.groups.values().filter(|group| !group.is_dismissed());
-    let (ownerless, owned): (Vec<_>, Vec<_>) = there.partition(|group| group.owner().is_none());
-    // A group without an owner has no version that OpenIM would tell.
-    let is_possible = |compared: u64| compared <= ownerless.len() as u64;
-    assert!(is_possible(result.groups_compared), "{result:?}");
-    assert!(read.groups_compared >= owned.len() as u64, "{read:?}");
-    let mut owners: BTreeMap<usize, usize> = BTreeMap::new();
-    for group in openim.groups.values() {
-        let count = group.members.values().filter(|m| m.role() == OWNER).count();
-        *owners.entry(count).or_default() += 1;
+    {
+        let openim = pair.openim();
+        let there = openim.groups.values().filter(|group| !group.is_dismissed());
+        let (ownerless, owned): (Vec<_>, Vec<_>) = there.partition(|group| group.owner().is_none());
+        // A group without an owner has no version that OpenIM would tell.
+        let is_possible = |compared: u64| compared <= ownerless.len() as u64;
+        assert!(is_possible(result.groups_compared), "{result:?}");
+        assert!(read.groups_compared >= owned.len() as u64, "{read:?}");
+        let mut owners: BTreeMap<usize, usize> = BTreeMap::new();
+        for group in openim.groups.values() {
+            let count = group.members.values().filter(|m| m.role() == OWNER).count();
+            *owners.entry(count).or_default() += 1;
+        }
+        println!(
+            "equality: seed {seed}, {HISTORIES} histories, {counts:?}; groups by owners: {owners:?}"
+        );
+        assert!(counts.dropped > counts.told / 4 && counts.swapped > 0 && counts.delayed > 0);
     }
-    println!(
-        "equality: seed {seed}, {HISTORIES} histories, {counts:?}; groups by owners: {owners:?}"
-    );
-    assert!(counts.dropped > counts.told / 4 && counts.swapped > 0 && counts.delayed > 0);
-    drop(openim);
     pair.close().await;
 }
 

@@ -1,7 +1,5 @@
 //! What callbacks do not tell, or tell wrong, and what a comparison with OpenIM makes of it.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use openim_group_mirror::openim::Mode;
@@ -417,6 +415,12 @@ async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone() {
     assert_eq!(result.members_removed, 0);
     assert!(result.groups_left > 20, "{result:?}");
     assert_eq!(count().await, gone);
+    // Nor by one after one that failed in between.
+    pair.server
+        .fail_next("get_groups", RestFault::Status(404), 1);
+    pair.compare(&[], Mode::default()).await.unwrap_err();
+    pair.cycle().await;
+    assert_eq!(count().await, gone);
     let accepting = Mode {
         accept_removals: true,
         ..Mode::default()
@@ -426,6 +430,38 @@ async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone() {
     pair.assert_equal().await;
     // And then the limit is there again.
     assert_eq!(pair.cycle().await.groups_left, 0);
+    pair.close().await;
+}
+
+/// Members whom OpenIM names again are no reason to keep a limit.
+#[tokio::test]
+async fn the_limit_is_lifted_where_nobody_is_to_be_removed_any_more() {
+    let pair = Pair::new().await;
+    let members: Vec<String> = (0..9).map(|n| format!("u{n}")).collect();
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    for number in 0..30 {
+        let creation = Creation::open("Small", "boss", &names);
+        pair.act(&format!("g{number:02}"), &Operation::Create(creation));
+    }
+    pair.cycle().await;
+    let whole = pair.openim().clone();
+    for number in 0..30 {
+        let kick = Operation::Kick(members[..5].to_vec());
+        pair.act(&format!("g{number:02}"), &kick);
+    }
+    let stopped = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert_eq!(stopped.code(), "too_many_removals");
+    // As if it had been another server that answered.
+    *pair.openim() = whole;
+    let full = Mode {
+        is_full: true,
+        ..Mode::default()
+    };
+    pair.compare(&[], full).await.unwrap();
+    pair.act("g00", &Operation::Kick(vec!["u1".into()]));
+    let result = pair.cycle().await;
+    assert_eq!((result.members_removed, result.groups_left), (1, 0));
+    pair.assert_equal().await;
     pair.close().await;
 }
 
@@ -531,7 +567,7 @@ async fn a_group_that_openim_cannot_read_is_left_and_the_others_go_on() {
         pair.act(&format!("g{number:02}"), &Operation::Create(creation));
     }
     let list = "get_group_member_list";
-    let server = Arc::downgrade(&pair.server);
+    let server = std::sync::Arc::downgrade(&pair.server);
     pair.server.on_call(move |path, request, _| {
         let is_bad = ["g03", "g07"].contains(&request["groupID"].as_str().unwrap_or_default());
         if path.ends_with(list)

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -16,9 +15,9 @@ use super::super::wire::Group;
 use super::check::{Outcome, Pass};
 use super::dry_run::Pending;
 use super::removals::Removals;
-use super::{Error, Inner, Mode, TOO_MANY_REMOVALS, Tally};
+use super::{Error, Inner, Mode, Tally};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, Version, group_verdict};
-use crate::store::{KnownGroup, RunResult, TurnOf};
+use crate::store::{KnownGroup, RunResult, TOO_MANY_REMOVALS, TurnOf};
 
 /// Groups that OpenIM is asked about in one call.
 const AT_ONCE: usize = 100;
@@ -172,14 +171,8 @@ impl Inner {
         closing: &CancellationToken,
     ) -> Result<(), Error> {
         let (last, _) = self.store.last_runs().await?;
-        let stopped_by = last.and_then(|last| last.stopped_by);
-        let is_exceeded = stopped_by.as_deref() == Some(TOO_MANY_REMOVALS);
-        let removals = Arc::new(Removals::new(mode.accept_removals, is_exceeded));
-        // The checks between cycles never accept any number.
-        if !mode.accept_removals {
-            let mut of_checks = self.removals.lock().unwrap_or_else(PoisonError::into_inner);
-            of_checks.clone_from(&removals);
-        }
+        let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
+        let removals = Removals::new(mode.accept_removals, is_exceeded);
         let run = self.store.begin_run(mode.is_full).await?;
         let pass = Pass::new(&removals, tally, false);
         let done = tokio::select! {
@@ -188,9 +181,10 @@ impl Inner {
             done = self.through_all(mode.is_full, &pass, None) => done,
         };
         let stopped_by = match &done {
+            // Above all, for it is what the next one has to know.
+            _ if removals.stays_exceeded(done.is_ok()) => Some(TOO_MANY_REMOVALS),
             Err(error) => Some(error.code()),
-            // It has come to its end, but for the members that nobody has accepted to be gone.
-            Ok(()) => removals.is_exceeded().then_some(TOO_MANY_REMOVALS),
+            Ok(()) => None,
         };
         self.metrics.cycle_done(stopped_by.unwrap_or("ok"));
         let result = RunResult {

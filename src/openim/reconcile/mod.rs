@@ -23,10 +23,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetch;
-use super::{Access, Client, ClientError};
+use super::{Client, ClientError};
 use crate::domain::GroupId;
 use crate::ingest::{self, Ingest};
-use crate::store::{self, Store};
+use crate::store::{self, Store, TOO_MANY_REMOVALS};
 use crate::telemetry::Metrics;
 use check::Pass;
 use removals::Removals;
@@ -124,8 +124,6 @@ impl Error {
     }
 }
 
-const TOO_MANY_REMOVALS: &str = "too_many_removals";
-
 /// Compares. Shared by its clones.
 #[derive(Clone, Debug)]
 pub struct Reconciler(Arc<Inner>);
@@ -145,23 +143,17 @@ struct Inner {
     claimed: Mutex<HashSet<GroupId>>,
     /// Whether this process has looked at what an earlier one left undone.
     has_looked_back: AtomicBool,
-    /// Of the last cycle, for the checks between.
-    removals: Mutex<Arc<Removals>>,
 }
 
 impl Reconciler {
     /// Makes no call yet.
-    ///
-    /// # Errors
-    /// See [`ClientError::Setup`].
-    pub fn new(access: Access, settings: Settings, parts: Parts) -> Result<Self, ClientError> {
+    pub fn new(client: Client, settings: Settings, parts: Parts) -> Self {
         let Parts {
             store,
             ingest,
             metrics,
         } = parts;
-        let client = Client::new(access, metrics.clone())?;
-        Ok(Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             fetch: Fetch::new(client),
             reading: Semaphore::new(settings.concurrency.max(1)),
             writing: Semaphore::new((store.lanes() / 2).max(1)),
@@ -171,8 +163,7 @@ impl Reconciler {
             settings,
             claimed: Mutex::default(),
             has_looked_back: AtomicBool::new(false),
-            removals: Mutex::default(),
-        })))
+        }))
     }
 
     /// Compares for as long as the service runs: all groups at the start and every interval, and

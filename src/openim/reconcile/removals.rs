@@ -15,7 +15,7 @@ const OF_GROUP: u64 = 30;
 /// Of all the mirror's members, in percent.
 const OF_MIRROR: u64 = 10;
 
-/// What was removed since the last cycle began.
+/// What was removed in a cycle, or by checks since one.
 #[derive(Debug, Default)]
 pub(super) struct Removals {
     removed: AtomicU64,
@@ -24,6 +24,8 @@ pub(super) struct Removals {
     /// There were too many, now or in the cycle before: until somebody accepts them, no member is
     /// removed any more.
     is_exceeded: AtomicBool,
+    /// Somebody was to be removed, and was not for that.
+    has_refused: AtomicBool,
     is_accepted: bool,
 }
 
@@ -49,8 +51,11 @@ impl Removals {
         self.is_accepted
     }
 
-    pub(super) fn is_exceeded(&self) -> bool {
-        self.is_exceeded.load(Ordering::Relaxed)
+    /// Whether the next has to begin as exceeded, after this one has come to its end or not. Where it
+    /// has, and nobody was to be removed, the limit is one again.
+    pub(super) fn stays_exceeded(&self, has_ended: bool) -> bool {
+        let has_refused = self.has_refused.load(Ordering::Relaxed);
+        self.is_exceeded.load(Ordering::Relaxed) && (has_refused || !has_ended)
     }
 
     /// Whether `removed` of a group's `members` may go.
@@ -63,7 +68,11 @@ impl Removals {
         if removed == 0 || self.is_accepted {
             return Ok(Allowed::Yes);
         }
-        if self.is_exceeded() || is_too_much(removed, members, OF_GROUP) {
+        if self.is_exceeded.load(Ordering::Relaxed) {
+            self.has_refused.store(true, Ordering::Relaxed);
+            return Ok(Allowed::No);
+        }
+        if is_too_much(removed, members, OF_GROUP) {
             return Ok(Allowed::No);
         }
         let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
@@ -72,6 +81,7 @@ impl Removals {
             let members = *self.members.get_or_try_init(count).await?;
             if is_too_much(removed, members, OF_MIRROR) {
                 self.is_exceeded.store(true, Ordering::Relaxed);
+                self.has_refused.store(true, Ordering::Relaxed);
                 return Err(Error::TooManyRemovals { removed, members });
             }
         }

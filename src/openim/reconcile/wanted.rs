@@ -2,7 +2,6 @@
 //! look, and what is under way between OpenIM and us has come.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -36,15 +35,24 @@ struct Again {
     failures: u32,
 }
 
+/// What is kept from one look to the next.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Held for as long as it can be.
+    turn: Option<Turn>,
+    again: HashMap<GroupId, Again>,
+    /// Since the run of this number.
+    removals: (Option<i64>, Removals),
+}
+
 impl Inner {
     pub(super) async fn run_checks(&self, closing: &CancellationToken) {
         let look = (self.settings.delay / 4).clamp(SHORTEST_LOOK, LONGEST_LOOK);
-        let mut again = HashMap::new();
-        let mut turn = None;
+        let mut marks = Marks::default();
         let mut pause = look;
         let mut failures = 0;
         while timeout(pause, closing.cancelled()).await.is_err() {
-            let pass = self.look_after_marks(&mut turn, &mut again);
+            let pass = self.look_after_marks(&mut marks);
             let done = tokio::select! {
                 done = pass => done,
                 () = closing.cancelled() => break,
@@ -67,8 +75,8 @@ impl Inner {
             };
             failures = 0;
         }
-        if let Some(turn) = turn {
-            Turn::end(turn).await;
+        if let Some(turn) = marks.turn {
+            turn.end().await;
         }
     }
 
@@ -86,11 +94,12 @@ impl Inner {
     }
 
     /// Once through all of them that are due.
-    async fn look_after_marks(
-        &self,
-        turn: &mut Option<Turn>,
-        again: &mut HashMap<GroupId, Again>,
-    ) -> Result<(), Error> {
+    async fn look_after_marks(&self, marks: &mut Marks) -> Result<(), Error> {
+        let Marks {
+            turn,
+            again,
+            removals,
+        } = marks;
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
@@ -104,7 +113,6 @@ impl Inner {
         if turn.is_none() {
             return Err(Error::NotOurTurn);
         }
-        let removals = self.removals();
         let mut after = String::new();
         let mut still = HashMap::new();
         loop {
@@ -114,6 +122,7 @@ impl Inner {
                 break;
             };
             after.clone_from(&last.group_id);
+            self.begin_anew_after_a_cycle(removals).await?;
             let now = Instant::now();
             let mut due = Vec::new();
             for wanted in page {
@@ -127,7 +136,7 @@ impl Inner {
                     entry => due.push((group, entry.map_or(0, |entry| entry.failures))),
                 }
             }
-            self.check_all(due, &removals, &mut still).await?;
+            self.check_all(due, &removals.1, &mut still).await?;
         }
         // Those whose marks are gone are gone from here too.
         *again = still;
@@ -159,6 +168,7 @@ impl Inner {
                 // Those that are under way are of the same fate.
                 Err(error @ Error::TooManyRemovals { .. }) => {
                     tracing::error!("{error}");
+                    self.store.note_too_many_removals().await?;
                     failures + 1
                 }
                 Err(error) => {
@@ -177,8 +187,17 @@ impl Inner {
         }
     }
 
-    pub(super) fn removals(&self) -> Arc<Removals> {
-        let removals = self.removals.lock();
-        Arc::clone(&removals.unwrap_or_else(PoisonError::into_inner))
+    /// What checks remove is counted from one cycle to the next, of whichever process.
+    async fn begin_anew_after_a_cycle(
+        &self,
+        (since, removals): &mut (Option<i64>, Removals),
+    ) -> Result<(), Error> {
+        let (last, _) = self.store.last_runs().await?;
+        let id = last.as_ref().map(|last| last.id);
+        if *since != id {
+            let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
+            (*since, *removals) = (id, Removals::new(false, is_exceeded));
+        }
+        Ok(())
     }
 }

@@ -14,6 +14,10 @@ UPDATE reconcile_runs SET
     members_compared = $6, members_added = $7, members_removed = $8, members_changed = $9,
     details_changed = $10, groups_changed = $11
  WHERE id = $1";
+    /// The last that ended, also where it had come to its end.
+    NOTE_TOO_MANY_REMOVALS = "
+UPDATE reconcile_runs SET stopped_by = $1
+ WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
     FORGET_RUNS = "DELETE FROM reconcile_runs WHERE id <= $1 - 100";
     /// The last that ended, and the one that goes on, if it is the last of all.
     LAST_RUNS = "
@@ -25,6 +29,9 @@ SELECT id, started_at, ended_at, is_full, stopped_by, groups_seen, groups_compar
     OR id = (SELECT max(id) FROM reconcile_runs)
  ORDER BY id";
 }
+
+/// What `stopped_by` says where so many members were to be removed that somebody has to look at it.
+pub const TOO_MANY_REMOVALS: &str = "too_many_removals";
 
 /// A comparison of all groups.
 #[derive(Clone, Debug, FromRow)]
@@ -44,6 +51,13 @@ pub struct Run {
     pub members_changed: i64,
     pub details_changed: i64,
     pub groups_changed: i64,
+}
+
+impl Run {
+    /// Whether nobody may be removed until somebody has looked at it.
+    pub fn has_too_many_removals(&self) -> bool {
+        self.stopped_by.as_deref() == Some(TOO_MANY_REMOVALS)
+    }
 }
 
 /// What came of one.
@@ -98,6 +112,21 @@ impl Store {
                 .execute(&mut *connection)
                 .await?;
             sqlx::query(FORGET_RUNS).bind(id).execute(connection).await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that too many members were to be removed after the last run.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn note_too_many_removals(&self) -> Result<(), Error> {
+        self.write(async |connection| {
+            sqlx::query(NOTE_TOO_MANY_REMOVALS)
+                .bind(TOO_MANY_REMOVALS)
+                .execute(connection)
+                .await
         })
         .await?;
         Ok(())

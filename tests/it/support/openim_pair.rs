@@ -9,7 +9,7 @@ use openim_group_mirror::domain::{DISMISSED, GroupId};
 use openim_group_mirror::http::understand;
 use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::openim::{
-    Access, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
+    Access, Client, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
 };
 use openim_group_mirror::store::{RunResult, Store};
 use openim_group_mirror::telemetry::Metrics;
@@ -29,7 +29,6 @@ pub struct Pair {
     pub store: Store,
     pub ingest: Ingest,
     pub reconciler: Reconciler,
-    pub metrics: Metrics,
 }
 
 /// How the model's server is reached.
@@ -43,7 +42,7 @@ pub fn access(server: &OpenImServer) -> Access {
 }
 
 /// Short times, so that nobody waits for long.
-pub fn settings() -> Settings {
+fn settings() -> Settings {
     Settings {
         interval: Duration::from_secs(600),
         full_interval: Duration::from_secs(86400),
@@ -104,19 +103,19 @@ impl Pair {
         settings: Settings,
     ) -> Self {
         let metrics = Metrics::new().unwrap();
+        let client = Client::new(access(&server), metrics.clone()).unwrap();
         let parts = Parts {
             store: store.clone(),
             ingest: ingest.clone(),
-            metrics: metrics.clone(),
+            metrics,
         };
-        let reconciler = Reconciler::new(access(&server), settings, parts).unwrap();
+        let reconciler = Reconciler::new(client, settings, parts);
         Self {
             server,
             db,
             store,
             ingest,
             reconciler,
-            metrics,
         }
     }
 
@@ -267,7 +266,7 @@ impl Pair {
     }
 }
 
-pub fn id(group: &str) -> GroupId {
+fn id(group: &str) -> GroupId {
     GroupId::parse(group.into()).unwrap()
 }
 
