@@ -294,3 +294,55 @@ async fn a_url_without_encryption_needs_no_certificates() {
         }
     }
 }
+
+/// Callbacks had to wait, so others may have been lost: all groups are compared when the spool is
+/// drained.
+#[tokio::test]
+async fn after_an_outage_all_groups_are_compared_at_once() {
+    let server = server().await;
+    let app = mirror_of(&server, |config| {
+        config.spool.after = Duration::from_millis(200);
+    })
+    .await;
+    let first = until_compared(&app).await["lastRun"]["startedAt"].clone();
+    let holder = app.db.hold_members().await;
+    app.set(GROUP, "u1", json!({"nickName": "waits"})).await;
+    // Nobody tells it.
+    act(&server, &Operation::Invite("u3".into()));
+    holder.rollback().await.unwrap();
+    until("all groups are compared again", async || {
+        let run = &drift(&app).await["lastRun"];
+        run["startedAt"] != first && run["stoppedBy"] == Value::Null
+    })
+    .await;
+    assert_eq!(members(&app).await, ["boss", "u1", "u2", "u3"]);
+    app.stop().await;
+}
+
+/// Two instances of one mirror: one of them looks after marks, and when it ends the other does.
+#[tokio::test]
+async fn of_two_instances_one_compares_and_the_other_takes_over() {
+    let server = server().await;
+    let one = mirror_of(&server, |_| {}).await;
+    until_compared(&one).await;
+    let url = one.db.url.clone();
+    let two = TestApp::start_on(TestDb::shared(&url), |config| {
+        config.openim = Some(access(&server));
+    })
+    .await;
+    let marked_and_repaired = async |user: &str| {
+        let told = set_one_who_was_invited(&server, user);
+        assert_done(&two.post(&format!("/{}", told.command), told.body).await);
+        until("it is a member as OpenIM has it", async || {
+            let path = format!("/groups/{GROUP}/members/{user}");
+            two.get(&path).await.body["joinSource"] == 2
+        })
+        .await;
+    };
+    marked_and_repaired("u3").await;
+    // The database belongs to it.
+    let db = one.stop().await;
+    marked_and_repaired("u4").await;
+    two.stop().await;
+    drop(db);
+}

@@ -61,13 +61,14 @@ impl Seen {
 impl Inner {
     pub(super) async fn run_cycles(&self, closing: &CancellationToken) {
         let mut failures = 0;
-        let mut is_first = true;
+        // At the start, and after an outage.
+        let mut is_wanted = true;
         loop {
-            let turn = self.cycle_in_turn(is_first, closing);
+            let turn = self.cycle_in_turn(is_wanted, closing);
             let pause = match turn.await {
                 Ok(()) => {
                     failures = 0;
-                    is_first = false;
+                    is_wanted = false;
                     self.settings.interval
                 }
                 Err(Error::Stopped) => return,
@@ -81,20 +82,18 @@ impl Inner {
                     pause.min(self.settings.interval)
                 }
             };
-            // A spool that was drained had callbacks wait; others may have been lost then.
+            // Where callbacks had to wait, others may have been lost.
+            let spooled = self.spooled();
             let end = Instant::now() + pause;
-            let mut was_spooling = self.is_spooling();
             while Instant::now() < end {
                 let left = end.saturating_duration_since(Instant::now());
                 if timeout(LOOK.min(left), closing.cancelled()).await.is_ok() {
                     return;
                 }
-                let is_spooling = self.is_spooling();
-                if was_spooling && !is_spooling {
-                    is_first = true;
+                if self.spooled() != spooled && !self.is_spooling() {
+                    is_wanted = true;
                     break;
                 }
-                was_spooling = is_spooling;
             }
         }
     }

@@ -218,6 +218,11 @@ impl Inner {
         is_free.then_some(Claim { inner: self, group })
     }
 
+    /// How many callbacks have had to wait since the start.
+    fn spooled(&self) -> u64 {
+        self.ingest.spool().map_or(0, |spool| spool.spooled)
+    }
+
     fn is_spooling(&self) -> bool {
         self.ingest.spool().is_some_and(|spool| spool.is_open)
     }
