@@ -72,7 +72,7 @@ SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS si
 UPDATE group_checks SET version = NULL, version_id = NULL
  WHERE group_id = ANY($1) AND version IS NOT NULL";
     /// Of so many groups after $1 those that callbacks have changed since they were compared; the
-    /// last of all that were looked at.
+    /// last of all that were looked at. The bounds keep a join from reading the whole table.
     FORGET_VERSIONS_OF_HEARD = "
 WITH page AS MATERIALIZED (
     SELECT group_id, compared_at FROM group_checks WHERE group_id > $1 ORDER BY group_id LIMIT $2),
@@ -86,7 +86,8 @@ heard AS MATERIALIZED (
 forgotten AS (
     UPDATE group_checks AS c SET version = NULL, version_id = NULL
       FROM heard
-     WHERE c.group_id = heard.group_id AND c.version IS NOT NULL)
+     WHERE c.group_id = heard.group_id AND c.version IS NOT NULL
+       AND c.group_id > $1 AND c.group_id <= (SELECT max(group_id) FROM page))
 SELECT max(group_id) FROM page";
 }
 

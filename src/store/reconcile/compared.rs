@@ -22,7 +22,7 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
   FROM unnest($1::text[]) AS asked (group_id)
   JOIN groups AS g ON g.group_id = asked.group_id
   LEFT JOIN group_checks AS c ON c.group_id = asked.group_id";
-    /// Walks the primary key.
+    /// Walks the primary keys of both, each from $1: a merge would begin with the first of all.
     GROUPS_TO_COMPARE = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
@@ -30,7 +30,7 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
        g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
        c.compared_at > now() - $3 * interval '1 millisecond' AS is_recent
   FROM groups AS g
-  LEFT JOIN group_checks AS c ON c.group_id = g.group_id
+  LEFT JOIN group_checks AS c ON c.group_id = g.group_id AND c.group_id > $1
  WHERE g.group_id > $1
  ORDER BY g.group_id
  LIMIT $2";
