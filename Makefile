@@ -2,10 +2,10 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract bench soak fuzz postgres curl
+.PHONY: help run test check contract bench bench-reconcile soak fuzz postgres curl
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: postgres ## build and start the service; with DATABASE_URL unset on a private Postgres
 	cargo run --release
@@ -25,6 +25,10 @@ contract: ## hold the running service against its OpenAPI document (Python, Node
 
 bench: ## measure this service beside what one would use instead, about 15 minutes
 	bench/run
+
+bench-reconcile: FOR_TESTS := yes
+bench-reconcile: postgres ## measure the comparison with OpenIM, about 10 minutes
+	bench/reconcile
 
 MINUTES ?= 10
 soak: FOR_TESTS := yes

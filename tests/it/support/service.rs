@@ -125,6 +125,33 @@ impl Service {
         }
     }
 
+    /// As [`Service::to_end`], within another bound; `look` is called with its pid now and then
+    /// meanwhile.
+    #[track_caller]
+    pub fn to_end_within(
+        bound: Duration,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        mut look: impl FnMut(u32),
+    ) -> Ended {
+        let mut service = Self::spawn(arguments, variables);
+        let mut stdout = service.child.stdout.take().unwrap();
+        let pid = service.pid();
+        let mut status = None;
+        wait_for("the command ends", bound, || {
+            look(pid);
+            status = service.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut printed = String::new();
+        stdout.read_to_string(&mut printed).unwrap();
+        Ended {
+            code: status.and_then(|status| status.code()),
+            stdout: printed,
+            stderr: service.log(),
+        }
+    }
+
     /// Starts it on a free port and does not wait.
     pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Service {
         Self::spawn_in(&run().folder("cwd"), arguments, variables, None)

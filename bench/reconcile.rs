@@ -1,0 +1,576 @@
+//! How long the comparison with OpenIM takes, what it costs, and what callbacks notice of it: see
+//! bench/README.md.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a program of the tests"
+)]
+
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "made for the tests, which use all of it"
+)]
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+#[path = "reconcile_load.rs"]
+mod load;
+#[path = "reconcile_openim.rs"]
+mod openim;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use load::{Latencies, Load, RATE};
+use openim::{FIRST_GROUP, FIRST_USER, START_MILLIS, STRIDE, USERS, World};
+use openim_group_mirror::local_postgres::Server;
+use serde_json::Value;
+use support::{ADMIN_ID, SECRET, Service, TestDb, own_server};
+
+const GROUPS: usize = 10_000;
+const MEMBERS: u64 = 1_000_000;
+/// The largest of them, and the few large ones.
+const LARGEST: u32 = 50_000;
+const LARGE: usize = 100;
+const MIDDLE: usize = 900;
+
+/// Groups that are added in a round beside callbacks, of as many members on average.
+const ADDED: usize = 3000;
+const ROUNDS: usize = 3;
+/// How long callbacks are measured where nothing says when it is over.
+const LONG: Duration = Duration::from_secs(10);
+/// Groups that callbacks are about, of as many members each.
+const LIVE: usize = 200;
+/// A service or a command takes no longer.
+const BOUND: Duration = Duration::from_secs(3600);
+
+/// Of `--million`: groups in all, and those of them that are read.
+const MILLION: usize = 1_000_000;
+const READ: usize = 100_000;
+
+fn main() {
+    let is_million = std::env::args().any(|argument| argument == "--million");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        if is_million {
+            million().await;
+        } else {
+            thousands().await;
+        }
+    });
+}
+
+/// What it is at, for whoever waits.
+fn eprint(what: &str) {
+    eprintln!("{what}");
+}
+
+/// A database, and what stands in for OpenIM.
+struct Bench {
+    world: Arc<World>,
+    url: String,
+    db: TestDb,
+    /// Of the server's first process.
+    postmaster: u32,
+    _server: Server,
+}
+
+/// What a command came to, and what it took.
+struct Ran {
+    result: Value,
+    seconds: f64,
+    calls: BTreeMap<String, u64>,
+    peak_mib: u64,
+    /// In seconds: of the command, of Postgres, and of this process with its server.
+    cpu: [f64; 3],
+    transactions: i64,
+    wal_mib: f64,
+}
+
+impl Bench {
+    async fn start(sizes: Vec<u32>, listed: usize) -> Self {
+        let world = World::new(sizes, listed);
+        let url = world.serve();
+        let server = own_server("reconcile").await;
+        let db = TestDb::on(&server);
+        db.database().migrate().await.unwrap();
+        let pid = "select split_part(pg_read_file('postmaster.pid'), E'\n', 1)::int as pid";
+        let pid = db.rows(pid).await[0]["pid"].as_u64().unwrap();
+        Self {
+            world,
+            url,
+            db,
+            postmaster: u32::try_from(pid).unwrap(),
+            _server: server,
+        }
+    }
+
+    fn variables<'a>(&'a self, others: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let mut all = vec![
+            ("DATABASE_URL", self.db.url.as_str()),
+            ("OPENIM_API_URL", self.url.as_str()),
+            ("OPENIM_ADMIN_USER_ID", ADMIN_ID),
+            ("OPENIM_SECRET", SECRET),
+        ];
+        all.extend(others);
+        all
+    }
+
+    /// `openim-group-mirror reconcile`.
+    async fn reconcile(&self, flags: &[&str]) -> Ran {
+        self.world.take_calls();
+        let before = self.counts().await;
+        let cpu = [0.0, self.cpu_of_postgres(), cpu_of("self", false)];
+        let variables = self.variables(&[]);
+        let mut arguments = vec!["reconcile", "--json"];
+        arguments.extend(flags);
+        let (mut peak_mib, mut cpu_of_command) = (0, 0.0);
+        let ended = tokio::task::block_in_place(|| {
+            Service::to_end_within(BOUND, &arguments, &variables, |pid| {
+                // Of a process that has just ended there is nothing.
+                if let Some(peak) = peak_mib_of(pid) {
+                    peak_mib = peak;
+                    cpu_of_command = cpu_of(&pid.to_string(), false);
+                }
+            })
+        });
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        let result: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(result["groupsLeft"], 0, "{result}");
+        let after = self.counts().await;
+        Ran {
+            seconds: result["seconds"].as_f64().unwrap(),
+            result,
+            calls: self.world.take_calls(),
+            peak_mib,
+            cpu: [
+                cpu_of_command,
+                self.cpu_of_postgres() - cpu[1],
+                cpu_of("self", false) - cpu[2],
+            ],
+            transactions: after.0 - before.0,
+            wal_mib: (after.1 - before.1) / 1_048_576.0,
+        }
+    }
+
+    /// Transactions, and bytes of WAL.
+    async fn counts(&self) -> (i64, f64) {
+        // What other sessions did is counted when they end, or after a second.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let sql = "select xact_commit as commits, pg_current_wal_lsn() - '0/0'::pg_lsn as bytes
+                     from pg_stat_database where datname = current_database()";
+        let row = self.db.rows(sql).await.pop().unwrap();
+        (
+            row["commits"].as_i64().unwrap(),
+            row["bytes"].as_f64().unwrap(),
+        )
+    }
+
+    /// With that of its processes that have ended.
+    fn cpu_of_postgres(&self) -> f64 {
+        let pid = self.postmaster;
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        let of_children = children.split_whitespace().map(|pid| cpu_of(pid, false));
+        cpu_of(&pid.to_string(), true) + of_children.sum::<f64>()
+    }
+
+    /// The rows of both tables as they lie there.
+    async fn digest(&self) -> Vec<Value> {
+        let mut digests = Vec::new();
+        for table in ["groups", "group_members"] {
+            let sql = format!(
+                "select count(*), sum(('x' || left(md5(ctid::text || xmin::text || xmax::text), 15))
+                          ::bit(60)::bigint::numeric)::text as sum
+                   from {table}"
+            );
+            digests.extend(self.db.rows(&sql).await);
+        }
+        digests
+    }
+
+    async fn count(&self, table: &str) -> u64 {
+        let sql = format!("select count(*) from {table}");
+        self.db.rows(&sql).await[0]["count"].as_u64().unwrap()
+    }
+
+    /// Comparisons that have ended: how many, and the last one's number, seconds and members.
+    async fn last_run(&self) -> (u64, i64, f64, u64) {
+        let sql = "select count(*) over () as runs, id, members_compared as members,
+                          extract(epoch from ended_at - started_at)::float8 as seconds
+                     from reconcile_runs where ended_at is not null and stopped_by is null
+                    order by id desc limit 1";
+        let row = self.db.rows(sql).await.pop().unwrap();
+        (
+            row["runs"].as_u64().unwrap(),
+            row["id"].as_i64().unwrap(),
+            row["seconds"].as_f64().unwrap(),
+            row["members"].as_u64().unwrap(),
+        )
+    }
+
+    async fn until_run_after(&self, id: i64) {
+        let deadline = Instant::now() + BOUND;
+        while self.last_run().await.1 <= id {
+            assert!(Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn service(&self, others: &[(&str, &str)]) -> Service {
+        let variables = self.variables(others);
+        tokio::task::block_in_place(|| Service::start(&variables))
+    }
+}
+
+/// User and system time in seconds of a process; with that of its children that have ended.
+fn cpu_of(pid: &str, with_children: bool) -> f64 {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return 0.0;
+    };
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let all = fields.split_whitespace().skip(11);
+    let times = all.take(if with_children { 4 } else { 2 });
+    let ticks: u32 = times.map(|ticks| ticks.parse::<u32>().unwrap()).sum();
+    f64::from(ticks) / 100.0
+}
+
+fn peak_mib_of(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib.div_ceil(1024))
+}
+
+/// How many members each group has: one of 50,000, some of thousands, more of hundreds, most of tens;
+/// and those that are added later, which are like the small ones.
+fn skewed_sizes() -> Vec<u32> {
+    let mut sizes: Vec<u32> = (0..GROUPS)
+        .map(|group| {
+            let part = group * 7 % GROUPS; // the large ones are not side by side
+            let part = u32::try_from(part).unwrap();
+            let (large, middle) = (
+                u32::try_from(LARGE).unwrap(),
+                u32::try_from(MIDDLE).unwrap(),
+            );
+            match part {
+                0 => LARGEST,
+                _ if part <= large => 1000 + part * 4000 / large,
+                _ if part <= large + middle => 350,
+                _ if part <= large + middle + u32::try_from(LIVE).unwrap() => 10,
+                _ => 5 + part % 63,
+            }
+        })
+        .collect();
+    let total: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
+    let missing = i64::try_from(MEMBERS).unwrap() - i64::try_from(total).unwrap();
+    // One more or less for some of the small ones.
+    let step = missing.signum();
+    let small = sizes.iter_mut().filter(|size| (11..100).contains(*size));
+    let count = usize::try_from(missing.unsigned_abs()).unwrap();
+    let mut small: Vec<&mut u32> = small.collect();
+    let many = small.len();
+    for turn in 0..count {
+        let size = &mut small[turn % many];
+        **size = u32::try_from(i64::from(**size) + step).unwrap();
+    }
+    let added = (0..ADDED * ROUNDS).map(|group| if group % 100 == 0 { 5050 } else { 50 });
+    sizes.extend(added);
+    sizes
+}
+
+async fn thousands() {
+    let bench = Bench::start(skewed_sizes(), GROUPS).await;
+    assert_eq!(bench.world.members(), MEMBERS);
+    println!("# Comparing with OpenIM\n");
+    println!(
+        "{} groups with {} members in all, one group of {}, {LARGE} of 1,000 to 5,000, {MIDDLE} of 350, the \
+         rest of a few tens; release build, default settings. What stands in for OpenIM and whoever sends \
+         the callbacks share the two processors with the service and Postgres.\n",
+        grouped(GROUPS as u64),
+        grouped(MEMBERS),
+        grouped(LARGEST.into()),
+    );
+    print_head();
+    eprint("a first comparison");
+    let first = bench.reconcile(&[]).await;
+    assert_eq!(first.result["repairs"]["memberAdded"], MEMBERS);
+    assert_eq!(bench.count("group_members").await, MEMBERS);
+    first.print("the mirror is empty");
+    let digest = bench.digest().await;
+    for name in ["nothing has changed", "again"] {
+        eprint(name);
+        let ran = bench.reconcile(&[]).await;
+        ran.assert_no_repairs();
+        ran.print(name);
+    }
+    for name in ["`--full`, nothing has changed", "again"] {
+        eprint(name);
+        let ran = bench.reconcile(&["--full"]).await;
+        ran.assert_no_repairs();
+        ran.print(name);
+    }
+    let is_same = bench.digest().await == digest;
+    println!(
+        "\nOf groups and group_members {} by the four comparisons without change (ctid, xmin and xmax of \
+         every row).\n",
+        if is_same {
+            "no row was written"
+        } else {
+            "ROWS WERE WRITTEN"
+        }
+    );
+    println!("The first comparison's calls: {}.\n", first.calls());
+    callbacks(&bench).await;
+}
+
+/// Callbacks alone, beside a first comparison of many groups, and beside comparisons without a pause.
+async fn callbacks(bench: &Bench) {
+    let live = (0..GROUPS).filter(|group| bench.world.size(*group) == 10);
+    let live: Arc<Vec<usize>> = Arc::new(live.collect());
+    println!(
+        "{RATE} callbacks a second over 16 connections, each a new nickname of one of the members of {} \
+         groups of 10; milliseconds from when each was due. The service itself compares. Added are {} \
+         groups, one in a hundred of 5,050 members, the others of 50; each comparison without a pause \
+         reads those groups whole that callbacks have changed.\n",
+        live.len(),
+        grouped(ADDED as u64),
+    );
+    println!("| round | beside | callbacks | failed | p50 | p99 | p99.9 | max | comparisons |");
+    println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |");
+    let mut all: [Latencies; 3] = Default::default();
+    let mut quotients: [Vec<[f64; 2]>; 2] = Default::default();
+    for round in 1..=ROUNDS {
+        let mut of_round = Vec::new();
+        for (place, name) in ["nothing", "adding groups", "comparing all the time"]
+            .into_iter()
+            .enumerate()
+        {
+            eprint(&format!("round {round}: callbacks beside {name}"));
+            let (latencies, compared) = beside(bench, &live, place).await;
+            println!(
+                "| {round} | {name} | {} | {} | {} | {compared} |",
+                grouped(latencies.count() as u64),
+                latencies.failed,
+                columns(&latencies),
+            );
+            all[place].add(&latencies);
+            of_round.push([latencies.quantile(500), latencies.quantile(990)]);
+        }
+        for (quotients, figures) in quotients.iter_mut().zip(&of_round[1..]) {
+            let of = |place: usize| figures[place] / of_round[0][place];
+            quotients.push([of(0), of(1)]);
+        }
+    }
+    for (name, latencies) in ["nothing", "adding groups", "comparing all the time"]
+        .into_iter()
+        .zip(&all)
+    {
+        println!(
+            "| all | {name} | {} | {} | {} | |",
+            grouped(latencies.count() as u64),
+            latencies.failed,
+            columns(latencies),
+        );
+    }
+    println!();
+    for (name, quotients) in ["adding groups", "comparing all the time"]
+        .into_iter()
+        .zip(quotients)
+    {
+        let median = |place: usize| {
+            let mut all: Vec<f64> = quotients.iter().map(|pair| pair[place]).collect();
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        println!(
+            "Beside {name} the p50 is {:.2} x and the p99 {:.2} x that beside nothing (medians of the \
+             rounds' ratios).",
+            median(0),
+            median(1)
+        );
+    }
+}
+
+/// One measurement: what was sent, and what was compared meanwhile.
+async fn beside(bench: &Bench, live: &Arc<Vec<usize>>, what: usize) -> (Latencies, String) {
+    let seed = support::new_seed();
+    let start = |service: &Service| Load::start(&service.base, &bench.world, live, seed);
+    let (runs, last, ..) = bench.last_run().await;
+    match what {
+        0 => {
+            let service = bench.service(&[]);
+            bench.until_run_after(last).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let load = start(&service);
+            tokio::time::sleep(LONG).await;
+            (load.end(), "none".into())
+        }
+        1 => {
+            bench.world.list(bench.world.listed() + ADDED);
+            let service = bench.service(&[]);
+            let load = start(&service);
+            bench.until_run_after(last).await;
+            let latencies = load.end();
+            let (_, _, seconds, members) = bench.last_run().await;
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let rate = members as f64 / seconds;
+            (
+                latencies,
+                format!("{} in {seconds:.1} s, {rate:.0}/s", grouped(members)),
+            )
+        }
+        _ => {
+            let service = bench.service(&[("RECONCILE_INTERVAL_SECS", "1")]);
+            bench.until_run_after(last).await;
+            let load = start(&service);
+            tokio::time::sleep(LONG).await;
+            let latencies = load.end();
+            let (after, _, seconds, _) = bench.last_run().await;
+            (
+                latencies,
+                format!("{}, the last of {seconds:.1} s", after - runs - 1),
+            )
+        }
+    }
+}
+
+fn columns(latencies: &Latencies) -> String {
+    let [p50, p99, p999] = [500, 990, 999].map(|permille| latencies.quantile(permille));
+    let max = latencies.quantile(1000);
+    format!("{p50:.2} | {p99:.1} | {p999:.1} | {max:.0}")
+}
+
+fn print_head() {
+    println!(
+        "| comparison | seconds | members/s | groups/s | calls | transactions | WAL | CPU of it | of \
+         Postgres | of OpenIM's stand-in | most memory |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+}
+
+impl Ran {
+    fn print(&self, name: &str) {
+        let count = |name: &str| self.result[name].as_f64().unwrap();
+        let [command, postgres, openim] = self.cpu;
+        println!(
+            "| {name} | {:.1} | {} | {} | {} | {} | {:.0} MiB | {command:.1} s | {postgres:.1} s | \
+             {openim:.1} s | {} MiB |",
+            self.seconds,
+            rate(count("membersCompared"), self.seconds),
+            rate(count("groupsSeen"), self.seconds),
+            grouped(self.calls.values().sum()),
+            grouped(self.transactions.cast_unsigned()),
+            self.wal_mib,
+            self.peak_mib,
+        );
+    }
+
+    fn assert_no_repairs(&self) {
+        let repairs = self.result["repairs"].as_object().unwrap();
+        assert!(repairs.values().all(|count| count == 0), "{}", self.result);
+    }
+
+    fn calls(&self) -> String {
+        let calls = self.calls.iter();
+        let calls = calls.map(|(path, count)| format!("{} {path}", grouped(*count)));
+        calls.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn rate(count: f64, seconds: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "for people"
+    )]
+    grouped((count / seconds).round() as u64)
+}
+
+/// With commas.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The memory of a comparison of a million groups. Reading them all would take long, and the mirror
+/// is filled by SQL but for those that the first comparison reads.
+async fn million() {
+    let sizes = (0..MILLION).map(|group| if group % 2 == 0 { 1 } else { 2 });
+    let bench = Bench::start(sizes.collect(), MILLION).await;
+    println!("# Comparing a million groups with OpenIM\n");
+    println!(
+        "{} groups of one or two members; {} of them are in the mirror before the first comparison.\n",
+        grouped(MILLION as u64),
+        grouped((MILLION - READ) as u64),
+    );
+    eprint("filling the mirror");
+    fill(&bench, MILLION - READ).await;
+    print_head();
+    eprint("a first comparison");
+    let first = bench.reconcile(&[]).await;
+    assert_eq!(first.result["groupsCompared"], READ, "{}", first.result);
+    first.print(&format!("{} groups are missing", grouped(READ as u64)));
+    let digest = bench.digest().await;
+    eprint("nothing has changed");
+    let ran = bench.reconcile(&[]).await;
+    ran.assert_no_repairs();
+    ran.print("nothing has changed");
+    assert!(bench.digest().await == digest, "rows were written");
+}
+
+/// What a comparison of the first so many groups would have written.
+async fn fill(bench: &Bench, groups: usize) {
+    let last = groups - 1;
+    let id = |group: &str| format!("({FIRST_GROUP} + {group})::text");
+    let user = |group: &str, member: &str| {
+        format!("({FIRST_USER} + ({group}::bigint * {STRIDE} + {member}) % {USERS})::text")
+    };
+    let (group, owner, member) = (id("g"), user("g", "0"), user("g", "m"));
+    let made = format!("to_timestamp(({START_MILLIS} / 1000)::bigint + g)");
+    let statements = [
+        format!(
+            "insert into groups (group_id, name, notification, introduction, face_url, owner_user_id,
+                    ex, status, group_type, need_verification, look_member_info, apply_member_friend,
+                    created_in_openim_at, created_at, updated_at)
+             select {group}, 'Group ' || {group}, '', '',
+                    'https://example.com/groups/' || {group} || '.png', {owner}, '', 0, 2, 0, 0, 0,
+                    {made}, now(), now()
+               from generate_series(0, {last}) g"
+        ),
+        format!(
+            "insert into group_members (group_id, user_id, nickname, face_url, role_level, ex,
+                    created_at, updated_at, joined_at, display_nickname, display_face_url,
+                    join_source, inviter_user_id, operator_user_id)
+             select {group}, {member}, null, null, case m when 0 then 100 else 20 end, '', now(), now(),
+                    {made} + m * interval '1 millisecond', 'Member ' || {member},
+                    'https://example.com/users/' || {member} || '.png', 2, {owner}, {owner}
+               from generate_series(0, {last}) g, generate_series(0, g % 2) m"
+        ),
+        format!(
+            "insert into group_checks (group_id, version, version_id, compared_at)
+             select {group}, 1, lpad(to_hex(g), 24, '0'), now()
+               from generate_series(0, {last}) g"
+        ),
+        "analyze".to_owned(),
+    ];
+    for statement in statements {
+        bench.db.execute(&statement).await;
+    }
+}
