@@ -2,7 +2,9 @@
 
 mod announce;
 mod commands;
+mod comparing;
 mod database;
+mod progress;
 mod reconcile;
 mod rejected;
 mod spool;
@@ -21,8 +23,8 @@ use crate::local_postgres;
 use crate::openim;
 use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
+use comparing::Comparing;
 use database::Private;
-use reconcile::Comparing;
 
 pub use commands::{healthcheck, migrate, openim_config};
 pub use reconcile::reconcile;

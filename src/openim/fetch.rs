@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{Client, Error};
+use super::client::Client;
+use super::error::Error;
 use super::wire::{Delta, Group, Member};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, HeldMember, UserId, Version};
 

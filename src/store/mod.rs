@@ -41,7 +41,7 @@ pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
 };
 pub use reconcile::{
-    ComparedMember, Finished, KnownGroup, Run, RunResult, TOO_MANY_REMOVALS, Turn, TurnOf, Wanted,
+    ComparedMember, Finished, KnownGroup, Run, RunCounts, TOO_MANY_REMOVALS, Turn, TurnOf, Wanted,
     WantedByReason,
 };
 pub use rejected::RejectedSummary;

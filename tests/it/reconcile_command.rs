@@ -92,8 +92,8 @@ async fn it_fills_an_empty_mirror_and_says_what_it_did() {
     );
     let again = stage.reconcile(&[]);
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    let expected = "groups    2 seen, 0 compared, 0 changed, 0 left as they are\n\
-                    members   0 compared, 0 added, 0 removed, 0 changed, 0 with details filled in\n";
+    let expected = "groups: 2 seen, 0 compared, 0 changed, 0 left as they are; \
+                    members: 0 compared, 0 added, 0 removed, 0 changed, 0 with details filled in\n";
     assert!(again.stdout.starts_with(expected), "{}", again.stdout);
     let full = stage.reconcile(&["--full", "--json"]);
     assert_eq!(lines(&full)[0]["groupsCompared"], 2);
@@ -350,5 +350,5 @@ async fn on_a_terminal_there_is_a_bar() {
     held.release();
     output.read_to_string(&mut text).unwrap();
     assert!(script.wait().unwrap().success(), "{text}");
-    assert!(text.contains("members   2 compared, 2 added"), "{text}");
+    assert!(text.contains("members: 2 compared, 2 added"), "{text}");
 }

@@ -12,6 +12,7 @@ mod cycle;
 mod dry_run;
 mod removals;
 mod tally;
+mod walk;
 mod wanted;
 
 use std::collections::HashSet;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::domain::{GroupId, Kind};
-use crate::store::RunResult;
+use crate::store::RunCounts;
 
 /// Groups that are named; of more, there is only the number.
 const MOST_NAMED: usize = 100;
@@ -76,10 +76,9 @@ impl Tally {
     }
 
     /// All counts.
-    pub fn result(&self) -> RunResult {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        RunResult {
-            stopped_by: None,
+    pub fn counts(&self) -> RunCounts {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed).cast_signed();
+        RunCounts {
             groups_seen: get(&self.seen),
             groups_compared: get(&self.compared),
             groups_left: get(&self.left),

@@ -8,7 +8,7 @@ mod turn;
 
 pub use checks::{Finished, Wanted, WantedByReason};
 pub use compared::{ComparedMember, KnownGroup};
-pub use runs::{Run, RunResult, TOO_MANY_REMOVALS};
+pub use runs::{Run, RunCounts, TOO_MANY_REMOVALS};
 pub use turn::{Turn, TurnOf};
 
 /// Every statement of these files, by name.

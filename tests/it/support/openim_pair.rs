@@ -11,7 +11,7 @@ use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::openim::{
     Access, Client, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
 };
-use openim_group_mirror::store::{RunResult, Store};
+use openim_group_mirror::store::{RunCounts, Store};
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -143,16 +143,16 @@ impl Pair {
     }
 
     /// One comparison of all groups.
-    pub async fn cycle(&self) -> RunResult {
+    pub async fn cycle(&self) -> RunCounts {
         self.compare(&[], Mode::default()).await.unwrap()
     }
 
-    pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunResult, Error> {
+    pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunCounts, Error> {
         let groups: Vec<GroupId> = groups.iter().map(|group| id(group)).collect();
         let tally = Tally::default();
         let never = CancellationToken::new();
         let compared = self.reconciler.compare(&groups, mode, &tally, &never).await;
-        compared.map(|()| tally.result())
+        compared.map(|()| tally.counts())
     }
 
     /// What a dry run tells.

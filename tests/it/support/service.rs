@@ -128,6 +128,7 @@ impl Service {
     /// As [`Service::to_end`], within another bound; `look` is called with its pid now and then
     /// meanwhile.
     #[track_caller]
+    #[allow(dead_code, reason = "benches ask for it")]
     pub fn to_end_within(
         bound: Duration,
         arguments: &[&str],
