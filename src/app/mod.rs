@@ -99,15 +99,18 @@ pub enum Error {
     /// Nothing by that number, or something went wrong with some of them; the text says what.
     #[error("{0}")]
     Rejected(String),
-    /// There is nothing to compare the mirror with.
-    #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
-    NoOpenIm,
     /// OpenIM's API cannot be used.
     #[error(transparent)]
     OpenIm(#[from] openim::ClientError),
     /// The mirror was not compared with OpenIM to the end.
     #[error("not compared to the end: {0}")]
     Reconcile(#[from] openim::Error),
+    /// There is nothing to compare the mirror with.
+    #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
+    NoOpenIm,
+    /// So many groups could not be compared, or wait for somebody to decide.
+    #[error("groups that were left as they are: {0}")]
+    Left(i64),
     /// A dry run has found so many values that are not as in OpenIM.
     #[error("values that are not as in OpenIM: {0}")]
     Drift(u64),

@@ -81,12 +81,14 @@ pub(super) fn print_result(
 /// How far it is, for people.
 pub(super) struct Progress<W> {
     notes: W,
-    /// Absent where there is no terminal.
+    /// Absent where there is no terminal; drawn on standard error.
     bar: Option<ProgressBar>,
+    /// What rows are that are not as in OpenIM.
+    differing: &'static str,
 }
 
 impl<W: Write> Progress<W> {
-    pub(super) fn new(notes: W, is_terminal: bool) -> Self {
+    pub(super) fn new(notes: W, is_terminal: bool, is_dry: bool) -> Self {
         let bar = is_terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
             let style = "{bar:30} {pos}/{len} groups, {msg}, {eta} left";
@@ -96,7 +98,15 @@ impl<W: Write> Progress<W> {
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             )
         });
-        Self { notes, bar }
+        let differing = match is_dry {
+            true => "differ",
+            false => "repaired",
+        };
+        Self {
+            notes,
+            bar,
+            differing,
+        }
     }
 
     pub(super) fn pause(&self) -> Duration {
@@ -106,19 +116,21 @@ impl<W: Write> Progress<W> {
     pub(super) fn show(&mut self, tally: &Tally) {
         let counts = tally.counts();
         let (members, seen) = (counts.members_compared, counts.groups_seen.unsigned_abs());
-        let repairs = counts.repairs();
+        let (rows, differing) = (counts.repairs(), self.differing);
         let groups = tally.groups().max(seen);
         match &self.bar {
             Some(bar) => {
                 bar.set_length(groups);
                 bar.set_position(seen);
-                bar.set_message(format!("{members} members compared, {repairs} repairs"));
+                bar.set_message(format!(
+                    "{members} members compared, {rows} rows {differing}"
+                ));
             }
             None => {
                 // Notes that nobody reads are no reason to end.
                 let _ = writeln!(
                     self.notes,
-                    "{seen}/{groups} groups, {members} members compared, {repairs} repairs"
+                    "{seen}/{groups} groups, {members} members compared, {rows} rows {differing}"
                 );
             }
         }

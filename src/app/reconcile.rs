@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::database::{self, Private};
@@ -21,7 +21,8 @@ const TURN_PAUSE: Duration = Duration::from_millis(500);
 /// where that is a terminal.
 ///
 /// # Errors
-/// [`Error::Drift`] where a dry run finds a difference, and see [`Error`].
+/// [`Error::Drift`] where a dry run finds a difference, [`Error::Left`] where groups were not compared,
+/// and see [`Error`].
 pub async fn reconcile(
     config: &Config,
     asked: Reconcile,
@@ -30,10 +31,9 @@ pub async fn reconcile(
     is_terminal: bool,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let Some(access) = config.openim.clone() else {
-        return Err(Error::NoOpenIm); // cannot be: the settings were read for this command
-    };
     let metrics = Metrics::new()?;
+    // It is there: the settings were read for this command.
+    let access = config.openim.clone().ok_or(Error::NoOpenIm)?;
     let client = Client::new(access, metrics.clone())?;
     let (database, server) = database::find(config, Private::Shared).await?;
     let store = database.open().await?;
@@ -66,7 +66,7 @@ async fn compare(
         accept_removals: asked.accept_removals,
     };
     let closing = CancellationToken::new();
-    let mut progress = Progress::new(notes, is_terminal);
+    let mut progress = Progress::new(notes, is_terminal, asked.dry_run);
     let (mut found, mut printed) = (0_u64, Ok(()));
     let mut tell = |drift: DriftOf| {
         found += 1;
@@ -77,7 +77,7 @@ async fn compare(
     let work = async {
         if asked.dry_run {
             let groups = &asked.groups;
-            return reconciler.drift(groups, mode, &tally, &mut tell).await;
+            return reconciler.drift(groups, &tally, &mut tell).await;
         }
         let mut is_told = false;
         loop {
@@ -90,7 +90,9 @@ async fn compare(
                         tracing::info!("another process compares just now; waiting for its end");
                     }
                     is_told = true;
-                    sleep(TURN_PAUSE).await;
+                    if timeout(TURN_PAUSE, closing.cancelled()).await.is_ok() {
+                        return Err(openim::Error::Stopped);
+                    }
                 }
                 done => return done,
             }
@@ -117,13 +119,13 @@ async fn compare(
     };
     progress.end(&tally);
     printed?;
-    if asked.dry_run {
-        done?;
-        return match found {
-            0 => Ok(()),
-            found => Err(Error::Drift(found)),
-        };
+    if !asked.dry_run {
+        print_result(&mut out, &tally, began.elapsed(), asked.json)?;
     }
-    print_result(&mut out, &tally, began.elapsed(), asked.json)?;
-    Ok(done?)
+    done?;
+    match (found, tally.counts().groups_left) {
+        (0, 0) => Ok(()),
+        (0, left) => Err(Error::Left(left)),
+        (found, _) => Err(Error::Drift(found)),
+    }
 }

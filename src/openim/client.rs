@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use super::Access;
 use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION, quoted};
 use super::wire::{Envelope, Token};
+use crate::config::Secret;
 use crate::telemetry::Metrics;
 
 /// How long a connection may take.
@@ -40,7 +41,7 @@ pub struct Client {
 /// administrator.
 #[derive(Clone, Debug, Default)]
 struct Minted {
-    token: Option<String>,
+    token: Option<Secret>,
     /// How often one was asked for.
     count: u64,
 }
@@ -109,11 +110,11 @@ impl Client {
         body: bytes::Bytes,
     ) -> Result<T, Error> {
         let minted = self.token(0).await?;
-        let token = minted.token.as_deref();
+        let token = minted.token.as_ref();
         match self.send(path, body.clone(), token).await {
             Err(error) if error.is_of_token() => {
                 let minted = self.token(minted.count).await?;
-                let sent = self.send(path, body, minted.token.as_deref()).await;
+                let sent = self.send(path, body, minted.token.as_ref()).await;
                 sent.map_err(|error| match error.code() {
                     Some(code) if error.is_of_token() => Error::Refused(code),
                     _ => error,
@@ -140,7 +141,7 @@ impl Client {
                         Some(code @ (ARGS | NO_PERMISSION)) => Error::Refused(code),
                         _ => error,
                     })?;
-            minted.token = Some(token.token);
+            minted.token = Some(token.token.into());
             minted.count += 1;
         }
         Ok(minted.clone())
@@ -150,7 +151,7 @@ impl Client {
         &self,
         path: &'static str,
         body: bytes::Bytes,
-        token: Option<&str>,
+        token: Option<&Secret>,
     ) -> Result<T, Error> {
         let sent = self.exchange(path, body, token).await;
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
@@ -162,7 +163,7 @@ impl Client {
         &self,
         path: &'static str,
         body: bytes::Bytes,
-        token: Option<&str>,
+        token: Option<&Secret>,
     ) -> Result<T, Error> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let mut request = self
@@ -176,7 +177,7 @@ impl Client {
             )
             .body(body);
         if let Some(token) = token {
-            request = request.header("token", token);
+            request = request.header("token", token.expose());
         }
         // Its text names the address, which may hold more than OpenIM's name.
         let transport = |error: reqwest::Error| Error::Transport(reason(&error.without_url()));

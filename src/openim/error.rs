@@ -25,8 +25,8 @@ pub enum Error {
     /// Not reached, or the connection ended, or it took too long.
     #[error("OpenIM cannot be reached: {0}")]
     Transport(String),
-    /// Something that is not OpenIM's envelope.
-    #[error("OPENIM_API_URL answered HTTP {0}, which OpenIM's API does not")]
+    /// Another HTTP status than 200, which OpenIM's API has for its own errors too.
+    #[error("OPENIM_API_URL answered with HTTP status {0}")]
     Status(u16),
     /// The API has no such path.
     #[error(
@@ -103,7 +103,9 @@ impl Error {
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::Transport(_) => "unreachable",
-            Self::OpenIm { .. } | Self::Refused(_) => "refused",
+            Self::Refused(_) => "keys",
+            Self::OpenIm { code, .. } if *code == NO_PERMISSION => "keys",
+            Self::OpenIm { .. } => "refused",
             Self::TooMany(_) => "too_many",
             _ => "unreadable",
         }

@@ -10,7 +10,7 @@ use prometheus::{
 };
 use time::OffsetDateTime;
 
-use crate::domain::Kind;
+use crate::domain::RepairKind;
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
@@ -20,7 +20,7 @@ const BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 ];
 
-/// Seconds; a mark waits for two, and for OpenIM.
+/// Seconds; a mark waits for RECONCILE_DELAY_MS, and for OpenIM.
 const CHECK_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
 /// The metrics of one running service.
@@ -232,14 +232,14 @@ impl Metrics {
             openim_calls: IntCounterVec::new(
                 Opts::new(
                     "openim_calls_total",
-                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, refused (OpenIM's own error), too_many or unreadable.",
+                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, keys (the administrator or the secret is not accepted), refused (another error of OpenIM's own), too_many (its rate limit) or unreadable.",
                 ),
                 &["path", "outcome"],
             )?,
             cycles: IntCounterVec::new(
                 Opts::new(
                     "reconcile_cycles_total",
-                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end.",
+                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end or left members whom OpenIM does not have.",
                 ),
                 &["outcome"],
             )?,
@@ -265,7 +265,7 @@ impl Metrics {
             check_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "reconcile_check_delay_seconds",
-                    "Time from the mark of a group to its repair.",
+                    "Time from the mark of a group to the end of its comparison.",
                 )
                 .buckets(CHECK_BUCKETS.to_vec()),
             )?,
@@ -423,7 +423,7 @@ impl Metrics {
     pub fn begin_comparing(&self, interval: Duration, failures: &[&str]) {
         let seconds = i64::try_from(interval.as_secs()).unwrap_or(i64::MAX);
         self.0.interval.set(seconds);
-        for kind in Kind::ALL {
+        for kind in RepairKind::ALL {
             self.0.repairs.with_label_values(&[kind.name()]);
         }
         for outcome in ["ok"].iter().chain(failures) {
@@ -454,7 +454,7 @@ impl Metrics {
     }
 
     /// Counts rows that were made as in OpenIM.
-    pub fn repaired(&self, kind: Kind, count: u64) {
+    pub fn repaired(&self, kind: RepairKind, count: u64) {
         let kind = kind.name();
         self.0.repairs.with_label_values(&[kind]).inc_by(count);
     }

@@ -86,7 +86,7 @@ async fn it_fills_an_empty_mirror_and_says_what_it_did() {
     assert!(
         filled
             .stderr
-            .contains("2/2 groups, 5 members compared, 7 repairs"),
+            .contains("2/2 groups, 5 members compared, 7 rows repaired"),
         "{}",
         filled.stderr
     );
@@ -203,7 +203,7 @@ async fn a_difference_that_is_seen_once_is_no_drift() {
 async fn what_cannot_be_done_is_told_with_another_exit_code() {
     let stage = Stage::new().await;
     let nothing = Service::to_end(&["reconcile"], &[("DATABASE_URL", &stage.db.url)]);
-    assert_eq!(nothing.code, Some(1));
+    assert_eq!(nothing.code, Some(2));
     let expected = "OPENIM_API_URL: expected the address of OpenIM's API";
     assert!(nothing.stderr.contains(expected), "{}", nothing.stderr);
     // Three settings that go together, for whatever is asked.
@@ -228,6 +228,8 @@ async fn what_cannot_be_done_is_told_with_another_exit_code() {
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
     assert!(wrong.stderr.contains("OPENIM_SECRET"), "{}", wrong.stderr);
     assert!(!wrong.stderr.contains("wrong"), "{}", wrong.stderr);
+    let no_database = with(&[("DATABASE_URL", "postgres://x@127.0.0.1:9/x")]);
+    assert_eq!(no_database.code, Some(2), "{}", no_database.stderr);
     // Nobody listens there.
     let away = with(&[("OPENIM_API_URL", "http://127.0.0.1:9")]);
     assert_eq!(away.code, Some(2), "{}", away.stderr);
@@ -245,6 +247,22 @@ async fn what_cannot_be_done_is_told_with_another_exit_code() {
         "{}",
         other.stderr
     );
+}
+
+/// "No difference" of what nobody could look at would be a lie.
+#[tokio::test]
+async fn groups_that_cannot_be_read_are_told() {
+    let stage = Stage::new().await;
+    stage.create("a", &["u1"]);
+    assert_eq!(stage.reconcile(&[]).code, Some(0));
+    let list = "get_group_member_list";
+    for arguments in [&["--dry-run"][..], &["--full"]] {
+        stage.server.fail_next(list, RestFault::ErrCode(1001), 1);
+        let left = stage.reconcile(arguments);
+        assert_eq!(left.code, Some(2), "{}", left.stderr);
+        let expected = "groups that were left as they are: 1\n";
+        assert!(left.stderr.ends_with(expected), "{}", left.stderr);
+    }
 }
 
 #[tokio::test]
@@ -337,7 +355,7 @@ async fn on_a_terminal_there_is_a_bar() {
     let mut output = script.stdout.take().unwrap();
     let drawn = tokio::task::spawn_blocking(move || {
         let (mut text, mut some) = (String::new(), [0; 4096]);
-        while !text.contains("1/1 groups, 0 members compared, 0 repairs") {
+        while !text.contains("1/1 groups, 0 members compared, 0 rows repaired") {
             let length = output.read(&mut some).unwrap();
             assert!(length > 0, "it ended: {text}");
             text += &String::from_utf8_lossy(&some[..length]);

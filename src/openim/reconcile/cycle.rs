@@ -2,37 +2,50 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::check::Pass;
+use super::pass::Pass;
 use super::removals::Removals;
+use super::walk::Between;
 use super::{Error, Inner, Mode, Tally};
-use crate::store::{TOO_MANY_REMOVALS, TurnOf};
+use crate::store::{Run, TOO_MANY_REMOVALS, Turn, TurnOf};
 
 /// How often a service looks whether something asks for a cycle before its time.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pause after a cycle that failed, at first.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// How soon whoever has no turn asks again.
+const TURN_PAUSE: Duration = Duration::from_secs(5);
 /// How long it may take to note how a cycle ended.
 const LAST_NOTE: Duration = Duration::from_secs(2);
+
+/// Whether a cycle is due before its time.
+#[derive(Clone, Copy, Debug)]
+enum Missed {
+    Nothing,
+    /// At the start, and after an outage, a cycle has to begin.
+    Now,
+    /// One that has begun after this moment, by the database's clock, will do, whoever did it.
+    Until(OffsetDateTime),
+}
 
 impl Inner {
     pub(super) async fn run_cycles(&self, closing: &CancellationToken) {
         let mut failures = 0;
-        // At the start, and after an outage.
-        let mut is_wanted = true;
+        // Something may have been missed until now.
+        let mut missed = Missed::Now;
         loop {
-            let turn = self.cycle_in_turn(is_wanted, closing);
-            let pause = match turn.await {
-                Ok(()) => {
+            let spooled = self.spooled();
+            let pause = match self.cycle_if_due(&mut missed, closing).await {
+                Ok(pause) => {
                     failures = 0;
-                    is_wanted = false;
-                    self.settings.interval
+                    missed = Missed::Nothing;
+                    pause
                 }
                 Err(Error::Stopped) => return,
-                // It is done already, only not by us.
-                Err(Error::NotOurTurn) => self.settings.interval,
+                Err(Error::NotOurTurn) => TURN_PAUSE.min(self.settings.interval),
                 Err(error) => {
                     let error = error.to_string();
                     tracing::warn!(error, "the mirror was not compared with OpenIM to the end");
@@ -41,46 +54,53 @@ impl Inner {
                     pause.min(self.settings.interval)
                 }
             };
-            // Where callbacks had to wait, others may have been lost.
-            let spooled = self.spooled();
             let end = Instant::now() + pause;
             while Instant::now() < end {
                 let left = end.saturating_duration_since(Instant::now());
                 if timeout(LOOK.min(left), closing.cancelled()).await.is_ok() {
                     return;
                 }
+                // Where callbacks had to wait, others may have been lost.
                 if self.spooled() != spooled && !self.is_spooling() {
-                    is_wanted = true;
+                    missed = Missed::Now;
                     break;
                 }
             }
         }
     }
 
-    /// A cycle, unless another process has just done one.
-    async fn cycle_in_turn(
+    /// A cycle, unless another process has done it; how long it is to the next.
+    async fn cycle_if_due(
         &self,
-        is_wanted: bool,
+        missed: &mut Missed,
         closing: &CancellationToken,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
-        if !is_wanted
-            && let (Some(last), _) = self.store.last_runs().await?
-            && last.stopped_by.is_none()
-            && self.store.clock().await? - last.started_at < self.settings.interval * 9 / 10
-        {
-            return Err(Error::NotOurTurn);
+        let now = self.store.clock().await?;
+        if matches!(missed, Missed::Now) {
+            *missed = Missed::Until(now);
+        }
+        let (last, _) = self.store.last_runs().await?;
+        let is_over = |run: &Run| run.stopped_by.is_none() || run.has_too_many_removals();
+        if let Some(last) = last.filter(is_over) {
+            let was_before = matches!(missed, Missed::Until(until) if last.started_at < *until);
+            let age = (now - last.started_at).try_into().unwrap_or_default();
+            let rest = self.settings.interval.saturating_sub(age);
+            if !was_before && !rest.is_zero() {
+                return Ok(rest);
+            }
         }
         let tally = Tally::default();
         let began = Instant::now();
-        let done = self.cycle(Mode::default(), &tally, closing).await;
-        if done.is_ok() {
-            let seconds = began.elapsed().as_secs_f64();
-            tracing::info!(seconds, "compared with OpenIM: {}", tally.counts());
-        }
-        done
+        self.cycle(Mode::default(), &tally, closing).await?;
+        let took = began.elapsed();
+        let seconds = took.as_secs_f64();
+        tracing::info!(seconds, "compared with OpenIM: {}", tally.counts());
+        // However long one takes, there is a pause.
+        let interval = self.settings.interval;
+        Ok(interval.saturating_sub(took).max(interval / 10))
     }
 
     /// Compares all groups, in our turn.
@@ -90,10 +110,10 @@ impl Inner {
         tally: &Tally,
         closing: &CancellationToken,
     ) -> Result<(), Error> {
-        let Some(turn) = self.store.take_turn(TurnOf::Cycle).await? else {
+        let Some(mut turn) = self.store.take_turn(TurnOf::Cycle).await? else {
             return Err(Error::NotOurTurn);
         };
-        let done = self.cycle_and_note(mode, tally, closing).await;
+        let done = self.cycle_and_note(mode, tally, &mut turn, closing).await;
         turn.end().await;
         done
     }
@@ -102,17 +122,19 @@ impl Inner {
         &self,
         mode: Mode,
         tally: &Tally,
+        turn: &mut Turn,
         closing: &CancellationToken,
     ) -> Result<(), Error> {
         let (last, _) = self.store.last_runs().await?;
         let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
-        let removals = Removals::new(mode.accept_removals, is_exceeded);
+        let removed = self.store.removed_since_last_end().await?;
+        let removals = Removals::new(mode.accept_removals, is_exceeded, removed);
         let run = self.store.begin_run(mode.is_full).await?;
-        let pass = Pass::new(&removals, tally, false);
+        let pass = Pass::new(&removals, tally, mode.is_full);
         let done = tokio::select! {
             biased;
             () = closing.cancelled() => Err(Error::Stopped),
-            done = self.through_all(mode.is_full, &pass, None) => done,
+            done = self.through_all(&pass, Between::Keep(turn)) => done,
         };
         let stopped_by = match &done {
             // Above all, for it is what the next one has to know.

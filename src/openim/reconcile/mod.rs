@@ -10,6 +10,7 @@ mod check;
 mod compare;
 mod cycle;
 mod dry_run;
+mod pass;
 mod removals;
 mod tally;
 mod walk;
@@ -29,7 +30,7 @@ use crate::domain::GroupId;
 use crate::ingest::{self, Ingest};
 use crate::store::{self, Store, TOO_MANY_REMOVALS};
 use crate::telemetry::Metrics;
-use check::Pass;
+use pass::Pass;
 use removals::Removals;
 
 pub use dry_run::DriftOf;
@@ -44,7 +45,7 @@ pub struct Settings {
     pub full_interval: Duration,
     /// From a mark to the look at its group.
     pub delay: Duration,
-    /// Groups that are read at a time, 1 at least.
+    /// Groups that are read at a time; 1 at least, or nothing is.
     pub concurrency: usize,
 }
 
@@ -94,7 +95,7 @@ pub enum Error {
         /// Of how many.
         members: u64,
     },
-    /// Another process does it.
+    /// Another process does it just now.
     #[error("another process compares the mirror with OpenIM just now")]
     NotOurTurn,
     /// Asked to.
@@ -156,7 +157,7 @@ impl Reconciler {
         } = parts;
         Self(Arc::new(Inner {
             fetch: Fetch::new(client),
-            reading: Semaphore::new(settings.concurrency.max(1)),
+            reading: Semaphore::new(settings.concurrency),
             writing: Semaphore::new((store.lanes() / 2).max(1)),
             store,
             ingest,
@@ -177,7 +178,8 @@ impl Reconciler {
         );
     }
 
-    /// Compares these groups or, where there are none, all; once.
+    /// Compares these groups or, where there are none, all; once. Only for all of them a turn is taken,
+    /// and the run noted.
     ///
     /// # Errors
     /// See [`Error`]; what was repaired until then is.
@@ -191,19 +193,15 @@ impl Reconciler {
         if groups.is_empty() {
             return self.0.cycle(mode, tally, closing).await;
         }
-        let removals = Removals::new(mode.accept_removals, false);
-        let pass = Pass::new(&removals, tally, false);
+        let removals = Removals::new(mode.accept_removals, false, 0);
+        let pass = Pass::new(&removals, tally, true);
         tally.expect(groups.len() as u64);
-        for group in groups {
-            let check = self.0.check(group, &pass);
-            tokio::select! {
-                biased;
-                () = closing.cancelled() => return Err(Error::Stopped),
-                checked = check => checked?,
-            };
-            tally.saw(1);
+        tally.saw(groups.len() as u64);
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => Err(Error::Stopped),
+            checked = self.0.check_all(groups.to_vec(), &pass) => checked,
         }
-        Ok(())
     }
 }
 

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::OnceCell;
-
 use super::Error;
 use crate::store::Store;
 
@@ -19,8 +17,8 @@ const OF_MIRROR: u64 = 10;
 #[derive(Debug, Default)]
 pub(super) struct Removals {
     removed: AtomicU64,
-    /// How many members there are.
-    members: OnceCell<u64>,
+    /// That there are so many members at least.
+    members: AtomicU64,
     /// There were too many, now or in the cycle before: until somebody accepts them, no member is
     /// removed any more.
     is_exceeded: AtomicBool,
@@ -38,8 +36,10 @@ pub(super) enum Allowed {
 }
 
 impl Removals {
-    pub(super) fn new(is_accepted: bool, is_exceeded: bool) -> Self {
+    /// `removed`: so many were already, by comparisons that did not come to their end.
+    pub(super) fn new(is_accepted: bool, is_exceeded: bool, removed: u64) -> Self {
         Self {
+            removed: AtomicU64::new(removed),
             is_exceeded: AtomicBool::new(is_exceeded && !is_accepted),
             is_accepted,
             ..Self::default()
@@ -76,9 +76,11 @@ impl Removals {
             return Ok(Allowed::No);
         }
         let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
-        if removed > FEW {
-            let count = || store.count_members();
-            let members = *self.members.get_or_try_init(count).await?;
+        let enough = removed * 100 / OF_MIRROR;
+        if removed > FEW && self.members.load(Ordering::Relaxed) < enough {
+            // Twice as many, so that it is not asked for each.
+            let members = store.count_members(enough * 2).await?;
+            self.members.fetch_max(members, Ordering::Relaxed);
             if is_too_much(removed, members, OF_MIRROR) {
                 self.is_exceeded.store(true, Ordering::Relaxed);
                 self.has_refused.store(true, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::domain::{GroupId, Kind};
+use crate::domain::{GroupId, RepairKind};
 use crate::store::RunCounts;
 
 /// Groups that are named; of more, there is only the number.
@@ -26,17 +26,17 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn of(&self, kind: Kind) -> &AtomicU64 {
+    fn of(&self, kind: RepairKind) -> &AtomicU64 {
         match kind {
-            Kind::MemberAdded => &self.added,
-            Kind::MemberRemoved => &self.removed,
-            Kind::MemberChanged => &self.changed,
-            Kind::DetailsChanged => &self.details,
-            Kind::GroupChanged => &self.profiles,
+            RepairKind::MemberAdded => &self.added,
+            RepairKind::MemberRemoved => &self.removed,
+            RepairKind::MemberChanged => &self.changed,
+            RepairKind::DetailsChanged => &self.details,
+            RepairKind::GroupChanged => &self.profiles,
         }
     }
 
-    pub(super) fn add(&self, kind: Kind, count: u64) {
+    pub(super) fn add(&self, kind: RepairKind, count: u64) {
         self.of(kind).fetch_add(count, Ordering::Relaxed);
     }
 

@@ -3,25 +3,23 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use time::OffsetDateTime;
 
 use super::super::calls::PAGE;
 use super::super::wire::Group;
-use super::check::{Outcome, Pass};
-use super::dry_run::Pending;
+use super::dry_run::DriftOf;
+use super::pass::Pass;
 use super::{Error, Inner};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, Version, group_verdict};
-use crate::store::KnownGroup;
+use crate::store::{KnownGroup, Turn};
 
 /// Groups that OpenIM is asked about in one call.
 const AT_ONCE: usize = 100;
 /// How often the list is read that changes faster than it can be read.
 const SCANS: usize = 3;
-/// Groups that were seen, by a hash: two that have the same are taken for one once in so many
-/// millions of years.
+/// Groups that were seen, by a hash. Two that have the same, of a million once in some hundred years,
+/// leave one of them out of one cycle.
 struct Seen {
     hashes: HashSet<u64>,
     hasher: RandomState,
@@ -48,60 +46,89 @@ impl Seen {
     }
 }
 
+/// What is done after some groups.
+pub(super) enum Between<'a> {
+    /// Looks whether it is still our turn.
+    Keep(&'a mut Turn),
+    /// Tells what differs, in a dry run.
+    Tell(&'a mut (dyn FnMut(DriftOf) + Send)),
+}
+
 impl Inner {
-    /// Goes through all groups. In a dry run what differs is held in `pending`.
+    /// Goes through all groups, and does what is to be done after some of them each time.
     pub(super) async fn through_all(
         &self,
-        is_full: bool,
         pass: &Pass<'_>,
-        mut pending: Option<&mut Pending<'_>>,
+        mut between: Between<'_>,
     ) -> Result<(), Error> {
-        if !pass.is_dry {
-            self.look_back().await?;
+        if !pass.is_dry() {
+            self.store.forget_versions().await?;
         }
-        let recent = match is_full {
-            true => Duration::ZERO,
-            false => self.settings.full_interval,
-        };
         let mut seen = Seen::new();
         for _ in 0..SCANS {
-            let total = self
-                .through_openim(&mut seen, recent, pass, pending.as_deref_mut())
-                .await?;
+            let total = self.through_openim(&mut seen, pass, &mut between).await?;
             // A group that was dismissed meanwhile has moved others to pages that were read.
             if seen.count() >= total {
                 break;
             }
         }
-        self.through_mirror(&seen, recent, is_full, pass, pending)
-            .await
-    }
-
-    /// Forgets versions that are of no use: those of this process, and once what an earlier one did
-    /// not come to.
-    async fn look_back(&self) -> Result<(), Error> {
-        self.store.forget_versions().await?;
-        if !self.has_looked_back.load(Ordering::Relaxed) {
-            let mut after = String::new();
-            while let Some(last) = self.store.forget_versions_of_heard(&after).await? {
-                after = last;
-            }
+        if !pass.is_dry() {
             self.has_looked_back.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        self.through_mirror(&seen, pass, &mut between).await
+    }
+
+    async fn between(&self, between: &mut Between<'_>, pass: &Pass<'_>) -> Result<(), Error> {
+        match between {
+            // Its connection may have broken, and another process have taken it.
+            Between::Keep(turn) => match turn.is_held().await {
+                true => Ok(()),
+                false => Err(Error::NotOurTurn),
+            },
+            Between::Tell(tell) => self.confirm(pass.take_drift(), *tell).await,
+        }
+    }
+
+    /// Of groups with a version, those whose version says what is stored. The others, which callbacks
+    /// have changed since before an earlier process came to note it, go to `read`.
+    async fn without_heard(
+        &self,
+        groups: &[(GroupId, Version)],
+        read: &mut Vec<GroupId>,
+    ) -> Result<Vec<(GroupId, Version)>, Error> {
+        if self.has_looked_back.load(Ordering::Relaxed) {
+            return Ok(groups.to_vec());
+        }
+        let ids: Vec<&GroupId> = groups.iter().map(|(group, _)| group).collect();
+        let heard = match self.store.forget_versions_of_heard(&ids).await {
+            Ok(heard) => heard,
+            // So large that reading OpenIM's is no more work.
+            Err(error) if error.is_of_time() => {
+                read.extend(ids.into_iter().cloned());
+                return Ok(vec![]);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let is_heard = |group: &GroupId| heard.iter().any(|id| id == group.as_str());
+        let (heard, others): (Vec<_>, Vec<_>) = groups
+            .iter()
+            .cloned()
+            .partition(|(group, _)| is_heard(group));
+        read.extend(heard.into_iter().map(|(group, _)| group));
+        Ok(others)
     }
 
     /// The groups that OpenIM lists, but for those that were seen; how many it says there are.
     async fn through_openim(
         &self,
         seen: &mut Seen,
-        recent: Duration,
         pass: &Pass<'_>,
-        mut pending: Option<&mut Pending<'_>>,
+        between: &mut Between<'_>,
     ) -> Result<u64, Error> {
         for page in 1.. {
             let asked_at = self.store.clock().await?;
             let answer = self.fetch.client.groups(page).await?;
+            pass.has_read();
             let total = answer.total;
             pass.tally.expect(total);
             let count = answer.groups.len();
@@ -119,8 +146,8 @@ impl Inner {
                     }
                 }
             }
-            self.through_page(groups, asked_at, recent, pass, pending.as_deref_mut())
-                .await?;
+            self.through_page(groups, asked_at, pass).await?;
+            self.between(between, pass).await?;
             if count < PAGE {
                 return Ok(total);
             }
@@ -134,12 +161,10 @@ impl Inner {
         &self,
         groups: Vec<(GroupId, Group)>,
         asked_at: OffsetDateTime,
-        recent: Duration,
         pass: &Pass<'_>,
-        pending: Option<&mut Pending<'_>>,
     ) -> Result<(), Error> {
         let ids: Vec<GroupId> = groups.iter().map(|(id, _)| id.clone()).collect();
-        let known = self.store.known_groups(&ids, recent).await?;
+        let known = self.store.known_groups(&ids).await?;
         let mut known: HashMap<GroupId, KnownGroup> = known
             .into_iter()
             .map(|known| (known.group_id.clone(), known))
@@ -148,8 +173,10 @@ impl Inner {
         for (id, group) in groups {
             let known = known.remove(&id);
             let held = group.held();
+            let is_recent = |read_at| asked_at - read_at < self.settings.full_interval;
             let is_as_stored = known.as_ref().is_some_and(|known| {
-                known.is_recent
+                !pass.is_full
+                    && known.read_at.is_some_and(is_recent)
                     && known.wanted_since.is_none()
                     && group_verdict(Some(&known.group), &held).is_none()
             });
@@ -159,21 +186,8 @@ impl Inner {
             }
         }
         pass.tally.saw(ids.len() as u64);
-        let updates = self.ask(ask, asked_at, pass, &mut read).await?;
-        let reads = stream::iter(read).map(|id| async move { self.check(&id, pass).await });
-        let mut reads = reads.buffer_unordered(self.settings.concurrency.max(1));
-        let mut pending = pending;
-        for outcome in updates {
-            keep(&mut pending, outcome);
-        }
-        while let Some(outcome) = reads.try_next().await? {
-            keep(&mut pending, outcome);
-        }
-        drop(reads);
-        match pending {
-            Some(pending) => pending.confirm(self, pass).await,
-            None => Ok(()),
-        }
+        self.ask(ask, pass, &mut read).await?;
+        self.check_all(read, pass).await
     }
 
     /// Asks which groups have changed since their versions, and takes what has. Those of which that
@@ -181,13 +195,12 @@ impl Inner {
     async fn ask(
         &self,
         groups: Vec<(GroupId, Version)>,
-        asked_at: OffsetDateTime,
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
-    ) -> Result<Vec<Outcome>, Error> {
-        let mut outcomes = Vec::new();
+    ) -> Result<(), Error> {
         for some in groups.chunks(AT_ONCE) {
-            let mut rest = some.to_vec();
+            let mut rest = self.without_heard(some, read).await?;
+            let asked_at = self.store.clock().await?;
             while !rest.is_empty() {
                 let answered = match self.fetch.client.changes_of(&rest).await {
                     Ok(answered) => answered,
@@ -195,10 +208,7 @@ impl Inner {
                     Err(error) if error.is_of_call() => Vec::new(),
                     Err(error) => return Err(error.into()),
                 };
-                if answered.is_empty() {
-                    // Dismissed just now, or unknown.
-                    read.extend(rest.drain(..).map(|(group, _)| group));
-                }
+                let before = rest.len();
                 for (group, delta) in answered {
                     let Some(place) = rest.iter().position(|(id, _)| *id == group) else {
                         continue;
@@ -207,13 +217,16 @@ impl Inner {
                     if delta.full {
                         read.push(group);
                     } else if !delta.is_at(&version) {
-                        let update = self.update(&group, &version, asked_at, delta, pass);
-                        outcomes.push(update.await?);
+                        self.update(&group, &version, asked_at, delta, pass).await?;
                     }
+                }
+                if rest.len() == before {
+                    // Dismissed just now, or unknown.
+                    read.extend(rest.drain(..).map(|(group, _)| group));
                 }
             }
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Those of these groups that OpenIM does not say to be dismissed just as the mirror does.
@@ -239,15 +252,13 @@ impl Inner {
     async fn through_mirror(
         &self,
         seen: &Seen,
-        recent: Duration,
-        is_full: bool,
         pass: &Pass<'_>,
-        mut pending: Option<&mut Pending<'_>>,
+        between: &mut Between<'_>,
     ) -> Result<(), Error> {
         let mut after = String::new();
         loop {
             let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
-            let page = self.store.groups_to_compare(&after, limit, recent).await?;
+            let page = self.store.groups_to_compare(&after, limit).await?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
@@ -255,7 +266,7 @@ impl Inner {
             // OpenIM lists no group that is dismissed, so one that it does not list may stay so.
             let is_asked = |known: &&KnownGroup| {
                 let is_settled = known.group.is_dismissed() && known.wanted_since.is_none();
-                !seen.has(known.group_id.as_str()) && (is_full || !is_settled)
+                !seen.has(known.group_id.as_str()) && (pass.is_full || !is_settled)
             };
             let asked: Vec<&KnownGroup> = page.iter().filter(is_asked).collect();
             pass.tally.saw(asked.len() as u64);
@@ -263,22 +274,8 @@ impl Inner {
             for some in asked.chunks(AT_ONCE) {
                 read.extend(self.unless_still_dismissed(some).await?);
             }
-            let reads = stream::iter(read).map(|id| async move { self.check(&id, pass).await });
-            let mut reads = reads.buffer_unordered(self.settings.concurrency.max(1));
-            while let Some(outcome) = reads.try_next().await? {
-                keep(&mut pending, outcome);
-            }
-            drop(reads);
-            if let Some(pending) = pending.as_deref_mut() {
-                pending.confirm(self, pass).await?;
-            }
+            self.check_all(read, pass).await?;
+            self.between(between, pass).await?;
         }
-    }
-}
-
-/// In a dry run, what differs.
-fn keep(pending: &mut Option<&mut Pending<'_>>, outcome: Outcome) {
-    if let (Some(pending), Outcome::Equal(drift)) = (pending, outcome) {
-        pending.add(drift);
     }
 }

@@ -2,13 +2,15 @@
 //! look, and what is under way between OpenIM and us has come.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::check::{Outcome, Pass};
+use super::check::Outcome;
+use super::pass::Pass;
 use super::removals::Removals;
 use super::{Error, Inner, Tally};
 use crate::domain::GroupId;
@@ -27,6 +29,9 @@ const TURN_PAUSE: Duration = Duration::from_secs(5);
 /// Pauses after OpenIM or the database did not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Longest wait for another look at a group whose mark stays.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// When a group whose mark has stayed is looked at again.
 #[derive(Clone, Copy, Debug)]
@@ -121,70 +126,62 @@ impl Inner {
             let Some(last) = page.last() else {
                 break;
             };
-            after.clone_from(&last.group_id);
+            last.as_str().clone_into(&mut after);
             self.begin_anew_after_a_cycle(removals).await?;
             let now = Instant::now();
-            let mut due = Vec::new();
-            for wanted in page {
-                let Ok(group) = GroupId::parse(wanted.group_id) else {
-                    continue; // cannot be: ids are stored as they were parsed
-                };
+            let mut due = HashMap::new();
+            for group in page {
                 match again.get(&group) {
                     Some(entry) if entry.at > now => {
                         still.insert(group, *entry);
                     }
-                    entry => due.push((group, entry.map_or(0, |entry| entry.failures))),
+                    entry => {
+                        due.insert(group, entry.map_or(0, |entry| entry.failures));
+                    }
                 }
             }
-            self.check_all(due, &removals.1, &mut still).await?;
+            let checked = self.check_due(due, &removals.1, &mut still).await;
+            if checked.is_err() {
+                again.extend(still);
+                return checked;
+            }
         }
         // Those whose marks are gone are gone from here too.
         *again = still;
         Ok(())
     }
 
-    async fn check_all(
+    async fn check_due(
         &self,
-        due: Vec<(GroupId, u32)>,
+        due: HashMap<GroupId, u32>,
         removals: &Removals,
         still: &mut HashMap<GroupId, Again>,
     ) -> Result<(), Error> {
         let tally = Tally::default();
-        let pass = Pass::new(removals, &tally, false);
-        let checks = due.into_iter().map(|(group, failures)| {
-            let pass = &pass;
-            async move {
-                let checked = self.check(&group, pass).await;
-                (group, failures, checked)
-            }
-        });
-        let mut checks = stream::iter(checks).buffer_unordered(self.settings.concurrency.max(1));
-        let mut failed = None;
-        while let Some((group, failures, checked)) = checks.next().await {
+        let pass = Pass::new(removals, &tally, true);
+        let groups = due.keys().cloned().collect();
+        let mut checks = pin!(self.check_each(groups, &pass));
+        while let Some((group, checked)) = checks.next().await {
+            let failures = due.get(&group).copied().unwrap_or(0);
             let failures = match checked {
-                Ok(Outcome::Equal(_)) => continue,
+                Ok(Outcome::Compared) => continue,
                 Ok(Outcome::Meanwhile | Outcome::Skipped) => 0,
                 Ok(Outcome::Left) => failures + 1,
-                // Those that are under way are of the same fate.
                 Err(error @ Error::TooManyRemovals { .. }) => {
                     tracing::error!("{error}");
                     self.store.note_too_many_removals().await?;
                     failures + 1
                 }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
+                // Those that are under way are of the same fate.
+                Err(error) => return Err(error),
             };
-            let pause = self.settings.delay * 2_u32.saturating_pow(failures.min(16));
-            let pause = pause.min(self.settings.interval.max(self.settings.delay));
-            let at = Instant::now() + pause;
+            // However short the delay, nobody is asked for the same again and again.
+            let pause = self.settings.delay.max(FIRST_PAUSE);
+            let pause = pause * 2_u32.saturating_pow(failures.min(16));
+            let at = Instant::now() + pause.min(LONGEST_WAIT);
             still.insert(group, Again { at, failures });
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// What checks remove is counted from one cycle to the next, of whichever process.
@@ -196,7 +193,7 @@ impl Inner {
         let id = last.as_ref().map(|last| last.id);
         if *since != id {
             let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
-            (*since, *removals) = (id, Removals::new(false, is_exceeded));
+            (*since, *removals) = (id, Removals::new(false, is_exceeded, 0));
         }
         Ok(())
     }

@@ -20,6 +20,12 @@ UPDATE reconcile_runs SET
     NOTE_TOO_MANY_REMOVALS = "
 UPDATE reconcile_runs SET stopped_by = $1
  WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
+    /// By runs that did not come to their end, one after the other.
+    REMOVED_SINCE = "
+SELECT COALESCE(sum(members_removed), 0)::bigint
+  FROM reconcile_runs
+ WHERE id > COALESCE((SELECT max(id) FROM reconcile_runs
+                       WHERE ended_at IS NOT NULL AND stopped_by IS NULL), 0)";
     FORGET_RUNS = "DELETE FROM reconcile_runs WHERE id <= $1 - 100";
     /// The last that ended, and the one that goes on, if it is the last of all.
     LAST_RUNS = "
@@ -149,6 +155,21 @@ impl Store {
         })
         .await?;
         Ok(())
+    }
+
+    /// How many members were removed since the last run that came to its end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn removed_since_last_end(&self) -> Result<u64, Error> {
+        let removed: i64 = self
+            .read(async |connection| {
+                sqlx::query_scalar(REMOVED_SINCE)
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        Ok(removed.unsigned_abs())
     }
 
     /// Notes that too many members were to be removed after the last run.

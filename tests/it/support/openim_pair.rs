@@ -42,11 +42,12 @@ pub fn access(server: &OpenImServer) -> Access {
 }
 
 /// Short times, so that nobody waits for long.
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     Settings {
         interval: Duration::from_secs(600),
         full_interval: Duration::from_secs(86400),
-        delay: Duration::from_millis(50),
+        // A mark may be a moment old when its group is compared.
+        delay: Duration::ZERO,
         concurrency: 4,
     }
 }
@@ -93,6 +94,22 @@ impl Pair {
         let ingest = Ingest::new(store.clone(), RETENTION, Some(spool));
         ingest.settled().await;
         Self::of(db, server, store, ingest, settings())
+    }
+
+    /// The same, with one who waits only so long for an answer.
+    pub async fn patient_for(mut self, timeout: Duration) -> Self {
+        let access = Access {
+            timeout,
+            ..access(&self.server)
+        };
+        let parts = Parts {
+            store: self.store.clone(),
+            ingest: self.ingest.clone(),
+            metrics: Metrics::new().unwrap(),
+        };
+        let client = Client::new(access, parts.metrics.clone()).unwrap();
+        self.reconciler = Reconciler::new(client, settings(), parts);
+        self
     }
 
     fn of(
@@ -160,10 +177,7 @@ impl Pair {
         let mut all = Vec::new();
         let tally = Tally::default();
         let mut tell = |drift| all.push(drift);
-        let looked = self
-            .reconciler
-            .drift(&[], Mode::default(), &tally, &mut tell)
-            .await;
+        let looked = self.reconciler.drift(&[], &tally, &mut tell).await;
         looked.unwrap();
         all
     }
