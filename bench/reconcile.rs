@@ -133,7 +133,7 @@ impl Bench {
         arguments.extend(flags);
         let (mut peak_mib, mut cpu_of_command) = (0, 0.0);
         let ended = tokio::task::block_in_place(|| {
-            Service::to_end_within(BOUND, &arguments, &variables, |pid| {
+            Service::spawn(&arguments, &variables).end_within(BOUND, |pid| {
                 // Of a process that has just ended there is nothing.
                 if let Some(peak) = peak_mib_of(pid) {
                     peak_mib = peak;
