@@ -108,14 +108,16 @@ impl Differences {
         if is_whole {
             let mut after = String::new();
             loop {
-                let page = store.members_to_compare(group, &after).await?;
-                let Some(last) = page.last() else {
-                    break;
-                };
-                after = last.user_id.as_str().to_owned();
+                let (page, is_last) = store.members_to_compare(group, &after).await?;
+                if let Some(last) = page.last() {
+                    last.user_id.as_str().clone_into(&mut after);
+                }
                 for row in page {
                     let held = members.remove(&row.user_id);
                     self.compare_member(row.user_id, Some(&row.member), held);
+                }
+                if is_last {
+                    break;
                 }
             }
         } else {

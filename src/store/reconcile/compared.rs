@@ -177,7 +177,7 @@ impl Store {
     }
 
     /// A page of a group's members after the user id `after` ("" for the first), those who left too,
-    /// in bytewise order of user id; empty after the last.
+    /// in bytewise order of user id, and whether it is the last.
     ///
     /// # Errors
     /// See [`Error`].
@@ -185,7 +185,7 @@ impl Store {
         &self,
         group: &GroupId,
         after: &str,
-    ) -> Result<Vec<ComparedMember>, Error> {
+    ) -> Result<(Vec<ComparedMember>, bool), Error> {
         let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
         let rows: Vec<StoredMember> = self
             .read(async |connection| {
@@ -197,7 +197,9 @@ impl Store {
                     .await
             })
             .await?;
-        Ok(rows.into_iter().map(ComparedMember::from).collect())
+        let is_last = rows.len() < PAGE;
+        let rows = rows.into_iter().map(ComparedMember::from);
+        Ok((rows.collect(), is_last))
     }
 
     /// Those of these users who have a row in a group, in any order.
