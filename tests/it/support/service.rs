@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::run::{run, wait_for};
 
 const START_BOUND: Duration = Duration::from_secs(60);
+const END_BOUND: Duration = Duration::from_secs(30);
 
 /// A started service, killed on drop. It is killed too when this process is killed: a watchdog
 /// waits for the end of our pipe.
@@ -112,44 +113,22 @@ impl Service {
     /// As [`Service::to_end`], in a folder.
     #[track_caller]
     pub fn to_end_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
-        let mut service = Self::spawn_in(folder, arguments, variables, None);
-        let mut stdout = service.child.stdout.take().unwrap();
+        let service = Self::spawn_in(folder, arguments, variables, None);
+        service.end_within(END_BOUND, |_| {})
+    }
+
+    /// Waits for its end; `look` is called with its pid now and then meanwhile.
+    #[track_caller]
+    pub fn end_within(mut self, bound: Duration, mut look: impl FnMut(u32)) -> Ended {
+        let mut stdout = self.child.stdout.take().unwrap();
         // What it prints fits the pipe.
-        let code = service.ended().code();
+        let code = self.ended_within(bound, &mut look).code();
         let mut printed = String::new();
         stdout.read_to_string(&mut printed).unwrap();
         Ended {
             code,
             stdout: printed,
-            stderr: service.log(),
-        }
-    }
-
-    /// As [`Service::to_end`], within another bound; `look` is called with its pid now and then
-    /// meanwhile.
-    #[track_caller]
-    #[allow(dead_code, reason = "benches ask for it")]
-    pub fn to_end_within(
-        bound: Duration,
-        arguments: &[&str],
-        variables: &[(&str, &str)],
-        mut look: impl FnMut(u32),
-    ) -> Ended {
-        let mut service = Self::spawn(arguments, variables);
-        let mut stdout = service.child.stdout.take().unwrap();
-        let pid = service.pid();
-        let mut status = None;
-        wait_for("the command ends", bound, || {
-            look(pid);
-            status = service.child.try_wait().unwrap();
-            status.is_some()
-        });
-        let mut printed = String::new();
-        stdout.read_to_string(&mut printed).unwrap();
-        Ended {
-            code: status.and_then(|status| status.code()),
-            stdout: printed,
-            stderr: service.log(),
+            stderr: self.log(),
         }
     }
 
@@ -223,8 +202,14 @@ impl Service {
     /// Waits for the process to end by itself.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
+        self.ended_within(END_BOUND, &mut |_| {})
+    }
+
+    #[track_caller]
+    fn ended_within(&mut self, bound: Duration, look: &mut impl FnMut(u32)) -> ExitStatus {
         let mut status = None;
-        wait_for("the service ends", Duration::from_secs(30), || {
+        wait_for("the service ends", bound, || {
+            look(self.pid());
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
