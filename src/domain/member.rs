@@ -27,7 +27,7 @@ pub struct MemberPatch {
     pub ex: Option<Text>,
 }
 
-/// What is known of a member, current or gone; `None` is what OpenIM has never told.
+/// What is known of a member, current or gone; `None` is what is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "those of MemberPatch")]
 pub struct Member {

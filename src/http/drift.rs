@@ -48,8 +48,8 @@ struct Comparison {
     ended_at: Option<OffsetDateTime>,
     /// Whether each group was read as a whole, not only those that had changed.
     is_full: bool,
-    /// Why it did not come to its end: openim_unavailable, database_unavailable, spooling,
-    /// too_many_removals or stopped; null where it did.
+    /// Why it did not come to its end (openim_unavailable, database_unavailable, spooling, stopped) or
+    /// did not repair all (too_many_removals); null where it did.
     #[oai(nullable)]
     stopped_by: Option<String>,
     /// Groups that it went through.
@@ -176,8 +176,8 @@ impl Example for Drift {
 impl Drifts {
     /// Is the mirror as in OpenIM?
     ///
-    /// What the last comparison with OpenIM has found and repaired, and which groups want a check and
-    /// why. Reads of the mirror say nothing of that: they answer what is known.
+    /// What the last comparison with OpenIM has found and repaired, and how many groups want a check
+    /// and why. Reads of the mirror say nothing of that: they answer what is known.
     #[oai(path = "/drift", method = "get", operation_id = "drift")]
     async fn drift(&self, _key: ReadKey) -> Result<Written<Drift>, ReadFailure> {
         let (last, current) = self.store.last_runs().await?;

@@ -35,7 +35,7 @@ pub(super) struct Member {
     #[serde(rename = "userID")]
     user_id: String,
     /// Name in this group, as last told; empty: OpenIM shows the name of the user's profile; null:
-    /// never told.
+    /// not known.
     #[oai(nullable)]
     nick_name: Option<String>,
     /// What OpenIM shows: the name in this group or, where that is empty, that of the user's profile;
@@ -44,7 +44,7 @@ pub(super) struct Member {
     #[oai(nullable)]
     display_name: Option<String>,
     /// Avatar in this group, as last told; empty: OpenIM shows the avatar of the user's profile; null:
-    /// never told.
+    /// not known.
     #[oai(rename = "faceURL", nullable)]
     #[serde(rename = "faceURL")]
     face_url: Option<String>,
