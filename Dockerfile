@@ -1,6 +1,6 @@
 # Dependencies are built in a layer of their own, which stays as long as Cargo.lock does. The final
-# image has the program and the C library, no shell and no package manager, and a user without
-# rights.
+# image has the program, the C library and the certificates that an OPENIM_API_URL of https needs, no
+# shell and no package manager, and a user without rights.
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./

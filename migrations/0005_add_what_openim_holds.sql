@@ -17,15 +17,19 @@ ALTER TABLE group_members
 -- finds no difference writes to neither of the others.
 CREATE TABLE group_checks (
     group_id    text COLLATE "C" NOT NULL PRIMARY KEY,
-    -- OpenIM's counter of changes of this group's members, which the group had when it was found
-    -- equal or was made so: an unsigned number, here with the same bits. NULL: the next comparison
+    -- OpenIM's version of the group when it was found equal or was made so: an unsigned number,
+    -- here with the same bits. NULL: the next comparison
     -- has to read the whole group.
     version     bigint,
-    -- Which counter that is.
+    -- Of which count of versions.
     version_id  text COLLATE "C",
     -- This database's time before OpenIM was asked, of the comparison that began last. One that began
     -- before it changes nothing any more.
-    compared_at timestamptz NOT NULL
+    compared_at timestamptz NOT NULL,
+    -- The same of the last one for which the whole group was read, not only what had changed.
+    read_at     timestamptz NOT NULL,
+    -- Whether a callback about the group was written since then.
+    is_touched  boolean NOT NULL DEFAULT false
 )
 WITH (fillfactor = 85);
 
@@ -37,7 +41,7 @@ CREATE TABLE reconcile_runs (
     ended_at          timestamptz,
     -- Whether each group was read as a whole.
     is_full           boolean NOT NULL,
-    -- Why it did not come to its end; NULL where it did.
+    -- Why it did not come to its end, or why members whom OpenIM does not have were left; NULL: neither.
     stopped_by        text,
     groups_seen       bigint NOT NULL DEFAULT 0,
     groups_compared   bigint NOT NULL DEFAULT 0,

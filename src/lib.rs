@@ -1,25 +1,35 @@
-//! A Postgres mirror of OpenIM group membership, fed by OpenIM's callbacks and served over REST.
+//! A Postgres mirror of OpenIM group membership, fed by OpenIM's callbacks, held against OpenIM's API
+//! and served over REST.
 //!
 //! ```text
-//!  OpenIM ──POST──▶ http ── domain ──▶ ingest ──▶ store (write) ──▶ Postgres
-//!                     ▲  lanes ▸ (spool) ▸ fold, apply │
-//!  backend ──GET──────┴──────── store (read) ◀──────┘
+//!  OpenIM ──POST──▶ http ───┐
+//!                           ├─ domain ──▶ ingest ──▶ store (write) ──▶ Postgres
+//!  OpenIM ◀──REST── openim ─┘    lanes ▸ (spool) ▸ fold, apply            │
+//!                     ▲                                                   │
+//!                     ├──────────────── store (read) ◀────────────────────┘
+//!                     ▼
+//!  backend ──GET──▶ http
 //! ```
 //!
-//! One door (`http`), one queue (`ingest`), one wall (`store`). What a callback says is born as a
-//! `domain::Change` at the door and only moves right; nothing knows what stands to its left. A lane
-//! writes what waits: patches of members who are there as one statement, in which those of one member
-//! are folded into one; everything else by `domain::apply`, which says what a change does to the rows
-//! of its group, and whether the group is to be checked against OpenIM. What cannot be written, for
-//! the database is away, goes to the spool on disk, and from there to the store when it is back.
+//! Two doors (`http`, which OpenIM and the backends call, and `openim`, which calls OpenIM), one queue
+//! (`ingest`), one wall (`store`). What a callback says is born as a `domain::Change` at its door, what
+//! a comparison with OpenIM finds as a `domain::Repair` at the other; both only move right, and nothing
+//! knows what stands to its left. A lane writes what waits: patches of members who are there as one
+//! statement, in which those of one member are folded into one; everything else by `domain::apply`,
+//! which says what a change does to the rows of its group, and whether the group is to be checked
+//! against OpenIM, as `openim` then does. What cannot be written, for the database is away, goes to the
+//! spool on disk, and from there to the store when it is back.
 //!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
 //! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
 //! server that is used where no other is named.
 //!
-//! Imports point at `domain`, which imports nobody. `http` reads from `store` and submits to
-//! `ingest`. Only `http` names poem, only `store` names sqlx, only `config` reads the environment,
-//! only `telemetry` names the metrics library, only `ingest::spool` SQLite; `tests/it/boundaries.rs` holds the code to that.
+//! Imports point at `domain`, which imports nobody. `http` and `openim` read from `store` and submit
+//! to `ingest`, and do not know each other; `openim` also notes in `store` what it has compared. Only
+//! `http` names poem, only `openim` and the healthcheck in `app` reqwest, only `openim` rustls, only
+//! `store` sqlx, only `ingest::spool` SQLite, only `telemetry` the metrics library, only `app` what
+//! draws progress, and only `config` reads the environment; `tests/it/boundaries.rs` holds the code to
+//! that.
 
 pub mod app;
 pub mod config;

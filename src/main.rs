@@ -12,24 +12,44 @@ use tokio::signal::unix::{self, SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Standard error may be gone; the exit code is still told.
-            let _ = writeln!(std::io::stderr(), "openim-group-mirror: {error}");
-            match error.downcast_ref() {
-                // One that is found is told from one that could not be looked for.
-                Some(app::Error::Reconcile(_) | app::Error::OpenIm(_)) => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
-            }
+/// Why the program ends, and with which exit code.
+struct Failure {
+    code: u8,
+    error: Box<dyn std::error::Error>,
+}
+
+impl<E: Into<Box<dyn std::error::Error>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            code: 1,
+            error: error.into(),
         }
     }
 }
 
-fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let unknown = config::load_dotenv()?;
-    let (command, config) = config::read(std::env::args_os())?;
+/// As for arguments that cannot be used, which clap ends with.
+const NOT_DONE: u8 = 2;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, error }) => {
+            // Standard error may be gone; the exit code is still told.
+            let _ = writeln!(std::io::stderr(), "openim-group-mirror: {error}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let settings = config::load_dotenv().and_then(|unknown| {
+        let (command, config) = config::read(std::env::args_os())?;
+        Ok((unknown, command, config))
+    });
+    let (unknown, command, config) = settings.map_err(|error| Failure {
+        code: NOT_DONE,
+        error: error.into(),
+    })?;
     telemetry::init(&config);
     if !unknown.is_empty() {
         tracing::warn!(
@@ -44,11 +64,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     result
 }
 
-fn execute(
-    command: Command,
-    config: &Config,
-    runtime: &Runtime,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), Failure> {
     let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
     match command {
         Command::Serve => {
@@ -59,7 +75,14 @@ fn execute(
             let shutdown = on_signal(runtime)?;
             let is_terminal = stderr.is_terminal();
             let reconcile = app::reconcile(config, asked, stdout, stderr, is_terminal, shutdown);
-            runtime.block_on(reconcile)?;
+            // A difference that was found is told from one that could not be looked for.
+            runtime.block_on(reconcile).map_err(|error| Failure {
+                code: match error {
+                    app::Error::Drift(_) => 1,
+                    _ => NOT_DONE,
+                },
+                error: error.into(),
+            })?;
         }
         Command::Migrate => runtime.block_on(app::migrate(config))?,
         Command::Openapi => writeln!(&stdout, "{}", http::openapi_json()?)?,

@@ -2,7 +2,9 @@
 
 mod announce;
 mod commands;
+mod comparing;
 mod database;
+mod progress;
 mod reconcile;
 mod rejected;
 mod spool;
@@ -21,8 +23,8 @@ use crate::local_postgres;
 use crate::openim;
 use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
+use comparing::Comparing;
 use database::Private;
-use reconcile::Comparing;
 
 pub use commands::{healthcheck, migrate, openim_config};
 pub use reconcile::reconcile;
@@ -97,15 +99,18 @@ pub enum Error {
     /// Nothing by that number, or something went wrong with some of them; the text says what.
     #[error("{0}")]
     Rejected(String),
-    /// There is nothing to compare the mirror with.
-    #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
-    NoOpenIm,
     /// OpenIM's API cannot be used.
     #[error(transparent)]
     OpenIm(#[from] openim::ClientError),
     /// The mirror was not compared with OpenIM to the end.
     #[error("not compared to the end: {0}")]
     Reconcile(#[from] openim::Error),
+    /// There is nothing to compare the mirror with.
+    #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
+    NoOpenIm,
+    /// So many groups could not be compared, or wait for somebody to decide.
+    #[error("groups that were left as they are: {0}")]
+    Left(i64),
     /// A dry run has found so many values that are not as in OpenIM.
     #[error("values that are not as in OpenIM: {0}")]
     Drift(u64),
@@ -157,6 +162,12 @@ pub async fn run(
         Some(addr) => Some(bind(addr, "METRICS_ADDR").await?),
         None => None,
     };
+    let metrics = Metrics::new()?;
+    // Before anything is started that would have to be stopped.
+    let client = match config.openim.clone() {
+        Some(access) => Some(openim::Client::new(access, metrics.clone())?),
+        None => None,
+    };
     let start = async {
         let spool = spool::open(config).await?;
         let (database, server) = database::find(config, Private::Own).await?;
@@ -178,8 +189,15 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let metrics = Metrics::new()?;
-    let comparing = Comparing::start(config, &store, &ingest, &metrics)?;
+    let comparing = Comparing::start(
+        client,
+        config.reconcile,
+        openim::Parts {
+            store: store.clone(),
+            ingest: ingest.clone(),
+            metrics: metrics.clone(),
+        },
+    );
     let parts = http::Parts {
         ingest,
         store,

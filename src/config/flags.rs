@@ -45,7 +45,8 @@ pub enum Command {
     /// Write what waits in the spool to the database, and end; not beside a running service
     Drain,
     /// Compare the mirror with OpenIM and repair what differs, and end; works beside a running
-    /// service. Exits with 1 where a dry run finds a difference, with 2 where it fails
+    /// service. Exits with 1 where a dry run finds a difference, with 2 where it fails or groups were
+    /// left as they are
     Reconcile(Reconcile),
     /// Look at callbacks whose body could not be understood, send them in again, or delete them
     #[command(subcommand)]
@@ -59,16 +60,17 @@ pub struct Reconcile {
     #[arg(long = "group", value_name = "ID", value_parser = group_id)]
     pub groups: Vec<GroupId>,
     /// Read every group as a whole, not only those that have changed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "groups")]
     pub full: bool,
-    /// Change nothing: print each value that differs, and still does after RECONCILE_DELAY_MS
+    /// Repair nothing: read every group, and print each value that differs and still does after
+    /// RECONCILE_DELAY_MS
     #[arg(long)]
     pub dry_run: bool,
     /// JSON, one object a line
     #[arg(long)]
     pub json: bool,
     /// Take members for gone however many they are, and groups that OpenIM does not know for dismissed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub accept_removals: bool,
 }
 
@@ -174,7 +176,8 @@ pub(super) struct Settings {
         default_value = "public"
     )]
     pub(super) database_schema: String,
-    /// Most connections to Postgres at a time, 2 to 1000; from 4 on two are for callbacks alone
+    /// Most connections to Postgres at a time, 2 to 1000; from 4 on two are for callbacks alone;
+    /// comparing with OpenIM takes one or two more
     #[arg(long, env, global = true, value_name = "N", default_value = "10")]
     pub(super) database_pool_size: String,
     /// Longest a read waits for Postgres, 100 to 60000
@@ -240,7 +243,7 @@ pub(super) struct Settings {
     /// has not moved are not read
     #[arg(long, env, global = true, value_name = "SECS", default_value = "600")]
     pub(super) reconcile_interval_secs: String,
-    /// After so long a group is read all the same, 1 to 31536000
+    /// After so long a group is read as a whole all the same, 1 to 31536000
     #[arg(long, env, global = true, value_name = "SECS", default_value = "86400")]
     pub(super) reconcile_full_interval_secs: String,
     /// From a callback that does not fit what is known to the look at its group, 0 to 600000

@@ -126,7 +126,7 @@ impl Errors {
     ) -> Option<openim::Access> {
         let (url, admin_user_id, secret) = (present(url), present(admin_user_id), present(secret));
         if let Some(Err(expected)) = url.as_deref().map(base_url) {
-            self.add("OPENIM_API_URL", expected);
+            self.add("OPENIM_API_URL", expected.trim_start_matches("expected "));
         }
         let names = ["OPENIM_API_URL", "OPENIM_ADMIN_USER_ID", "OPENIM_SECRET"];
         let given = [url.is_some(), admin_user_id.is_some(), secret.is_some()];
@@ -207,12 +207,19 @@ impl Settings {
             e.add("MAX_BODY_MEMORY", &expected);
         }
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
+        let has_openim = [
+            &self.openim_api_url,
+            &self.openim_admin_user_id,
+            &self.openim_secret,
+        ]
+        .iter()
+        .any(|setting| setting.as_ref().is_some_and(|text| !text.is_empty()));
         let openim = e.openim(
             self.openim_api_url,
             self.openim_admin_user_id,
             self.openim_secret,
         );
-        if matches!(command, Command::Reconcile(_)) && openim.is_none() {
+        if matches!(command, Command::Reconcile(_)) && !has_openim {
             let expected = "the address of OpenIM's API, such as http://openim:10002, with \
                             OPENIM_ADMIN_USER_ID and OPENIM_SECRET: there is nothing to compare with";
             e.add("OPENIM_API_URL", expected);

@@ -7,7 +7,7 @@ use super::repair::{HeldGroup, HeldMember};
 use super::{Group, Member, Text, UserId};
 
 /// A value that is not the same, by the name that the API has for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Drift {
     /// Such as `roleLevel`; `member` for whether somebody is one.
     pub field: &'static str,
@@ -19,7 +19,7 @@ pub struct Drift {
 
 /// What has to happen to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum RepairKind {
     /// A member whom the mirror did not have.
     MemberAdded,
     /// One whom OpenIM does not have.
@@ -33,7 +33,7 @@ pub enum Kind {
     GroupChanged,
 }
 
-impl Kind {
+impl RepairKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [
         Self::MemberAdded,
@@ -59,7 +59,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// What has to happen.
-    pub kind: Kind,
+    pub kind: RepairKind,
     /// What differs; empty where the difference is no drift.
     pub drift: Vec<Drift>,
 }
@@ -77,16 +77,16 @@ pub fn member_verdict(stored: Option<&Member>, held: Option<&HeldMember>) -> Opt
     };
     let (kind, drift) = match (known, held) {
         (None, None) => return None,
-        (None, Some(_)) => (Kind::MemberAdded, presence(known, held)),
-        (Some(_), None) => (Kind::MemberRemoved, presence(known, held)),
+        (None, Some(_)) => (RepairKind::MemberAdded, presence(known, held)),
+        (Some(_), None) => (RepairKind::MemberRemoved, presence(known, held)),
         (Some(member), Some(held)) => {
             let to_be = held.to_be(stored);
             if to_be == *member {
                 return None;
             }
             match drift_of_member(member, &to_be, held) {
-                none if none.is_empty() => (Kind::DetailsChanged, none),
-                drift => (Kind::MemberChanged, drift),
+                none if none.is_empty() => (RepairKind::DetailsChanged, none),
+                drift => (RepairKind::MemberChanged, drift),
             }
         }
     };
@@ -131,7 +131,7 @@ pub fn group_verdict(stored: Option<&Group>, held: &HeldGroup) -> Option<Verdict
         to_be.created_in_openim_at,
     );
     (!list.0.is_empty() || stored.is_none()).then_some(Verdict {
-        kind: Kind::GroupChanged,
+        kind: RepairKind::GroupChanged,
         drift: list.0,
     })
 }

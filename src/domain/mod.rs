@@ -12,7 +12,7 @@ mod repair;
 
 pub use apply::{GroupRows, LATE, apply};
 pub use change::{Change, Creation, Event, Users, first_members, to_micros};
-pub use compare::{Drift, Kind, Verdict, group_verdict, member_verdict};
+pub use compare::{Drift, RepairKind, Verdict, group_verdict, member_verdict};
 pub use fold::{Folded, FoldedPatch, fold};
 pub use group::{CheckReason, DISMISSED, Group, Profile};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};

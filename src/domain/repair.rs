@@ -66,6 +66,18 @@ impl Repair {
 }
 
 impl HeldMember {
+    /// About what it holds.
+    pub fn bytes(&self) -> usize {
+        let texts = [
+            &self.display_nickname,
+            &self.display_face_url,
+            &self.ex,
+            &self.inviter,
+            &self.operator,
+        ];
+        texts.iter().map(|text| text.as_str().len()).sum()
+    }
+
     /// What a row has to be; `stored` is what it was, if there was one.
     pub(super) fn to_be(&self, stored: Option<&Member>) -> Member {
         // Of somebody who has come anew nothing of what was before is left.

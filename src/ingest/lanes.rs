@@ -13,7 +13,7 @@ use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
 use super::spool::Spool;
-use crate::domain::{Change, Creation, Event, HeldMember, Profile, Text};
+use crate::domain::{Change, Creation, Event, Profile, Text};
 use crate::store::{self, Store, Writer};
 
 /// Changes that may wait or be written at a time; who brings more waits for a place.
@@ -201,17 +201,7 @@ fn bytes_of(change: &Change) -> usize {
         Event::SetProfile(profile) | Event::Create(Creation { profile, .. }) => of_profile(profile),
         Event::Repair(repair) => {
             let profile = repair.group.as_ref().map(|held| of_profile(&held.profile));
-            let of_member = |(_, held): &(_, HeldMember)| {
-                let texts = [
-                    &held.display_nickname,
-                    &held.display_face_url,
-                    &held.ex,
-                    &held.inviter,
-                    &held.operator,
-                ];
-                texts.iter().map(|text| text.as_str().len()).sum::<usize>()
-            };
-            let members: usize = repair.present.iter().map(of_member).sum();
+            let members: usize = repair.present.iter().map(|(_, held)| held.bytes()).sum();
             profile.unwrap_or(0) + members
         }
         _ => 0,

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::client::{Client, Error};
+use super::client::Client;
+use super::error::Error;
 use super::wire::{Delta, Deltas, Group, GroupInfos, Groups, Members};
 use crate::domain::{GroupId, Version};
 

@@ -14,115 +14,16 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::Access;
+use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION, quoted};
 use super::wire::{Envelope, Token};
+use crate::config::Secret;
 use crate::telemetry::Metrics;
 
-/// Largest answer, unpacked: OpenIM's own services hand each other 8 MiB at most, of which JSON makes
-/// a few times as much.
-const MAX_ANSWER: usize = 64 << 20;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest wait that OpenIM's rate limiter is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// How much of OpenIM's own words an error quotes, in characters.
-const QUOTED: usize = 200;
-
 const GET_TOKEN: &str = "/auth/get_admin_token";
-
-/// The arguments are wrong.
-const ARGS: i64 = 1001;
-/// Not allowed, or the secret is wrong.
-const NO_PERMISSION: i64 = 1002;
-/// Expired, invalid, malformed, not yet valid, unknown, kicked, not existing.
-const OF_TOKEN: std::ops::RangeInclusive<i64> = 1501..=1507;
-/// Of the services behind the API.
-const OF_BACKEND: std::ops::RangeInclusive<i64> = 90_000..=99_999;
-/// Something failed inside.
-const INTERNAL: i64 = 500;
-
-/// Why OpenIM did not answer a call as asked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Error {
-    /// Not reached, or the connection ended, or it took too long.
-    #[error("OpenIM cannot be reached: {0}")]
-    Transport(String),
-    /// Something that is not OpenIM's envelope.
-    #[error("OPENIM_API_URL answered HTTP {0}, which OpenIM's API does not")]
-    Status(u16),
-    /// The API has no such path.
-    #[error(
-        "OPENIM_API_URL has no {0}: expected the address of OpenIM's API, version 3.8.1 or newer"
-    )]
-    NotFound(&'static str),
-    /// HTTP 429.
-    #[error("OpenIM asks for fewer calls")]
-    TooMany(Duration),
-    /// Not JSON, or not of the form that OpenIM has.
-    #[error("OPENIM_API_URL answered {0} with something else than OpenIM's form")]
-    Garbled(&'static str),
-    /// More than any answer of OpenIM.
-    #[error("OPENIM_API_URL answered {0} with more than {MAX_ANSWER} bytes")]
-    TooLarge(&'static str),
-    /// OpenIM's own errors.
-    #[error("OpenIM answered {path} with error {code}: {message}")]
-    OpenIm {
-        /// What was called.
-        path: &'static str,
-        /// OpenIM's errCode.
-        code: i64,
-        /// Its errMsg and errDlt, cut.
-        message: String,
-    },
-    /// It does not take the key.
-    #[error("OpenIM does not accept OPENIM_ADMIN_USER_ID and OPENIM_SECRET: error {0}")]
-    Refused(i64),
-    /// The client cannot be made.
-    #[error("no HTTP client can be made: {0}")]
-    Setup(String),
-}
-
-impl Error {
-    /// Whether the same call may succeed in a moment.
-    fn is_transient(&self) -> bool {
-        match self {
-            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) => true,
-            Self::Status(status) => *status >= 500,
-            Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
-            Self::NotFound(_) | Self::TooLarge(_) | Self::Refused(_) | Self::Setup(_) => false,
-        }
-    }
-
-    /// Whether it is about one call alone; else there is nothing to be had from OpenIM now.
-    pub fn is_of_call(&self) -> bool {
-        match self {
-            Self::OpenIm { code, .. } => *code != NO_PERMISSION && !self.is_transient(),
-            Self::TooLarge(_) => true,
-            _ => false,
-        }
-    }
-
-    /// OpenIM's code, if it is one of its errors.
-    pub(super) fn code(&self) -> Option<i64> {
-        match self {
-            Self::OpenIm { code, .. } => Some(*code),
-            _ => None,
-        }
-    }
-
-    fn is_of_token(&self) -> bool {
-        self.code().is_some_and(|code| OF_TOKEN.contains(&code))
-    }
-
-    /// For a metric.
-    fn outcome(&self) -> &'static str {
-        match self {
-            Self::Transport(_) => "unreachable",
-            Self::OpenIm { .. } | Self::Refused(_) => "refused",
-            Self::TooMany(_) => "too_many",
-            _ => "unreadable",
-        }
-    }
-}
 
 /// OpenIM's REST API, as one of its administrators.
 #[derive(Debug)]
@@ -140,7 +41,7 @@ pub struct Client {
 /// administrator.
 #[derive(Clone, Debug, Default)]
 struct Minted {
-    token: Option<String>,
+    token: Option<Secret>,
     /// How often one was asked for.
     count: u64,
 }
@@ -155,16 +56,19 @@ impl Client {
     /// Makes no call yet.
     ///
     /// # Errors
-    /// [`Error::Setup`] where the system's certificates cannot be used.
+    /// [`Error::Setup`] where the URL is of https and the system has no certificates.
     pub fn new(access: Access, metrics: Metrics) -> Result<Self, Error> {
         choose_cryptography();
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .timeout(access.timeout)
             .redirect(Policy::none())
-            .no_proxy()
-            .build()
-            .map_err(|error| Error::Setup(error.to_string()))?;
+            .no_proxy();
+        if access.url.starts_with("http:") {
+            // Nothing is encrypted, so the system's certificates need not be there.
+            http = http.tls_certs_only([]);
+        }
+        let http = http.build().map_err(|error| Error::Setup(reason(&error)))?;
         Ok(Self {
             http,
             access,
@@ -206,11 +110,11 @@ impl Client {
         body: bytes::Bytes,
     ) -> Result<T, Error> {
         let minted = self.token(0).await?;
-        let token = minted.token.as_deref();
+        let token = minted.token.as_ref();
         match self.send(path, body.clone(), token).await {
             Err(error) if error.is_of_token() => {
                 let minted = self.token(minted.count).await?;
-                let sent = self.send(path, body, minted.token.as_deref()).await;
+                let sent = self.send(path, body, minted.token.as_ref()).await;
                 sent.map_err(|error| match error.code() {
                     Some(code) if error.is_of_token() => Error::Refused(code),
                     _ => error,
@@ -237,7 +141,7 @@ impl Client {
                         Some(code @ (ARGS | NO_PERMISSION)) => Error::Refused(code),
                         _ => error,
                     })?;
-            minted.token = Some(token.token);
+            minted.token = Some(token.token.into());
             minted.count += 1;
         }
         Ok(minted.clone())
@@ -247,7 +151,7 @@ impl Client {
         &self,
         path: &'static str,
         body: bytes::Bytes,
-        token: Option<&str>,
+        token: Option<&Secret>,
     ) -> Result<T, Error> {
         let sent = self.exchange(path, body, token).await;
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
@@ -259,7 +163,7 @@ impl Client {
         &self,
         path: &'static str,
         body: bytes::Bytes,
-        token: Option<&str>,
+        token: Option<&Secret>,
     ) -> Result<T, Error> {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let mut request = self
@@ -273,7 +177,7 @@ impl Client {
             )
             .body(body);
         if let Some(token) = token {
-            request = request.header("token", token);
+            request = request.header("token", token.expose());
         }
         // Its text names the address, which may hold more than OpenIM's name.
         let transport = |error: reqwest::Error| Error::Transport(reason(&error.without_url()));
@@ -298,8 +202,13 @@ impl Client {
             }
             text.extend_from_slice(&chunk);
         }
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&text).map_err(|_quotes_it| Error::Garbled(path))?;
+        let envelope: Envelope<T> = serde_json::from_slice(&text).map_err(|error| {
+            // Its own text quotes what it found.
+            match error.is_data() {
+                true => Error::Odd(path, error.column()),
+                false => Error::Garbled(path),
+            }
+        })?;
         match envelope.err_code {
             0 => Ok(envelope.data.unwrap_or_default()),
             code => Err(Error::OpenIm {
@@ -318,13 +227,4 @@ fn reason(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     inner.to_string()
-}
-
-fn quoted(message: &str, detail: &str) -> String {
-    let text = match detail {
-        "" => message.to_owned(),
-        _ => format!("{message} ({detail})"),
-    };
-    let is_plain = |c: &char| !c.is_control();
-    text.chars().filter(is_plain).take(QUOTED).collect()
 }

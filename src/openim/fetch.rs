@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{Client, Error};
+use super::client::Client;
+use super::error::Error;
 use super::wire::{Delta, Group, Member};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, HeldMember, UserId, Version};
 
@@ -21,6 +22,8 @@ const TRIES: usize = 3;
 const NOT_FOUND: i64 = 1004;
 const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
+/// Members who left since a version, without a look at the whole group.
+const FEW_GONE: usize = 20;
 /// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
 const MOST_MEMBERS: u32 = 100_000;
 
@@ -93,7 +96,13 @@ impl Fetch {
                 },
             };
             let version = before.version();
-            let (mut members, pages, room) = self.members(group).await?;
+            let List {
+                mut members,
+                pages,
+                unkept,
+                is_short,
+                room,
+            } = self.members(group).await?;
             let after = match self.client.changes(group, Some(&version)).await {
                 Ok(delta) => delta,
                 // Dismissed meanwhile, or left without an owner.
@@ -113,8 +122,10 @@ impl Fetch {
             for user in absent {
                 members.remove(&user);
             }
-            let has_moved = !is_still && pages > 1;
-            if has_moved && !self.is_complete(group, &version, members.len()).await? {
+            // A list with fewer rows than it says is one of a cache that is behind.
+            let may_lack_some = is_short || (!is_still && pages > 1);
+            let count = members.len() as u64 + unkept;
+            if may_lack_some && !self.is_complete(group, &version, count).await? {
                 continue;
             }
             let view = View {
@@ -132,7 +143,8 @@ impl Fetch {
 
     /// What has changed since a version; `None` where that does not tell all of it.
     pub(super) fn changed(group: &GroupId, delta: Delta) -> Option<Fetched> {
-        if delta.full {
+        // Whether so many may have left is to be seen beside all the others.
+        if delta.full || delta.delete.len() > FEW_GONE {
             return None;
         }
         let version = delta.version();
@@ -184,13 +196,13 @@ impl Fetch {
         if held.owner.is_some() {
             return Ok(None);
         }
-        let (mut members, _, mut room) = self.members(group).await?;
+        let mut list = self.members(group).await?;
         for _ in 0..TRIES {
-            let before = members;
+            let before = list.members;
             // Two of them are held only here.
-            drop(room.take());
-            (members, _, room) = self.members(group).await?;
-            if members != before {
+            drop(list.room);
+            list = self.members(group).await?;
+            if list.members != before || list.is_short {
                 continue;
             }
             let Some(info) = self.info(group).await? else {
@@ -201,11 +213,11 @@ impl Fetch {
             }
             let view = View {
                 group: Some(held),
-                members,
+                members: list.members,
                 absent: vec![],
                 is_whole: true,
                 version: None,
-                room,
+                room: list.room,
             };
             return self.believed(group, view).await.map(Some);
         }
@@ -230,7 +242,7 @@ impl Fetch {
         &self,
         group: &GroupId,
         version: &Version,
-        members: usize,
+        members: u64,
     ) -> Result<bool, Error> {
         let total = self.client.count_members(group).await?;
         let now = match self.client.changes(group, Some(version)).await {
@@ -239,7 +251,7 @@ impl Fetch {
             }
             now => now?,
         };
-        Ok(now.is_at(version) && total == members as u64)
+        Ok(now.is_at(version) && total == members)
     }
 
     async fn info(&self, group: &GroupId) -> Result<Option<Group>, Error> {
@@ -249,44 +261,46 @@ impl Fetch {
             .find(|info| info.group_id == group.as_str()))
     }
 
-    /// All pages, and how many these were.
-    async fn members(
-        &self,
-        group: &GroupId,
-    ) -> Result<
-        (
-            HashMap<UserId, HeldMember>,
-            usize,
-            Option<OwnedSemaphorePermit>,
-        ),
-        Error,
-    > {
-        let mut pages = 0;
-        let mut members = HashMap::new();
-        let mut room = None;
-        let mut read = 0;
+    /// All pages. What moves from one to another meanwhile is missed here.
+    async fn members(&self, group: &GroupId) -> Result<List, Error> {
+        let mut list = List::default();
         for page in 1.. {
-            pages = page;
             let answer = self.client.members(group, page).await?;
             let count = answer.members.len();
-            read += count as u64;
             if page == 1 {
                 // A page is held by whoever waits for the room of the others.
-                let wanted = u32::try_from(answer.total)
-                    .unwrap_or(u32::MAX)
-                    .min(MOST_MEMBERS);
+                let total = u32::try_from(answer.total).unwrap_or(u32::MAX);
+                let wanted = total.min(MOST_MEMBERS);
                 let permit = Arc::clone(&self.room).acquire_many_owned(wanted).await;
                 // It is never closed.
-                room = permit.ok();
-                members.reserve(usize::try_from(answer.total).unwrap_or(0).min(1 << 20));
+                list.room = permit.ok();
+                list.members.reserve(wanted as usize);
             }
-            members.extend(held(group, answer.members));
-            if read >= answer.total || count == 0 {
+            let kept = held(group, answer.members);
+            list.unkept += (count - kept.len()) as u64;
+            list.members.extend(kept);
+            list.pages = page;
+            let read = list.members.len() as u64 + list.unkept;
+            list.is_short = read < answer.total;
+            if !list.is_short || count == 0 {
                 break;
             }
         }
-        Ok((members, pages, room))
+        Ok(list)
     }
+}
+
+/// A list of members.
+#[derive(Debug, Default)]
+struct List {
+    members: HashMap<UserId, HeldMember>,
+    /// How many pages it was.
+    pages: usize,
+    /// Members whose ids the mirror cannot hold.
+    unkept: u64,
+    /// Whether there were to be more.
+    is_short: bool,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 fn split(

@@ -3,6 +3,7 @@
 
 mod calls;
 mod client;
+mod error;
 mod fetch;
 mod reconcile;
 mod wire;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use crate::config::Secret;
 
-pub use client::{Client, Error as ClientError, choose_cryptography};
+pub use client::{Client, choose_cryptography};
+pub use error::Error as ClientError;
 pub use reconcile::{DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally};
 
 /// How to reach OpenIM.

@@ -44,7 +44,20 @@ pub(super) struct Groups {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct GroupEntry {
-    pub(super) group_info: Group,
+    group_info: Group,
+    #[serde(default, rename = "groupOwnerUserID")]
+    owner_user_id: String,
+}
+
+impl GroupEntry {
+    /// The group, with its owner, who is told beside it too.
+    pub(super) fn into_group(self) -> Group {
+        let mut group = self.group_info;
+        if group.owner_user_id.is_empty() {
+            group.owner_user_id = self.owner_user_id;
+        }
+        group
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -234,6 +234,8 @@ impl Database {
                 // Every statement is written for the plan that fits all values, so none is
                 // planned again and again.
                 ("plan_cache_mode", "force_generic_plan"),
+                // A statement sees what was committed while it waited for a lock.
+                ("default_transaction_isolation", "read committed"),
                 // Such a plan knows no LIMIT, so in a large table it takes a page for a tenth of
                 // the rows: worth workers and a compiler, both of which take longer than a page.
                 ("max_parallel_workers_per_gather", "0"),
@@ -247,8 +249,6 @@ impl Database {
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
-            // A statement sees what was committed while it waited for a lock.
-            ("default_transaction_isolation", "read committed"),
         ];
         let lock = self.timeout_of_lanes / PART_FOR_LOCKS;
         let of_lanes = timeouts(self.timeout_of_lanes, lock).options(writing);

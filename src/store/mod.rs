@@ -41,7 +41,8 @@ pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
 };
 pub use reconcile::{
-    ComparedMember, Finished, KnownGroup, Run, RunResult, Turn, TurnOf, Wanted, WantedByReason,
+    ComparedMember, Finished, KnownGroup, Run, RunCounts, TOO_MANY_REMOVALS, Turn, TurnOf,
+    WantedByReason,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer};
@@ -207,7 +208,8 @@ impl Store {
         self.read(async |connection| connection.ping().await).await
     }
 
-    /// Closes every connection but those of the lanes, waiting for those in use.
+    /// Closes the connections of the pool, waiting for those in use. Lanes, the drain and turns close
+    /// their own.
     pub async fn close(&self) {
         self.pool.close().await;
     }

@@ -8,8 +8,9 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use time::OffsetDateTime;
 
-use crate::domain::Kind;
+use crate::domain::RepairKind;
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
@@ -19,7 +20,7 @@ const BUCKETS: [f64; 13] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 ];
 
-/// Seconds; a mark waits for two, and for OpenIM.
+/// Seconds; a mark waits for RECONCILE_DELAY_MS, and for OpenIM.
 const CHECK_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
 /// The metrics of one running service.
@@ -52,10 +53,13 @@ struct Inner {
     spool_rejected: IntCounter,
     openim_calls: IntCounterVec,
     cycles: IntCounterVec,
+    interval: IntGauge,
     last_cycle: IntGauge,
     compared: IntCounter,
     repairs: IntCounterVec,
     check_seconds: Histogram,
+    checks_wanted: IntGauge,
+    oldest_check: IntGauge,
     /// One text at a time: counters are brought up to what is counted elsewhere.
     text: Mutex<()>,
 }
@@ -228,16 +232,20 @@ impl Metrics {
             openim_calls: IntCounterVec::new(
                 Opts::new(
                     "openim_calls_total",
-                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, refused (OpenIM's own error), too_many or unreadable.",
+                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, keys (the administrator or the secret is not accepted), refused (another error of OpenIM's own), too_many (its rate limit) or unreadable.",
                 ),
                 &["path", "outcome"],
             )?,
             cycles: IntCounterVec::new(
                 Opts::new(
                     "reconcile_cycles_total",
-                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end.",
+                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end or left members whom OpenIM does not have.",
                 ),
                 &["outcome"],
+            )?,
+            interval: IntGauge::new(
+                "reconcile_interval_seconds",
+                "From one comparison of all groups to the next (RECONCILE_INTERVAL_SECS); 0 where this process does none.",
             )?,
             last_cycle: IntGauge::new(
                 "reconcile_last_cycle_timestamp_seconds",
@@ -257,9 +265,17 @@ impl Metrics {
             check_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "reconcile_check_delay_seconds",
-                    "Time from the mark of a group to its repair.",
+                    "Time from the mark of a group to the end of its comparison.",
                 )
                 .buckets(CHECK_BUCKETS.to_vec()),
+            )?,
+            checks_wanted: IntGauge::new(
+                "reconcile_checks_wanted",
+                "Groups that want a check, counted every few seconds where this process compares.",
+            )?,
+            oldest_check: IntGauge::new(
+                "reconcile_oldest_check_timestamp_seconds",
+                "Since when the first of them does, in seconds since 1970; 0 where there is none.",
             )?,
             text: Mutex::default(),
             registry,
@@ -296,13 +312,16 @@ impl Metrics {
             spool_rejected,
             openim_calls,
             cycles,
+            interval,
             last_cycle,
             compared,
             repairs,
             check_seconds,
+            checks_wanted,
+            oldest_check,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 28] = [
+        let all: [Box<dyn Collector>; 31] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -326,10 +345,13 @@ impl Metrics {
             Box::new(spool_rejected.clone()),
             Box::new(openim_calls.clone()),
             Box::new(cycles.clone()),
+            Box::new(interval.clone()),
             Box::new(last_cycle.clone()),
             Box::new(compared.clone()),
             Box::new(repairs.clone()),
             Box::new(check_seconds.clone()),
+            Box::new(checks_wanted.clone()),
+            Box::new(oldest_check.clone()),
             Box::new(build_info),
         ];
         for collector in all {
@@ -396,12 +418,17 @@ impl Metrics {
         self.0.older_keys.with_label_values(&[door]).inc();
     }
 
-    /// Starts the counts of comparisons with OpenIM at zero.
-    pub fn begin_comparing(&self) {
-        for kind in Kind::ALL {
+    /// Tells that all groups are compared with OpenIM every `interval`, and starts the counts of that
+    /// at zero. `failures`: why a comparison may not come to its end.
+    pub fn begin_comparing(&self, interval: Duration, failures: &[&str]) {
+        let seconds = i64::try_from(interval.as_secs()).unwrap_or(i64::MAX);
+        self.0.interval.set(seconds);
+        for kind in RepairKind::ALL {
             self.0.repairs.with_label_values(&[kind.name()]);
         }
-        self.0.cycles.with_label_values(&["ok"]);
+        for outcome in ["ok"].iter().chain(failures) {
+            self.0.cycles.with_label_values(&[*outcome]);
+        }
     }
 
     /// Counts a call of OpenIM's API.
@@ -416,7 +443,7 @@ impl Metrics {
     pub fn cycle_done(&self, outcome: &str) {
         self.0.cycles.with_label_values(&[outcome]).inc();
         if outcome == "ok" {
-            let now = time::OffsetDateTime::now_utc().unix_timestamp();
+            let now = OffsetDateTime::now_utc().unix_timestamp();
             self.0.last_cycle.set(now);
         }
     }
@@ -427,7 +454,7 @@ impl Metrics {
     }
 
     /// Counts rows that were made as in OpenIM.
-    pub fn repaired(&self, kind: Kind, count: u64) {
+    pub fn repaired(&self, kind: RepairKind, count: u64) {
         let kind = kind.name();
         self.0.repairs.with_label_values(&[kind]).inc_by(count);
     }
@@ -435,6 +462,13 @@ impl Metrics {
     /// A mark is gone that was there for so long.
     pub fn check_done(&self, waited: Duration) {
         self.0.check_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// So many groups want a check, the first of them since `oldest`.
+    pub fn checks_wanted(&self, groups: i64, oldest: Option<OffsetDateTime>) {
+        self.0.checks_wanted.set(groups);
+        let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
+        self.0.oldest_check.set(oldest);
     }
 
     /// One more open HTTP connection.

@@ -35,6 +35,18 @@ const member = await reads.GET("/groups/{groupID}/members/{userID}", { params: {
 const nickName: string | null | undefined = member.data?.nickName;
 equal(nickName, "Ann");
 equal(member.data?.roleLevel, null);
+const displayName: string | null | undefined = member.data?.displayName;
+equal(displayName, "Ann");
+const displayFaceURL: string | null | undefined = member.data?.displayFaceURL;
+equal(displayFaceURL, null);
+const joinSource: number | null | undefined = member.data?.joinSource;
+equal(joinSource, null);
+const told: (string | null | undefined)[] = [
+  member.data?.inviterUserID,
+  member.data?.operatorUserID,
+  member.data?.muteEndAt,
+];
+equal(told, [null, null, null]);
 
 const page = await reads.GET("/groups/{groupID}/members", {
   params: { path: { groupID: "client/1" }, query: { limit: 10, userID: ["ü", "x"] } },
@@ -49,6 +61,13 @@ equal(query.data?.memberships.map((answer) => answer.isMember), [true, false]);
 
 const nobody = await reads.GET("/groups/{groupID}", { params: { path: { groupID: "none" } } });
 equal(nobody.error?.code, "group_unknown");
+
+const drift = await reads.GET("/drift");
+equal(drift.data?.compares, false);
+const lastRun: components["schemas"]["Comparison"] | null | undefined = drift.data?.lastRun;
+equal(lastRun, null);
+equal(drift.data?.currentRun, null);
+equal(drift.data?.checksWanted.map(({ reason, groups }) => [reason, groups]), [["group_unknown", 1]]);
 
 const stranger = await openim.GET("/groups/{groupID}", { params: { path: { groupID: "client/1" } } });
 equal(stranger.error?.code, "credentials_wrong");

@@ -171,7 +171,7 @@ async fn credentials_are_checked_before_the_body_is_read() {
     );
 }
 
-/// Case 74, with everything logged that can be.
+/// , with everything logged that can be.
 #[tokio::test]
 async fn case_74_wrong_credentials_store_nothing_and_log_no_body() {
     let db = TestDb::new().await;

@@ -95,6 +95,17 @@ fn only_config_reads_the_environment() {
 }
 
 #[test]
+fn only_openim_and_the_healthcheck_make_requests() {
+    assert_only_in("reqwest", &["openim/", "app/commands.rs"]);
+    assert_only_in("rustls", &["openim/"]);
+}
+
+#[test]
+fn only_the_app_draws_on_a_terminal() {
+    assert_only_in("indicatif", &["app/"]);
+}
+
+#[test]
 fn the_domain_imports_nobody() {
     for part in [
         "http",
@@ -103,6 +114,7 @@ fn the_domain_imports_nobody() {
         "config",
         "app",
         "local_postgres",
+        "openim",
         "telemetry",
     ] {
         let imports = trespasses(&format!("crate::{part}"), &[]);
@@ -112,12 +124,34 @@ fn the_domain_imports_nobody() {
 }
 
 #[test]
-fn the_store_and_the_queue_do_not_know_the_door() {
+fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
     assert_only_in("crate::http", &["app/"]);
     // The configuration is made of its parts' own settings.
-    assert_only_in("crate::ingest", &["app/", "http/", "config/", "ingest/"]);
-    let rooms = ["app/", "http/", "ingest/", "config/", "store/"];
+    assert_only_in("crate::openim", &["app/", "config/"]);
+    let rooms = ["app/", "http/", "openim/", "config/", "ingest/"];
+    assert_only_in("crate::ingest", &rooms);
+    let rooms = ["app/", "http/", "openim/", "ingest/", "config/", "store/"];
     assert_only_in("crate::store", &rooms);
+}
+
+#[test]
+fn the_door_that_pulls_has_what_it_needs_from_below() {
+    let may = ["domain", "ingest", "store", "telemetry"];
+    let imports = trespasses("crate", &[]);
+    let mut count = 0;
+    for line in imports
+        .iter()
+        .filter(|line| line.starts_with("src/openim/"))
+    {
+        let Some((_, path)) = line.split_once("crate::") else {
+            continue; // pub(crate) is no import
+        };
+        let part = path.split([':', ';']).next().unwrap();
+        let is_allowed = may.contains(&part) || path.starts_with("config::Secret");
+        assert!(is_allowed, "{line}");
+        count += 1;
+    }
+    assert!(count >= 5, "{count}");
 }
 
 /// `statements!` makes constants of all SQL, so that the prepare test sees it.

@@ -39,7 +39,7 @@ const KINDS: [Kind; 5] = [
 ];
 
 #[derive(Clone, Copy, Debug)]
-struct Kind {
+pub struct Kind {
     /// With operations that OpenIM tells nobody.
     is_silent: bool,
     /// Some callbacks come again at once.
@@ -49,7 +49,7 @@ struct Kind {
 }
 
 impl Kind {
-    const fn new(is_silent: bool, is_repeated: bool, is_swapped: bool) -> Self {
+    pub const fn new(is_silent: bool, is_repeated: bool, is_swapped: bool) -> Self {
         Self {
             is_silent,
             is_repeated,
@@ -59,7 +59,7 @@ impl Kind {
 }
 
 impl Random {
-    fn user(&mut self) -> String {
+    pub fn user(&mut self) -> String {
         self.pick(&USERS).to_owned()
     }
 
@@ -76,7 +76,7 @@ impl Random {
         users
     }
 
-    fn text(&mut self) -> Value {
+    pub fn text(&mut self) -> Value {
         match self.below(4) {
             0 => json!(""),
             1 => json!("<é> & 👩‍👩‍👧"),
@@ -85,7 +85,7 @@ impl Random {
     }
 
     /// Mostly less than what tells a late callback from a return.
-    fn pause(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         match self.below(10) {
             0 => LATE,
             1 => LATE + Duration::microseconds(1),
@@ -123,7 +123,7 @@ impl Random {
         change
     }
 
-    fn creation(&mut self, at: OffsetDateTime) -> Creation {
+    pub fn creation(&mut self, at: OffsetDateTime) -> Creation {
         let mut members = self.users(4);
         let owner = members.remove(0);
         let admins = members.pop().into_iter().collect();
@@ -139,7 +139,7 @@ impl Random {
     }
 
     /// Something to ask of a group, which it may refuse.
-    fn operation(&mut self, group: &Group, kind: Kind) -> Operation {
+    pub fn operation(&mut self, group: &Group, kind: Kind) -> Operation {
         let user = self.user();
         match self.below(if kind.is_silent { 110 } else { 80 }) {
             0..24 => {
@@ -547,7 +547,7 @@ fn story(history: &History, stored: &Stored) -> String {
     story
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     match std::env::var("HISTORY_SEED") {
         Ok(seed) => seed.parse().expect("HISTORY_SEED is a number"),
         Err(_) => new_seed(),

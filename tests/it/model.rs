@@ -29,6 +29,8 @@ impl Client {
         let mut client = Self {
             http: web::client()
                 .timeout(Duration::from_secs(20))
+                // What was sent is to be seen.
+                .gzip(false)
                 .build()
                 .unwrap(),
             url: server.url.clone(),

@@ -69,3 +69,14 @@ fn the_readmes_commands_print_what_it_shows() {
         assert_eq!(without_times(&printed), without_times(&output), "{command}");
     }
 }
+
+#[test]
+fn the_picture_is_that_of_the_sources() {
+    let readme = include_str!("../../README.md");
+    let sources = include_str!("../../src/lib.rs").replace("//! ", "");
+    let picture = |text: &str| -> String {
+        let (_, rest) = text.split_once("```text\n").unwrap();
+        rest.split("```").next().unwrap().to_owned()
+    };
+    assert_eq!(picture(readme), picture(&sources));
+}

@@ -1,33 +1,26 @@
 //! One group: read, compared, repaired, and noted.
 
-use std::time::Duration;
+use std::pin::pin;
 
+use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
 use super::super::fetch::{Fetch, FetchError, Fetched};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
-use super::removals::{Allowed, Removals};
-use super::{Error, Inner, Tally};
+use super::pass::Pass;
+use super::removals::Allowed;
+use super::{Error, Inner};
 use crate::domain::{CheckReason, DISMISSED, GroupId, HeldGroup, Version};
 use crate::ingest;
 use crate::store::{self, KnownGroup};
 
-/// What a look at groups is part of.
-#[derive(Debug)]
-pub(super) struct Pass<'a> {
-    pub(super) removals: &'a Removals,
-    pub(super) tally: &'a Tally,
-    /// Only look.
-    pub(super) is_dry: bool,
-}
-
 /// How it ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Outcome {
-    /// As in OpenIM. In a dry run, with what was not.
-    Equal(Vec<DriftOf>),
+    /// As in OpenIM; in a dry run, whatever it is.
+    Compared,
     /// Something came meanwhile, so it is to be looked at again.
     Meanwhile,
     /// Left as it is.
@@ -37,6 +30,32 @@ pub(super) enum Outcome {
 }
 
 impl Inner {
+    /// Reads all of each group, some at a time; gives each with how it ended.
+    pub(super) fn check_each<'a>(
+        &'a self,
+        groups: Vec<GroupId>,
+        pass: &'a Pass<'a>,
+    ) -> impl Stream<Item = (GroupId, Result<Outcome, Error>)> + 'a {
+        let checks = stream::iter(groups).map(move |group| async move {
+            let checked = self.check(&group, pass).await;
+            (group, checked)
+        });
+        checks.buffer_unordered(self.settings.concurrency)
+    }
+
+    /// The same, until one fails.
+    pub(super) async fn check_all(
+        &self,
+        groups: Vec<GroupId>,
+        pass: &Pass<'_>,
+    ) -> Result<(), Error> {
+        let mut checks = pin!(self.check_each(groups, pass));
+        while let Some((_, checked)) = checks.next().await {
+            checked?;
+        }
+        Ok(())
+    }
+
     /// Reads all of a group.
     pub(super) async fn check(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
         let Some(_claim) = self.claim(group) else {
@@ -52,15 +71,21 @@ impl Inner {
             Ok(fetched) => fetched,
             Err(FetchError::Client(error)) if !error.is_of_call() => return Err(error.into()),
             Err(error) => {
+                // One group that OpenIM cannot read must not keep us from all the others; but where
+                // it cannot read any, nobody asks for all of them.
+                if pass.has_failed() {
+                    self.fetch.client.groups(1).await?;
+                }
                 pass.leave(group, &error.to_string());
                 return Ok(Outcome::Left);
             }
         };
-        self.settle(group, began_at, fetched, pass).await
+        pass.has_read();
+        self.settle_or_leave(group, began_at, fetched, pass).await
     }
 
     async fn begin(&self, group: &GroupId, pass: &Pass<'_>) -> Result<OffsetDateTime, Error> {
-        Ok(match pass.is_dry {
+        Ok(match pass.is_dry() {
             true => self.store.clock().await?,
             false => self.store.begin_check(group).await?,
         })
@@ -79,11 +104,36 @@ impl Inner {
         let changed = Fetch::changed(group, delta);
         if let Some(changed) = changed
             && let Some(_claim) = self.claim(group)
-            && (pass.is_dry || self.store.begin_update(group, asked_at, version).await?)
+            && (pass.is_dry() || self.store.begin_update(group, asked_at, version).await?)
         {
-            return self.settle(group, asked_at, changed, pass).await;
+            return self.settle_or_leave(group, asked_at, changed, pass).await;
         }
         self.check(group, pass).await
+    }
+
+    /// As [`Self::settle`], but that the group is left where the database will not have it: what is
+    /// wrong with one must not keep us from the others.
+    async fn settle_or_leave(
+        &self,
+        group: &GroupId,
+        began_at: OffsetDateTime,
+        fetched: Fetched,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let settled = self.settle(group, began_at, fetched, pass).await;
+        let (Err(Error::Store(error)) | Err(Error::Ingest(ingest::Error::Store(error)))) = &settled
+        else {
+            return settled;
+        };
+        let is_of_group = match error {
+            store::Error::Permanent(_) | store::Error::Unreadable(_) => true,
+            store::Error::Transient(_) => error.is_of_lock() || error.is_of_time(),
+        };
+        if !is_of_group || (pass.has_failed() && self.store.ping().await.is_err()) {
+            return settled;
+        }
+        pass.leave(group, &error.to_string());
+        Ok(Outcome::Left)
     }
 
     async fn settle(
@@ -94,9 +144,8 @@ impl Inner {
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         let ids = std::slice::from_ref(group);
-        let known = self.store.known_groups(ids, Duration::ZERO);
-        let known = known.await?.pop();
-        let mut differences = Differences::new(pass.is_dry);
+        let known = self.store.known_groups(ids).await?.pop();
+        let mut differences = Differences::new(pass.is_dry());
         let mut version = None;
         match fetched {
             Fetched::View(view) => {
@@ -109,12 +158,13 @@ impl Inner {
             Fetched::Dismissed(held) => differences.compare_group(known.as_ref(), held),
             Fetched::Unknown => match &known {
                 Some(known) if !known.group.is_dismissed() => {
-                    if pass.is_dry {
-                        return Ok(Outcome::Equal(vec![DriftOf::of_unknown(group)]));
-                    }
-                    if !pass.removals.is_accepted() {
+                    let Some(removals) = pass.removals else {
+                        pass.differ([DriftOf::of_unknown(group)]);
+                        return Ok(Outcome::Compared);
+                    };
+                    if !removals.is_accepted() {
                         let why = CheckReason::NotInOpenim;
-                        return self.leave_marked(group, Some(known), why, pass);
+                        return Ok(self.leave_marked(group, Some(known), why, pass));
                     }
                     differences.compare_group(Some(known), dismissed(known));
                 }
@@ -123,22 +173,22 @@ impl Inner {
         }
         pass.tally.compared(differences.compared);
         self.metrics.compared_group();
-        if pass.is_dry {
-            let drift = differences.take_drift().into_iter();
-            let all = drift.map(|(user_id, drift)| DriftOf {
-                group_id: group.clone(),
-                user_id,
-                drift,
-            });
+        let Some(removals) = pass.removals else {
             for (kind, count) in differences.kinds() {
                 pass.tally.add(kind, count);
             }
-            return Ok(Outcome::Equal(all.collect()));
-        }
+            let drift = differences.take_drift().into_iter();
+            pass.differ(drift.map(|(user_id, drift)| DriftOf {
+                group_id: group.clone(),
+                user_id,
+                drift,
+            }));
+            return Ok(Outcome::Compared);
+        };
         let (removed, members) = (differences.removed(), differences.current);
-        if pass.removals.allow(removed, members, &self.store).await? == Allowed::No {
+        if removals.allow(removed, members, &self.store).await? == Allowed::No {
             let why = CheckReason::TooManyRemovals;
-            return self.leave_marked(group, known.as_ref(), why, pass);
+            return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
         self.repair(group, began_at, differences, version, pass)
             .await
@@ -156,21 +206,17 @@ impl Inner {
         for repair in differences.into_repairs(began_at) {
             // It is never closed.
             let _turn = self.writing.acquire().await;
-            match self.ingest.repair(group.clone(), repair).await {
-                Ok(()) => {}
-                Err(ingest::Error::Store(error @ store::Error::Permanent(_))) => {
-                    pass.leave(group, &error.to_string());
-                    return Ok(Outcome::Left);
-                }
-                Err(error) => return Err(error.into()),
-            }
+            self.ingest.repair(group.clone(), repair).await?;
         }
         for (kind, count) in kinds {
             pass.tally.add(kind, count);
             self.metrics.repaired(kind, count);
         }
         let version = version.as_ref();
-        let finished = self.store.finish_check(group, began_at, version).await?;
+        let finished = self
+            .store
+            .finish_check(group, began_at, version, self.settings.delay);
+        let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;
             self.metrics
@@ -179,7 +225,7 @@ impl Inner {
         let is_wanted = finished.wanted_since.is_some() && !finished.is_cleared;
         Ok(match is_wanted {
             true => Outcome::Meanwhile,
-            false => Outcome::Equal(vec![]),
+            false => Outcome::Compared,
         })
     }
 
@@ -190,22 +236,16 @@ impl Inner {
         known: Option<&KnownGroup>,
         why: CheckReason,
         pass: &Pass<'_>,
-    ) -> Result<Outcome, Error> {
-        pass.leave(group, why.code());
-        let is_marked =
-            known.is_some_and(|known| known.check_reason.as_deref() == Some(why.code()));
-        if !pass.is_dry && !is_marked {
+    ) -> Outcome {
+        let code = Some(why.code());
+        if known.is_some_and(|known| known.check_reason.as_deref() == code) {
+            // It was told before.
+            pass.tally.left(group, why.code());
+        } else {
+            pass.leave(group, why.code());
             self.ingest.want_check(group.clone(), why);
         }
-        Ok(Outcome::Left)
-    }
-}
-
-impl Pass<'_> {
-    fn leave(&self, group: &GroupId, why: &str) {
-        let id = group.as_str();
-        tracing::warn!(group = id, why, "a group is left as it is");
-        self.tally.left(group, why);
+        Outcome::Left
     }
 }
 

@@ -2,14 +2,17 @@
 
 use super::super::fetch::View;
 use crate::domain::{
-    Drift, GroupId, HeldGroup, HeldMember, Kind, Member, Repair, UserId, Verdict, group_verdict,
-    member_verdict,
+    Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
+    group_verdict, member_verdict,
 };
 use crate::store::{self, KnownGroup, Store};
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Members in one repair: so many rows are locked at a time.
 const MOST: usize = 1000;
+/// What these may hold, in bytes: a statement has to be done in the time that a callback may take.
+const MOST_BYTES: usize = 1 << 20;
 
 /// What differs.
 #[derive(Debug, Default)]
@@ -18,13 +21,15 @@ pub(super) struct Differences {
     present: Vec<(UserId, HeldMember)>,
     absent: Vec<UserId>,
     /// How many of each kind.
-    kinds: [u64; Kind::ALL.len()],
+    kinds: [u64; RepairKind::ALL.len()],
     /// Members who were held against each other.
     pub(super) compared: u64,
     /// Members of the mirror among them.
     pub(super) current: u64,
     /// Every value, where somebody wants to see it.
     drift: Option<Vec<(Option<UserId>, Drift)>>,
+    /// For as many members as are held here.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Differences {
@@ -40,8 +45,8 @@ impl Differences {
         self.absent.len() as u64
     }
 
-    pub(super) fn kinds(&self) -> impl Iterator<Item = (Kind, u64)> {
-        let all = Kind::ALL.into_iter().zip(self.kinds);
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (RepairKind, u64)> {
+        let all = RepairKind::ALL.into_iter().zip(self.kinds);
         all.filter(|(_, count)| *count > 0)
     }
 
@@ -50,7 +55,7 @@ impl Differences {
     }
 
     fn count(&mut self, user: Option<&UserId>, verdict: Verdict) {
-        for (kind, count) in Kind::ALL.into_iter().zip(&mut self.kinds) {
+        for (kind, count) in RepairKind::ALL.into_iter().zip(&mut self.kinds) {
             *count += u64::from(kind == verdict.kind);
         }
         if let Some(drift) = &mut self.drift {
@@ -126,32 +131,40 @@ impl Differences {
         for (user, held) in members {
             self.compare_member(user, None, Some(held));
         }
-        drop(room);
+        self.room = room;
         Ok(())
     }
 
     /// What makes the mirror the same, in parts. `began_at`: before OpenIM was asked.
-    pub(super) fn into_repairs(self, began_at: OffsetDateTime) -> Vec<Repair> {
+    pub(super) fn into_repairs(self, began_at: OffsetDateTime) -> impl Iterator<Item = Repair> {
         let Self {
             mut group,
             present,
             absent,
+            room,
             ..
         } = self;
-        let mut repairs = Vec::new();
-        let (mut present, mut absent) = (present.into_iter(), absent.into_iter());
-        loop {
-            let some: Vec<_> = present.by_ref().take(MOST).collect();
+        let (mut present, mut absent) = (present.into_iter().peekable(), absent.into_iter());
+        std::iter::from_fn(move || {
+            // Held until the last is taken.
+            let _room = &room;
+            let (mut some, mut bytes) = (Vec::new(), 0);
+            while some.len() < MOST
+                && let Some((user, held)) = present.next_if(|(_, held)| {
+                    bytes += held.bytes();
+                    bytes <= MOST_BYTES || some.is_empty()
+                })
+            {
+                some.push((user, held));
+            }
             let repair = Repair {
                 began_at,
                 group: group.take(),
                 absent: absent.by_ref().take(MOST - some.len()).collect(),
                 present: some,
             };
-            if repair.group.is_none() && repair.user_ids().next().is_none() {
-                return repairs;
-            }
-            repairs.push(repair);
-        }
+            let has_any = repair.group.is_some() || repair.user_ids().next().is_some();
+            has_any.then_some(repair)
+        })
     }
 }

@@ -10,8 +10,10 @@ mod check;
 mod compare;
 mod cycle;
 mod dry_run;
+mod pass;
 mod removals;
 mod tally;
+mod walk;
 mod wanted;
 
 use std::collections::HashSet;
@@ -23,12 +25,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetch;
-use super::{Access, Client, ClientError};
+use super::{Client, ClientError};
 use crate::domain::GroupId;
 use crate::ingest::{self, Ingest};
-use crate::store::{self, Store};
+use crate::store::{self, Store, TOO_MANY_REMOVALS};
 use crate::telemetry::Metrics;
-use check::Pass;
+use pass::Pass;
 use removals::Removals;
 
 pub use dry_run::DriftOf;
@@ -43,7 +45,7 @@ pub struct Settings {
     pub full_interval: Duration,
     /// From a mark to the look at its group.
     pub delay: Duration,
-    /// Groups that are read at a time, 1 at least.
+    /// Groups that are read at a time; 1 at least, or nothing is.
     pub concurrency: usize,
 }
 
@@ -93,7 +95,7 @@ pub enum Error {
         /// Of how many.
         members: u64,
     },
-    /// Another process does it.
+    /// Another process does it just now.
     #[error("another process compares the mirror with OpenIM just now")]
     NotOurTurn,
     /// Asked to.
@@ -102,6 +104,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// What ends a comparison of all groups before its end, as [`Error::code`] has it.
+    pub const OF_RUN: [&str; 5] = [
+        "openim_unavailable",
+        "database_unavailable",
+        "spooling",
+        TOO_MANY_REMOVALS,
+        "stopped",
+    ];
+
     /// As `reconcile_runs` has it; never renamed.
     pub fn code(&self) -> &'static str {
         match self {
@@ -114,8 +125,6 @@ impl Error {
         }
     }
 }
-
-const TOO_MANY_REMOVALS: &str = "too_many_removals";
 
 /// Compares. Shared by its clones.
 #[derive(Clone, Debug)]
@@ -136,25 +145,19 @@ struct Inner {
     claimed: Mutex<HashSet<GroupId>>,
     /// Whether this process has looked at what an earlier one left undone.
     has_looked_back: AtomicBool,
-    /// Of the last cycle, for the checks between.
-    removals: Mutex<Arc<Removals>>,
 }
 
 impl Reconciler {
     /// Makes no call yet.
-    ///
-    /// # Errors
-    /// See [`ClientError::Setup`].
-    pub fn new(access: Access, settings: Settings, parts: Parts) -> Result<Self, ClientError> {
+    pub fn new(client: Client, settings: Settings, parts: Parts) -> Self {
         let Parts {
             store,
             ingest,
             metrics,
         } = parts;
-        let client = Client::new(access, metrics.clone())?;
-        Ok(Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             fetch: Fetch::new(client),
-            reading: Semaphore::new(settings.concurrency.max(1)),
+            reading: Semaphore::new(settings.concurrency),
             writing: Semaphore::new((store.lanes() / 2).max(1)),
             store,
             ingest,
@@ -162,17 +165,21 @@ impl Reconciler {
             settings,
             claimed: Mutex::default(),
             has_looked_back: AtomicBool::new(false),
-            removals: Mutex::default(),
-        })))
+        }))
     }
 
     /// Compares for as long as the service runs: all groups at the start and every interval, and
     /// those that want a check soon after they were marked.
     pub async fn run(&self, closing: CancellationToken) {
-        tokio::join!(self.0.run_cycles(&closing), self.0.run_checks(&closing));
+        tokio::join!(
+            self.0.run_cycles(&closing),
+            self.0.run_checks(&closing),
+            closing.run_until_cancelled(self.0.count_checks()),
+        );
     }
 
-    /// Compares these groups or, where there are none, all; once.
+    /// Compares these groups or, where there are none, all; once. Only for all of them a turn is taken,
+    /// and the run noted.
     ///
     /// # Errors
     /// See [`Error`]; what was repaired until then is.
@@ -186,23 +193,15 @@ impl Reconciler {
         if groups.is_empty() {
             return self.0.cycle(mode, tally, closing).await;
         }
-        let removals = Removals::new(mode.accept_removals, false);
-        let pass = Pass {
-            removals: &removals,
-            tally,
-            is_dry: false,
-        };
+        let removals = Removals::new(mode.accept_removals, false, 0);
+        let pass = Pass::new(&removals, tally, true);
         tally.expect(groups.len() as u64);
-        for group in groups {
-            let check = self.0.check(group, &pass);
-            tokio::select! {
-                biased;
-                () = closing.cancelled() => return Err(Error::Stopped),
-                checked = check => checked?,
-            };
-            tally.saw(1);
+        tally.saw(groups.len() as u64);
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => Err(Error::Stopped),
+            checked = self.0.check_all(groups.to_vec(), &pass) => checked,
         }
-        Ok(())
     }
 }
 
@@ -216,6 +215,11 @@ impl Inner {
     fn claim<'a>(&'a self, group: &'a GroupId) -> Option<Claim<'a>> {
         let is_free = self.claimed().insert(group.clone());
         is_free.then_some(Claim { inner: self, group })
+    }
+
+    /// How many callbacks have had to wait since the start.
+    fn spooled(&self) -> u64 {
+        self.ingest.spool().map_or(0, |spool| spool.spooled)
     }
 
     fn is_spooling(&self) -> bool {

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::OnceCell;
-
 use super::Error;
 use crate::store::Store;
 
@@ -15,15 +13,17 @@ const OF_GROUP: u64 = 30;
 /// Of all the mirror's members, in percent.
 const OF_MIRROR: u64 = 10;
 
-/// What was removed since the last cycle began.
+/// What was removed in a cycle, or by checks since one.
 #[derive(Debug, Default)]
 pub(super) struct Removals {
     removed: AtomicU64,
-    /// How many members there are.
-    members: OnceCell<u64>,
+    /// That there are so many members at least.
+    members: AtomicU64,
     /// There were too many, now or in the cycle before: until somebody accepts them, no member is
     /// removed any more.
     is_exceeded: AtomicBool,
+    /// Somebody was to be removed, and was not for that.
+    has_refused: AtomicBool,
     is_accepted: bool,
 }
 
@@ -36,8 +36,10 @@ pub(super) enum Allowed {
 }
 
 impl Removals {
-    pub(super) fn new(is_accepted: bool, is_exceeded: bool) -> Self {
+    /// `removed`: so many were already, by comparisons that did not come to their end.
+    pub(super) fn new(is_accepted: bool, is_exceeded: bool, removed: u64) -> Self {
         Self {
+            removed: AtomicU64::new(removed),
             is_exceeded: AtomicBool::new(is_exceeded && !is_accepted),
             is_accepted,
             ..Self::default()
@@ -49,8 +51,11 @@ impl Removals {
         self.is_accepted
     }
 
-    pub(super) fn is_exceeded(&self) -> bool {
-        self.is_exceeded.load(Ordering::Relaxed)
+    /// Whether the next has to begin as exceeded, after this one has come to its end or not. Where it
+    /// has, and nobody was to be removed, the limit is one again.
+    pub(super) fn stays_exceeded(&self, has_ended: bool) -> bool {
+        let has_refused = self.has_refused.load(Ordering::Relaxed);
+        self.is_exceeded.load(Ordering::Relaxed) && (has_refused || !has_ended)
     }
 
     /// Whether `removed` of a group's `members` may go.
@@ -63,15 +68,22 @@ impl Removals {
         if removed == 0 || self.is_accepted {
             return Ok(Allowed::Yes);
         }
-        if self.is_exceeded() || is_too_much(removed, members, OF_GROUP) {
+        if self.is_exceeded.load(Ordering::Relaxed) {
+            self.has_refused.store(true, Ordering::Relaxed);
+            return Ok(Allowed::No);
+        }
+        if is_too_much(removed, members, OF_GROUP) {
             return Ok(Allowed::No);
         }
         let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
-        if removed > FEW {
-            let count = || store.count_members();
-            let members = *self.members.get_or_try_init(count).await?;
+        let enough = removed * 100 / OF_MIRROR;
+        if removed > FEW && self.members.load(Ordering::Relaxed) < enough {
+            // Twice as many, so that it is not asked for each.
+            let members = store.count_members(enough * 2).await?;
+            self.members.fetch_max(members, Ordering::Relaxed);
             if is_too_much(removed, members, OF_MIRROR) {
                 self.is_exceeded.store(true, Ordering::Relaxed);
+                self.has_refused.store(true, Ordering::Relaxed);
                 return Err(Error::TooManyRemovals { removed, members });
             }
         }

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::domain::{GroupId, Kind};
-use crate::store::RunResult;
+use crate::domain::{GroupId, RepairKind};
+use crate::store::RunCounts;
 
 /// Groups that are named; of more, there is only the number.
 const MOST_NAMED: usize = 100;
@@ -26,17 +26,17 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn of(&self, kind: Kind) -> &AtomicU64 {
+    fn of(&self, kind: RepairKind) -> &AtomicU64 {
         match kind {
-            Kind::MemberAdded => &self.added,
-            Kind::MemberRemoved => &self.removed,
-            Kind::MemberChanged => &self.changed,
-            Kind::DetailsChanged => &self.details,
-            Kind::GroupChanged => &self.profiles,
+            RepairKind::MemberAdded => &self.added,
+            RepairKind::MemberRemoved => &self.removed,
+            RepairKind::MemberChanged => &self.changed,
+            RepairKind::DetailsChanged => &self.details,
+            RepairKind::GroupChanged => &self.profiles,
         }
     }
 
-    pub(super) fn add(&self, kind: Kind, count: u64) {
+    pub(super) fn add(&self, kind: RepairKind, count: u64) {
         self.of(kind).fetch_add(count, Ordering::Relaxed);
     }
 
@@ -76,10 +76,9 @@ impl Tally {
     }
 
     /// All counts.
-    pub fn result(&self) -> RunResult {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        RunResult {
-            stopped_by: None,
+    pub fn counts(&self) -> RunCounts {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed).cast_signed();
+        RunCounts {
             groups_seen: get(&self.seen),
             groups_compared: get(&self.compared),
             groups_left: get(&self.left),

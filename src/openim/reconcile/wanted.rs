@@ -2,14 +2,15 @@
 //! look, and what is under way between OpenIM and us has come.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
-use tokio::time::{Instant, timeout};
+use futures_util::stream::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::check::{Outcome, Pass};
+use super::check::Outcome;
+use super::pass::Pass;
 use super::removals::Removals;
 use super::{Error, Inner, Tally};
 use crate::domain::GroupId;
@@ -21,11 +22,16 @@ const SOME: i64 = 1000;
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// Shortest one.
 const SHORTEST_LOOK: Duration = Duration::from_millis(20);
+/// How often they are counted.
+const COUNT: Duration = Duration::from_secs(15);
 /// How soon the next try is to take over from another process.
 const TURN_PAUSE: Duration = Duration::from_secs(5);
 /// Pauses after OpenIM or the database did not answer.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Longest wait for another look at a group whose mark stays.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// When a group whose mark has stayed is looked at again.
 #[derive(Clone, Copy, Debug)]
@@ -34,15 +40,24 @@ struct Again {
     failures: u32,
 }
 
+/// What is kept from one look to the next.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Held for as long as it can be.
+    turn: Option<Turn>,
+    again: HashMap<GroupId, Again>,
+    /// Since the run of this number.
+    removals: (Option<i64>, Removals),
+}
+
 impl Inner {
     pub(super) async fn run_checks(&self, closing: &CancellationToken) {
         let look = (self.settings.delay / 4).clamp(SHORTEST_LOOK, LONGEST_LOOK);
-        let mut again = HashMap::new();
-        let mut turn = None;
+        let mut marks = Marks::default();
         let mut pause = look;
         let mut failures = 0;
         while timeout(pause, closing.cancelled()).await.is_err() {
-            let pass = self.look_after_marks(&mut turn, &mut again);
+            let pass = self.look_after_marks(&mut marks);
             let done = tokio::select! {
                 done = pass => done,
                 () = closing.cancelled() => break,
@@ -65,17 +80,31 @@ impl Inner {
             };
             failures = 0;
         }
-        if let Some(turn) = turn {
-            Turn::end(turn).await;
+        if let Some(turn) = marks.turn {
+            turn.end().await;
+        }
+    }
+
+    /// Counts them for the metrics, whoever looks after them.
+    pub(super) async fn count_checks(&self) {
+        loop {
+            // Where the database does not tell, the last count stays.
+            if let Ok(wanted) = self.store.checks_wanted().await {
+                let groups = wanted.iter().map(|wanted| wanted.groups).sum();
+                let oldest = wanted.iter().map(|wanted| wanted.since).min();
+                self.metrics.checks_wanted(groups, oldest);
+            }
+            sleep(COUNT.min(self.settings.interval)).await;
         }
     }
 
     /// Once through all of them that are due.
-    async fn look_after_marks(
-        &self,
-        turn: &mut Option<Turn>,
-        again: &mut HashMap<GroupId, Again>,
-    ) -> Result<(), Error> {
+    async fn look_after_marks(&self, marks: &mut Marks) -> Result<(), Error> {
+        let Marks {
+            turn,
+            again,
+            removals,
+        } = marks;
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
@@ -89,7 +118,6 @@ impl Inner {
         if turn.is_none() {
             return Err(Error::NotOurTurn);
         }
-        let removals = self.removals();
         let mut after = String::new();
         let mut still = HashMap::new();
         loop {
@@ -98,76 +126,75 @@ impl Inner {
             let Some(last) = page.last() else {
                 break;
             };
-            after.clone_from(&last.group_id);
+            last.as_str().clone_into(&mut after);
+            self.begin_anew_after_a_cycle(removals).await?;
             let now = Instant::now();
-            let mut due = Vec::new();
-            for wanted in page {
-                let Ok(group) = GroupId::parse(wanted.group_id) else {
-                    continue; // cannot be: ids are stored as they were parsed
-                };
+            let mut due = HashMap::new();
+            for group in page {
                 match again.get(&group) {
                     Some(entry) if entry.at > now => {
                         still.insert(group, *entry);
                     }
-                    entry => due.push((group, entry.map_or(0, |entry| entry.failures))),
+                    entry => {
+                        due.insert(group, entry.map_or(0, |entry| entry.failures));
+                    }
                 }
             }
-            self.check_all(due, &removals, &mut still).await?;
+            let checked = self.check_due(due, &removals.1, &mut still).await;
+            if checked.is_err() {
+                again.extend(still);
+                return checked;
+            }
         }
         // Those whose marks are gone are gone from here too.
         *again = still;
         Ok(())
     }
 
-    async fn check_all(
+    async fn check_due(
         &self,
-        due: Vec<(GroupId, u32)>,
+        due: HashMap<GroupId, u32>,
         removals: &Removals,
         still: &mut HashMap<GroupId, Again>,
     ) -> Result<(), Error> {
         let tally = Tally::default();
-        let pass = Pass {
-            removals,
-            tally: &tally,
-            is_dry: false,
-        };
-        let checks = due.into_iter().map(|(group, failures)| {
-            let pass = &pass;
-            async move {
-                let checked = self.check(&group, pass).await;
-                (group, failures, checked)
-            }
-        });
-        let mut checks = stream::iter(checks).buffer_unordered(self.settings.concurrency.max(1));
-        let mut failed = None;
-        while let Some((group, failures, checked)) = checks.next().await {
+        let pass = Pass::new(removals, &tally, true);
+        let groups = due.keys().cloned().collect();
+        let mut checks = pin!(self.check_each(groups, &pass));
+        while let Some((group, checked)) = checks.next().await {
+            let failures = due.get(&group).copied().unwrap_or(0);
             let failures = match checked {
-                Ok(Outcome::Equal(_)) => continue,
+                Ok(Outcome::Compared) => continue,
                 Ok(Outcome::Meanwhile | Outcome::Skipped) => 0,
                 Ok(Outcome::Left) => failures + 1,
-                // Those that are under way are of the same fate.
                 Err(error @ Error::TooManyRemovals { .. }) => {
                     tracing::error!("{error}");
+                    self.store.note_too_many_removals().await?;
                     failures + 1
                 }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
+                // Those that are under way are of the same fate.
+                Err(error) => return Err(error),
             };
-            let pause = self.settings.delay * 2_u32.saturating_pow(failures.min(16));
-            let pause = pause.min(self.settings.interval.max(self.settings.delay));
-            let at = Instant::now() + pause;
+            // However short the delay, nobody is asked for the same again and again.
+            let pause = self.settings.delay.max(FIRST_PAUSE);
+            let pause = pause * 2_u32.saturating_pow(failures.min(16));
+            let at = Instant::now() + pause.min(LONGEST_WAIT);
             still.insert(group, Again { at, failures });
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    pub(super) fn removals(&self) -> Arc<Removals> {
-        let removals = self.removals.lock();
-        Arc::clone(&removals.unwrap_or_else(PoisonError::into_inner))
+    /// What checks remove is counted from one cycle to the next, of whichever process.
+    async fn begin_anew_after_a_cycle(
+        &self,
+        (since, removals): &mut (Option<i64>, Removals),
+    ) -> Result<(), Error> {
+        let (last, _) = self.store.last_runs().await?;
+        let id = last.as_ref().map(|last| last.id);
+        if *since != id {
+            let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
+            (*since, *removals) = (id, Removals::new(false, is_exceeded, 0));
+        }
+        Ok(())
     }
 }

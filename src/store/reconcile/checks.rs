@@ -5,58 +5,57 @@ use std::time::Duration;
 use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use super::compared::millis;
 use crate::domain::{GroupId, Version};
 use crate::store::{Error, Store};
 
 statements! {
     /// Forgets the version until the end: what becomes of the group meanwhile is not known.
     BEGIN_CHECK = "
-INSERT INTO group_checks AS stored (group_id, compared_at) VALUES ($1, clock_timestamp())
+INSERT INTO group_checks AS stored (group_id, compared_at, read_at)
+VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (group_id) DO UPDATE SET
     version     = NULL,
     version_id  = NULL,
-    compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
+    compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond'),
+    read_at     = EXCLUDED.read_at,
+    is_touched  = false
 RETURNING compared_at";
     /// The same where OpenIM was asked already, at $2, what has changed since a version.
     BEGIN_UPDATE = "
-UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2
+UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2, is_touched = false
  WHERE group_id = $1 AND compared_at < $2 AND version = $3 AND version_id = $4";
-    /// Before that which is to see what others have written meanwhile: whoever forgets versions has the
+    /// Groups before their checks, as lanes lock them.
+    LOCK_MARK = "SELECT FROM groups WHERE group_id = $1 AND check_wanted_since IS NOT NULL FOR UPDATE";
+    /// Before that which is to see what others have written meanwhile: whoever touches a check has the
     /// row before or after, but not between. In the order of the ids, as everybody who locks several.
     LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
-    /// Notes the version, unless another comparison has begun since, or something came that may be
-    /// newer or older than it; and takes the mark away, unless the group was marked again since. The
-    /// mark is looked at as it was before.
+    /// Notes the version, unless another comparison has begun since, or a callback was written, of
+    /// which nobody can tell whether it is in that version; and takes the mark away, unless the group
+    /// was marked again since, or so shortly before that what it announced may have come after.
     FINISH_CHECK = "
 WITH marked AS MATERIALIZED (
     SELECT check_wanted_since, check_marked_at
       FROM groups
-     WHERE group_id = $1 AND check_wanted_since IS NOT NULL
-       FOR UPDATE),
+     WHERE group_id = $1 AND check_wanted_since IS NOT NULL),
 last AS MATERIALIZED (
     SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2),
 noted AS (
     UPDATE group_checks AS c SET version = $3, version_id = $4
       FROM last
-     WHERE c.group_id = last.group_id
-       AND NOT EXISTS (SELECT FROM marked WHERE check_marked_at >= $2)
-       AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.last_callback_at >= $2)
-       AND NOT EXISTS (SELECT FROM group_members AS m
-                        WHERE m.group_id = $1 AND m.last_callback_at >= $2)
-    RETURNING c.group_id),
+     WHERE c.group_id = last.group_id AND NOT c.is_touched
+       AND NOT EXISTS (SELECT FROM marked WHERE check_marked_at >= $2)),
 cleared AS (
     UPDATE groups AS g SET check_wanted_since = NULL, check_marked_at = NULL, check_reason = NULL
       FROM marked, last
-     WHERE g.group_id = $1 AND marked.check_marked_at < $2
+     WHERE g.group_id = $1
+       AND marked.check_marked_at < $2 - $5 * interval '1 millisecond'
     RETURNING g.group_id)
 SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
        clock_timestamp() AS finished_at,
-       EXISTS (SELECT FROM cleared) AS is_cleared,
-       EXISTS (SELECT FROM noted) AS is_noted";
+       EXISTS (SELECT FROM cleared) AS is_cleared";
     /// Walks groups_check_wanted.
     WANTED = "
-SELECT group_id, check_wanted_since AS since
+SELECT group_id
   FROM groups
  WHERE group_id > $1 AND check_wanted_since <= now() - $3 * interval '1 millisecond'
  ORDER BY group_id
@@ -68,27 +67,24 @@ SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS si
  WHERE check_wanted_since IS NOT NULL
  GROUP BY check_reason
  ORDER BY check_reason";
-    FORGET_VERSIONS = "
-UPDATE group_checks SET version = NULL, version_id = NULL
- WHERE group_id = ANY($1) AND version IS NOT NULL";
-    /// Of so many groups after $1 those that callbacks have changed since they were compared; the
-    /// last of all that were looked at. The bounds keep a join from reading the whole table.
-    FORGET_VERSIONS_OF_HEARD = "
-WITH page AS MATERIALIZED (
-    SELECT group_id, compared_at FROM group_checks WHERE group_id > $1 ORDER BY group_id LIMIT $2),
-heard AS MATERIALIZED (
-    SELECT page.group_id
-      FROM page
-     WHERE EXISTS (SELECT FROM group_members AS m
-                    WHERE m.group_id = page.group_id AND m.last_callback_at >= page.compared_at)
-        OR EXISTS (SELECT FROM groups AS g
-                    WHERE g.group_id = page.group_id AND g.last_callback_at >= page.compared_at)),
-forgotten AS (
-    UPDATE group_checks AS c SET version = NULL, version_id = NULL
-      FROM heard
-     WHERE c.group_id = heard.group_id AND c.version IS NOT NULL
-       AND c.group_id > $1 AND c.group_id <= (SELECT max(group_id) FROM page))
-SELECT max(group_id) FROM page";
+    /// Leaves a trace for a comparison that is under way.
+    TOUCH = "
+UPDATE group_checks SET version = NULL, version_id = NULL, is_touched = true
+ WHERE group_id = ANY($1) AND NOT is_touched";
+    /// Those of these groups of which a callback was written since they were compared, or whose
+    /// transaction began up to the longest that one takes before. As EXISTS or a join the planner might
+    /// read all members.
+    TOUCH_HEARD = "
+UPDATE group_checks AS c SET version = NULL, version_id = NULL, is_touched = true
+ WHERE c.group_id = ANY($1) AND NOT c.is_touched
+   AND ((SELECT true FROM group_members AS m
+          WHERE m.group_id = c.group_id
+            AND m.last_callback_at >= c.compared_at - interval '65 seconds'
+          LIMIT 1)
+     OR (SELECT true FROM groups AS g
+          WHERE g.group_id = c.group_id
+            AND g.last_callback_at >= c.compared_at - interval '65 seconds'))
+RETURNING c.group_id";
 }
 
 /// Groups at a time of which versions are forgotten.
@@ -103,17 +99,6 @@ pub struct Finished {
     pub finished_at: OffsetDateTime,
     /// Whether it wants none any more.
     pub is_cleared: bool,
-    /// Whether the version is kept.
-    pub is_noted: bool,
-}
-
-/// A group that wants a check.
-#[derive(Clone, Debug, FromRow)]
-pub struct Wanted {
-    /// The group.
-    pub group_id: String,
-    /// Since when.
-    pub since: OffsetDateTime,
 }
 
 /// Groups that want a check for one reason.
@@ -125,6 +110,11 @@ pub struct WantedByReason {
     pub groups: i64,
     /// Since when the first of them does.
     pub since: OffsetDateTime,
+}
+
+/// Milliseconds as a statement takes them.
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Store {
@@ -166,7 +156,9 @@ impl Store {
         .await
     }
 
-    /// Ends the comparison that began at `began_at`: the group is as it was at `version`.
+    /// Ends the comparison that began at `began_at`: the group is as it was at `version`, or, where
+    /// OpenIM has told none, is to be read again by the next. A mark that came less than `delay` before
+    /// stays.
     ///
     /// # Errors
     /// See [`Error`].
@@ -175,9 +167,14 @@ impl Store {
         group: &GroupId,
         began_at: OffsetDateTime,
         version: Option<&Version>,
+        delay: Duration,
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
             let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_MARK)
+                .bind(group.as_str())
+                .execute(&mut *transaction)
+                .await?;
             sqlx::query(LOCK_CHECKS)
                 .bind([group.as_str()])
                 .execute(&mut *transaction)
@@ -187,6 +184,7 @@ impl Store {
                 .bind(began_at)
                 .bind(version.map(|version| version.number.cast_signed()))
                 .bind(version.map(|version| &version.id))
+                .bind(millis(delay))
                 .fetch_one(&mut *transaction)
                 .await?;
             transaction.commit().await?;
@@ -205,16 +203,20 @@ impl Store {
         after: &str,
         limit: i64,
         delay: Duration,
-    ) -> Result<Vec<Wanted>, Error> {
-        self.read(async |connection| {
-            sqlx::query_as(WANTED)
-                .bind(after)
-                .bind(limit)
-                .bind(millis(delay))
-                .fetch_all(connection)
-                .await
-        })
-        .await
+    ) -> Result<Vec<GroupId>, Error> {
+        let ids: Vec<String> = self
+            .read(async |connection| {
+                sqlx::query_scalar(WANTED)
+                    .bind(after)
+                    .bind(limit)
+                    .bind(millis(delay))
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        // They are stored as they were parsed.
+        let ids = ids.into_iter();
+        Ok(ids.filter_map(|id| GroupId::parse(id).ok()).collect())
     }
 
     /// How many groups want a check, and why.
@@ -244,7 +246,7 @@ impl Store {
                     .bind(&ids)
                     .execute(&mut *transaction)
                     .await?;
-                sqlx::query(FORGET_VERSIONS)
+                sqlx::query(TOUCH)
                     .bind(&ids)
                     .execute(&mut *transaction)
                     .await?;
@@ -259,18 +261,24 @@ impl Store {
         Ok(())
     }
 
-    /// The same for up to so many groups after `after` ("" for the first), by what is stored: for
-    /// what an earlier process did not come to. Returns where to go on.
+    /// The same for these groups, by what is stored: for what an earlier process did not come to. Reads
+    /// all of their members. Returns those that callbacks have changed.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn forget_versions_of_heard(&self, after: &str) -> Result<Option<String>, Error> {
-        let some = i64::try_from(SOME).unwrap_or(i64::MAX);
+    pub async fn forget_versions_of_heard(
+        &self,
+        groups: &[&GroupId],
+    ) -> Result<Vec<String>, Error> {
+        let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
         self.housekeep(async |connection| {
-            sqlx::query_scalar(FORGET_VERSIONS_OF_HEARD)
-                .bind(after)
-                .bind(some)
-                .fetch_one(connection)
+            sqlx::query(LOCK_CHECKS)
+                .bind(&ids)
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query_scalar(TOUCH_HEARD)
+                .bind(&ids)
+                .fetch_all(connection)
                 .await
         })
         .await

@@ -1,7 +1,5 @@
 //! What is held against OpenIM's answers.
 
-use std::time::Duration;
-
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
@@ -17,20 +15,27 @@ statements! {
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
        g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
-       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
-       c.compared_at > now() - $2 * interval '1 millisecond' AS is_recent
+       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.read_at
   FROM unnest($1::text[]) AS asked (group_id)
   JOIN groups AS g ON g.group_id = asked.group_id
-  LEFT JOIN group_checks AS c ON c.group_id = asked.group_id";
-    /// Walks the primary keys of both, each from $1: a merge would begin with the first of all.
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, read_at
+          FROM group_checks
+         WHERE group_id = g.group_id
+         LIMIT 1) AS c ON true";
+    /// Walks the primary key, and looks for each group's check; LIMIT 1 keeps the planner from reading
+    /// all of these.
     GROUPS_TO_COMPARE = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
        g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
-       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.compared_at,
-       c.compared_at > now() - $3 * interval '1 millisecond' AS is_recent
+       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.read_at
   FROM groups AS g
-  LEFT JOIN group_checks AS c ON c.group_id = g.group_id AND c.group_id > $1
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, read_at
+          FROM group_checks
+         WHERE group_id = g.group_id
+         LIMIT 1) AS c ON true
  WHERE g.group_id > $1
  ORDER BY g.group_id
  LIMIT $2";
@@ -49,9 +54,22 @@ SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.disp
        m.display_face_url, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
        m.mute_end_at, m.left_at, m.last_callback_at, m.created_at
   FROM unnest($2::text[]) AS asked (user_id)
-  JOIN group_members AS m ON m.group_id = $1 AND m.user_id = asked.user_id";
-    /// Reads the whole table.
-    COUNT_CURRENT = "SELECT count(*) FROM group_members WHERE left_at IS NULL";
+ CROSS JOIN LATERAL
+       (SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
+               display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
+               mute_end_at, left_at, last_callback_at, created_at
+          FROM group_members
+         WHERE group_id = $1 AND user_id = asked.user_id
+         LIMIT 1) AS m";
+    /// Stops at so many.
+    COUNT_CURRENT = "
+SELECT count(*)
+  FROM (SELECT
+          FROM group_members AS m
+         WHERE left_at IS NULL
+           AND (SELECT true FROM groups AS g
+                 WHERE g.group_id = m.group_id AND g.status = 2) IS NULL
+         LIMIT $1) AS found";
 }
 
 /// Members on a page.
@@ -71,8 +89,8 @@ pub struct KnownGroup {
     /// The counter of the state that it was made equal to; `None`: that is not known, or callbacks
     /// have changed it since.
     pub version: Option<Version>,
-    /// Whether it was compared as a whole, or as far as it had changed, in the time asked for.
-    pub is_recent: bool,
+    /// When all of it was last read.
+    pub read_at: Option<OffsetDateTime>,
 }
 
 impl FromRow<'_, PgRow> for KnownGroup {
@@ -91,9 +109,7 @@ impl FromRow<'_, PgRow> for KnownGroup {
                 id,
                 number: number.cast_unsigned(),
             }),
-            is_recent: row
-                .try_get::<Option<bool>, _>("is_recent")?
-                .unwrap_or(false),
+            read_at: row.try_get("read_at")?,
         })
     }
 }
@@ -116,11 +132,6 @@ impl From<StoredMember> for ComparedMember {
     }
 }
 
-/// Milliseconds as a statement takes them.
-pub(super) fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}
-
 impl Store {
     /// The database's time.
     ///
@@ -131,21 +142,15 @@ impl Store {
             .await
     }
 
-    /// Those of these groups that are known, in any order. `recent`: see
-    /// [`KnownGroup::is_recent`].
+    /// Those of these groups that are known, in any order.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn known_groups(
-        &self,
-        groups: &[GroupId],
-        recent: Duration,
-    ) -> Result<Vec<KnownGroup>, Error> {
+    pub async fn known_groups(&self, groups: &[GroupId]) -> Result<Vec<KnownGroup>, Error> {
         let ids: Vec<&str> = groups.iter().map(GroupId::as_str).collect();
         self.read(async |connection| {
             sqlx::query_as(KNOWN_GROUPS)
                 .bind(&ids)
-                .bind(millis(recent))
                 .fetch_all(connection)
                 .await
         })
@@ -160,13 +165,11 @@ impl Store {
         &self,
         after: &str,
         limit: i64,
-        recent: Duration,
     ) -> Result<Vec<KnownGroup>, Error> {
         self.read(async |connection| {
             sqlx::query_as(GROUPS_TO_COMPARE)
                 .bind(after)
                 .bind(limit)
-                .bind(millis(recent))
                 .fetch_all(connection)
                 .await
         })
@@ -219,14 +222,15 @@ impl Store {
         Ok(rows.into_iter().map(ComparedMember::from).collect())
     }
 
-    /// How many members there are in all, those of dismissed groups too.
+    /// How many current members there are in all, or that there are `most` at least.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn count_members(&self) -> Result<u64, Error> {
+    pub async fn count_members(&self, most: u64) -> Result<u64, Error> {
         let count: i64 = self
             .housekeep(async |connection| {
                 sqlx::query_scalar(COUNT_CURRENT)
+                    .bind(most.cast_signed())
                     .fetch_one(connection)
                     .await
             })

@@ -6,9 +6,9 @@ mod compared;
 mod runs;
 mod turn;
 
-pub use checks::{Finished, Wanted, WantedByReason};
+pub use checks::{Finished, WantedByReason};
 pub use compared::{ComparedMember, KnownGroup};
-pub use runs::{Run, RunResult};
+pub use runs::{Run, RunCounts, TOO_MANY_REMOVALS};
 pub use turn::{Turn, TurnOf};
 
 /// Every statement of these files, by name.

@@ -1,5 +1,7 @@
 //! Comparisons of all groups: one row each.
 
+use std::fmt;
+
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
@@ -14,6 +16,16 @@ UPDATE reconcile_runs SET
     members_compared = $6, members_added = $7, members_removed = $8, members_changed = $9,
     details_changed = $10, groups_changed = $11
  WHERE id = $1";
+    /// The last that ended, also where it had come to its end.
+    NOTE_TOO_MANY_REMOVALS = "
+UPDATE reconcile_runs SET stopped_by = $1
+ WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
+    /// By runs that did not come to their end, one after the other.
+    REMOVED_SINCE = "
+SELECT COALESCE(sum(members_removed), 0)::bigint
+  FROM reconcile_runs
+ WHERE id > COALESCE((SELECT max(id) FROM reconcile_runs
+                       WHERE ended_at IS NOT NULL AND stopped_by IS NULL), 0)";
     FORGET_RUNS = "DELETE FROM reconcile_runs WHERE id <= $1 - 100";
     /// The last that ended, and the one that goes on, if it is the last of all.
     LAST_RUNS = "
@@ -26,6 +38,9 @@ SELECT id, started_at, ended_at, is_full, stopped_by, groups_seen, groups_compar
  ORDER BY id";
 }
 
+/// What `stopped_by` says where so many members were to be removed that somebody has to look at it.
+pub const TOO_MANY_REMOVALS: &str = "too_many_removals";
+
 /// A comparison of all groups.
 #[derive(Clone, Debug, FromRow)]
 #[expect(missing_docs, reason = "the columns; see migrations/")]
@@ -35,6 +50,14 @@ pub struct Run {
     pub ended_at: Option<OffsetDateTime>,
     pub is_full: bool,
     pub stopped_by: Option<String>,
+    #[sqlx(flatten)]
+    pub counts: RunCounts,
+}
+
+/// What a comparison came to. No number is negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRow)]
+#[expect(missing_docs, reason = "the columns; see migrations/")]
+pub struct RunCounts {
     pub groups_seen: i64,
     pub groups_compared: i64,
     pub groups_left: i64,
@@ -46,20 +69,46 @@ pub struct Run {
     pub groups_changed: i64,
 }
 
-/// What came of one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the columns; see migrations/")]
-pub struct RunResult {
-    pub stopped_by: Option<String>,
-    pub groups_seen: u64,
-    pub groups_compared: u64,
-    pub groups_left: u64,
-    pub members_compared: u64,
-    pub members_added: u64,
-    pub members_removed: u64,
-    pub members_changed: u64,
-    pub details_changed: u64,
-    pub groups_changed: u64,
+impl RunCounts {
+    /// Rows that were made as in OpenIM.
+    pub fn repairs(&self) -> i64 {
+        self.members_added
+            + self.members_removed
+            + self.members_changed
+            + self.details_changed
+            + self.groups_changed
+    }
+}
+
+/// For people.
+impl fmt::Display for RunCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            groups_seen,
+            groups_compared,
+            groups_left,
+            members_compared,
+            members_added,
+            members_removed,
+            members_changed,
+            details_changed,
+            groups_changed,
+        } = self;
+        write!(
+            f,
+            "groups: {groups_seen} seen, {groups_compared} compared, {groups_changed} changed, \
+             {groups_left} left as they are; members: {members_compared} compared, \
+             {members_added} added, {members_removed} removed, {members_changed} changed, \
+             {details_changed} with details filled in"
+        )
+    }
+}
+
+impl Run {
+    /// Whether nobody may be removed until somebody has looked at it.
+    pub fn has_too_many_removals(&self) -> bool {
+        self.stopped_by.as_deref() == Some(TOO_MANY_REMOVALS)
+    }
 }
 
 impl Store {
@@ -77,27 +126,62 @@ impl Store {
         .await
     }
 
-    /// Notes what came of it.
+    /// Notes what came of it, and why it did not come to its end if it did not.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn end_run(&self, id: i64, result: &RunResult) -> Result<(), Error> {
+    pub async fn end_run(
+        &self,
+        id: i64,
+        stopped_by: Option<&str>,
+        counts: &RunCounts,
+    ) -> Result<(), Error> {
         self.write(async |connection| {
             sqlx::query(END_RUN)
                 .bind(id)
-                .bind(&result.stopped_by)
-                .bind(result.groups_seen.cast_signed())
-                .bind(result.groups_compared.cast_signed())
-                .bind(result.groups_left.cast_signed())
-                .bind(result.members_compared.cast_signed())
-                .bind(result.members_added.cast_signed())
-                .bind(result.members_removed.cast_signed())
-                .bind(result.members_changed.cast_signed())
-                .bind(result.details_changed.cast_signed())
-                .bind(result.groups_changed.cast_signed())
+                .bind(stopped_by)
+                .bind(counts.groups_seen)
+                .bind(counts.groups_compared)
+                .bind(counts.groups_left)
+                .bind(counts.members_compared)
+                .bind(counts.members_added)
+                .bind(counts.members_removed)
+                .bind(counts.members_changed)
+                .bind(counts.details_changed)
+                .bind(counts.groups_changed)
                 .execute(&mut *connection)
                 .await?;
             sqlx::query(FORGET_RUNS).bind(id).execute(connection).await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// How many members were removed since the last run that came to its end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn removed_since_last_end(&self) -> Result<u64, Error> {
+        let removed: i64 = self
+            .read(async |connection| {
+                sqlx::query_scalar(REMOVED_SINCE)
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        Ok(removed.unsigned_abs())
+    }
+
+    /// Notes that too many members were to be removed after the last run.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn note_too_many_removals(&self) -> Result<(), Error> {
+        self.write(async |connection| {
+            sqlx::query(NOTE_TOO_MANY_REMOVALS)
+                .bind(TOO_MANY_REMOVALS)
+                .execute(connection)
+                .await
         })
         .await?;
         Ok(())

@@ -11,6 +11,8 @@ use crate::store::{Error, Store};
 statements! {
     /// Until the session ends. The second half tells the mirrors of one database apart.
     TAKE_TURN = "SELECT pg_try_advisory_lock($1, hashtext(current_schema()))";
+    /// A session that was told goodbye takes its time to end.
+    END_TURN = "SELECT pg_advisory_unlock($1, hashtext(current_schema()))";
 }
 
 /// How long the connection that holds a turn may take to answer.
@@ -37,19 +39,33 @@ impl TurnOf {
 
 /// A turn. It ends when this is dropped, or its connection breaks.
 #[derive(Debug)]
-pub struct Turn(Counted);
+pub struct Turn {
+    connection: Counted,
+    of: TurnOf,
+}
 
 impl Turn {
     /// Whether it is still ours.
     pub async fn is_held(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
-        let pinged = self.0.run(deadline, async |c| c.ping().await).await;
+        let pinged = self
+            .connection
+            .run(deadline, async |c| c.ping().await)
+            .await;
         pinged.is_ok()
     }
 
     /// Ends it, so that the next may begin at once.
-    pub async fn end(self) {
-        self.0.close().await;
+    pub async fn end(mut self) {
+        let unlock = async |connection: &mut PgConnection| {
+            sqlx::query(END_TURN)
+                .bind(self.of.number())
+                .execute(connection)
+                .await
+        };
+        // Where it cannot be told, it ends with the session.
+        let _ = self.connection.run(Instant::now() + PATIENCE, unlock).await;
+        self.connection.close().await;
     }
 }
 
@@ -69,7 +85,7 @@ impl Store {
         };
         let is_ours: bool = connection.run(deadline, take).await?;
         if is_ours {
-            return Ok(Some(Turn(connection)));
+            return Ok(Some(Turn { connection, of }));
         }
         connection.close().await;
         Ok(None)

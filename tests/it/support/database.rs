@@ -36,6 +36,11 @@ impl TestDb {
         Self::at(server.url("postgres"), None)
     }
 
+    /// Another's, who has to outlive this one.
+    pub fn shared(url: &str) -> TestDb {
+        Self::at(url.to_owned(), None)
+    }
+
     fn at(url: String, name: Option<String>) -> TestDb {
         TestDb {
             // Lazy, so that a test that needs no connection makes none.

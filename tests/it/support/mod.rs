@@ -36,7 +36,7 @@ pub use openim::{ADMIN, ADMIN_ID, Creation, Group, ORDINARY, OWNER, OpenIm, Oper
 pub use openim_callbacks::Callback;
 pub use openim_faults::RestFault;
 pub use openim_gates::Held;
-pub use openim_pair::{Pair, access, id, ingest, settings, tell};
+pub use openim_pair::{Pair, access, ingest, settings, tell};
 pub use openim_server::{OpenImServer, SECRET};
 pub use random::{Random, new_seed};
 pub use run::{own_server, run, search, wait_for};

@@ -1,17 +1,17 @@
 //! An OpenIM and a mirror of it, and what is not the same in both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openim_group_mirror::config::Secret;
-use openim_group_mirror::domain::GroupId;
+use openim_group_mirror::domain::{DISMISSED, GroupId};
 use openim_group_mirror::http::understand;
-use openim_group_mirror::ingest::{Ingest, Retention};
+use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::openim::{
-    Access, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
+    Access, Client, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
 };
-use openim_group_mirror::store::{RunResult, Store};
+use openim_group_mirror::store::{RunCounts, Store};
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -20,16 +20,15 @@ use tokio_util::sync::CancellationToken;
 use super::openim::{ADMIN_ID, OpenIm, Operation};
 use super::openim_callbacks::Callback;
 use super::openim_server::{OpenImServer, SECRET};
-use super::{TestDb, until};
+use super::{TestDb, run, until};
 
-/// Both, each of the test's own.
+/// Both, each of the test's own, or shared with another replica.
 pub struct Pair {
-    pub server: OpenImServer,
-    pub db: TestDb,
+    pub server: Arc<OpenImServer>,
+    pub db: Arc<TestDb>,
     pub store: Store,
     pub ingest: Ingest,
     pub reconciler: Reconciler,
-    pub metrics: Metrics,
 }
 
 /// How the model's server is reached.
@@ -47,19 +46,21 @@ pub fn settings() -> Settings {
     Settings {
         interval: Duration::from_secs(600),
         full_interval: Duration::from_secs(86400),
-        delay: Duration::from_millis(50),
+        // A mark may be a moment old when its group is compared.
+        delay: Duration::ZERO,
         concurrency: 4,
     }
 }
 
 /// Lanes of a process that has no spool.
 pub fn ingest(store: &Store) -> Ingest {
-    let retention = Retention {
-        keep_days: 1,
-        max_bytes: 0,
-    };
-    Ingest::new(store.clone(), retention, None)
+    Ingest::new(store.clone(), RETENTION, None)
 }
+
+const RETENTION: Retention = Retention {
+    keep_days: 1,
+    max_bytes: 0,
+};
 
 impl Pair {
     pub async fn new() -> Self {
@@ -67,31 +68,71 @@ impl Pair {
     }
 
     pub async fn with(settings: Settings) -> Self {
-        Self::made(TestDb::new().await, OpenImServer::start().await, settings).await
+        let (db, server) = (TestDb::new().await, OpenImServer::start().await);
+        Self::made(Arc::new(db), Arc::new(server), settings).await
     }
 
     /// Another process on the same two.
-    pub async fn new_on(db: TestDb, server: OpenImServer) -> Self {
-        Self::made(db, server, settings()).await
+    pub async fn again(&self) -> Self {
+        Self::made(Arc::clone(&self.db), Arc::clone(&self.server), settings()).await
     }
 
-    async fn made(db: TestDb, server: OpenImServer, settings: Settings) -> Self {
+    async fn made(db: Arc<TestDb>, server: Arc<OpenImServer>, settings: Settings) -> Self {
         let store = db.database().open().await.unwrap();
         let ingest = ingest(&store);
+        Self::of(db, server, store, ingest, settings)
+    }
+
+    /// The same, with a process that has a spool.
+    pub async fn with_spool(self) -> Self {
+        let (db, server) = (Arc::clone(&self.db), Arc::clone(&self.server));
+        self.close().await;
+        let store = db.database().open().await.unwrap();
+        let folder = run().folder("spool");
+        let spool = tokio::task::spawn_blocking(move || Spool::in_folder(&folder, 1 << 20));
+        let spool = spool.await.unwrap().unwrap();
+        let ingest = Ingest::new(store.clone(), RETENTION, Some(spool));
+        ingest.settled().await;
+        Self::of(db, server, store, ingest, settings())
+    }
+
+    /// The same, with one who waits only so long for an answer.
+    pub async fn patient_for(mut self, timeout: Duration) -> Self {
+        let access = Access {
+            timeout,
+            ..access(&self.server)
+        };
+        let parts = Parts {
+            store: self.store.clone(),
+            ingest: self.ingest.clone(),
+            metrics: Metrics::new().unwrap(),
+        };
+        let client = Client::new(access, parts.metrics.clone()).unwrap();
+        self.reconciler = Reconciler::new(client, settings(), parts);
+        self
+    }
+
+    fn of(
+        db: Arc<TestDb>,
+        server: Arc<OpenImServer>,
+        store: Store,
+        ingest: Ingest,
+        settings: Settings,
+    ) -> Self {
         let metrics = Metrics::new().unwrap();
+        let client = Client::new(access(&server), metrics.clone()).unwrap();
         let parts = Parts {
             store: store.clone(),
             ingest: ingest.clone(),
-            metrics: metrics.clone(),
+            metrics,
         };
-        let reconciler = Reconciler::new(access(&server), settings, parts).unwrap();
+        let reconciler = Reconciler::new(client, settings, parts);
         Self {
             server,
             db,
             store,
             ingest,
             reconciler,
-            metrics,
         }
     }
 
@@ -119,16 +160,16 @@ impl Pair {
     }
 
     /// One comparison of all groups.
-    pub async fn cycle(&self) -> RunResult {
+    pub async fn cycle(&self) -> RunCounts {
         self.compare(&[], Mode::default()).await.unwrap()
     }
 
-    pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunResult, Error> {
+    pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunCounts, Error> {
         let groups: Vec<GroupId> = groups.iter().map(|group| id(group)).collect();
         let tally = Tally::default();
         let never = CancellationToken::new();
         let compared = self.reconciler.compare(&groups, mode, &tally, &never).await;
-        compared.map(|()| tally.result())
+        compared.map(|()| tally.counts())
     }
 
     /// What a dry run tells.
@@ -136,10 +177,7 @@ impl Pair {
         let mut all = Vec::new();
         let tally = Tally::default();
         let mut tell = |drift| all.push(drift);
-        let looked = self
-            .reconciler
-            .drift(&[], Mode::default(), &tally, &mut tell)
-            .await;
+        let looked = self.reconciler.drift(&[], &tally, &mut tell).await;
         looked.unwrap();
         all
     }
@@ -159,6 +197,26 @@ impl Pair {
                 .await,
         );
         rows
+    }
+
+    /// Holds what [`Self::rows_as_they_lie`] gave against what is there now.
+    pub async fn assert_nothing_written_since(&self, before: &[Value]) {
+        let after = self.rows_as_they_lie().await;
+        let is_new = |row: &&Value| !before.contains(row);
+        let written: Vec<_> = after.iter().filter(is_new).take(3).collect();
+        let was = |row: &&Value| {
+            let same = |name: &str, other: &Value| other[name] == row[name];
+            before
+                .iter()
+                .find(|other| same("group_id", other) && same("user_id", other))
+                .cloned()
+        };
+        let were: Vec<_> = written.iter().map(was).collect();
+        assert!(
+            written.is_empty(),
+            "written: {written:#?}\nbefore: {were:#?}"
+        );
+        assert_eq!(after.len(), before.len());
     }
 
     /// A member's row.
@@ -190,7 +248,11 @@ impl Pair {
     /// What is not the same here and there, as lines for people.
     pub async fn differences(&self) -> Vec<String> {
         let mirror = mirrored(&self.db).await;
-        let held = held(&self.openim());
+        let mut held = held(&self.openim());
+        // Of a group that is gone for everybody the mirror need not have heard.
+        held.retain(|key, status| {
+            *status != json!(DISMISSED) || key.2 != "status" || mirror.contains_key(key)
+        });
         let keys: BTreeSet<_> = mirror.keys().chain(held.keys()).collect();
         let differs = |key: &&&(String, String, &'static str)| mirror.get(**key) != held.get(**key);
         let line = |key: &(String, String, &'static str)| {
@@ -218,7 +280,7 @@ impl Pair {
     }
 }
 
-pub fn id(group: &str) -> GroupId {
+fn id(group: &str) -> GroupId {
     GroupId::parse(group.into()).unwrap()
 }
 

@@ -54,6 +54,8 @@ struct State {
     gates: Gates,
     /// Ends of paths whose answers have lost all rows.
     emptied: BTreeSet<String>,
+    /// Of lists of members, pages from this one on have lost their rows.
+    lost_from: u64,
     random: Random,
 }
 
@@ -78,6 +80,7 @@ impl OpenImServer {
                 faults: RestFaults::default(),
                 gates: Gates::default(),
                 emptied: BTreeSet::new(),
+                lost_from: u64::MAX,
                 random: Random::new(0, 0),
             }),
             hook: Mutex::new(None),
@@ -166,6 +169,11 @@ impl OpenImServer {
             .add(path_suffix, Place::AfterAnswer)
     }
 
+    /// Lists of members have no rows from this page on, though they say how many there are.
+    pub fn lose_pages_from(&self, page: u64) {
+        self.shared.state().lost_from = page;
+    }
+
     /// Whether the lists of paths with this end are answered without rows, whatever there is.
     pub fn answer_empty(&self, path_suffix: &str, is_empty: bool) {
         let emptied = &mut self.shared.state().emptied;
@@ -237,6 +245,14 @@ impl Shared {
         let mut emptied = state.emptied.iter();
         if emptied.any(|suffix| path.ends_with(suffix)) {
             return without_rows(path).map(Ok);
+        }
+        let page = request["pagination"]["pageNumber"].as_u64();
+        let is_list = path.ends_with("get_group_member_list");
+        if is_list && page.is_some_and(|page| page >= state.lost_from) {
+            return Some(answer.map(|mut data| {
+                data["members"] = Value::Null;
+                data
+            }));
         }
         Some(answer)
     }

@@ -1,0 +1,123 @@
+//! Why OpenIM did not answer, and what that means for other calls.
+
+use std::time::Duration;
+
+/// Largest answer, unpacked: OpenIM's own services hand each other 8 MiB at most, of which JSON makes
+/// a few times as much.
+pub(super) const MAX_ANSWER: usize = 64 << 20;
+/// How much of OpenIM's own words an error quotes, in characters.
+const QUOTED: usize = 200;
+
+/// The arguments are wrong.
+pub(super) const ARGS: i64 = 1001;
+/// Not allowed, or the secret is wrong.
+pub(super) const NO_PERMISSION: i64 = 1002;
+/// Expired, invalid, malformed, not yet valid, unknown, kicked, not existing.
+const OF_TOKEN: std::ops::RangeInclusive<i64> = 1501..=1507;
+/// Of the services behind the API.
+const OF_BACKEND: std::ops::RangeInclusive<i64> = 90_000..=99_999;
+/// Something failed inside.
+const INTERNAL: i64 = 500;
+
+/// Why OpenIM did not answer a call as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Not reached, or the connection ended, or it took too long.
+    #[error("OpenIM cannot be reached: {0}")]
+    Transport(String),
+    /// Another HTTP status than 200, which OpenIM's API has for its own errors too.
+    #[error("OPENIM_API_URL answered with HTTP status {0}")]
+    Status(u16),
+    /// The API has no such path.
+    #[error(
+        "OPENIM_API_URL has no {0}: expected the address of OpenIM's API, version 3.8.1 or newer"
+    )]
+    NotFound(&'static str),
+    /// HTTP 429.
+    #[error("OpenIM asks for fewer calls")]
+    TooMany(Duration),
+    /// Not JSON, or cut.
+    #[error("OPENIM_API_URL answered {0} with something that is not JSON")]
+    Garbled(&'static str),
+    /// JSON, but not of the form that OpenIM has.
+    #[error("OPENIM_API_URL answered {0} in another form than OpenIM's: at column {1}")]
+    Odd(&'static str, usize),
+    /// More than any answer of OpenIM.
+    #[error("OPENIM_API_URL answered {0} with more than {MAX_ANSWER} bytes")]
+    TooLarge(&'static str),
+    /// OpenIM's own errors.
+    #[error("OpenIM answered {path} with error {code}: {message}")]
+    OpenIm {
+        /// What was called.
+        path: &'static str,
+        /// OpenIM's errCode.
+        code: i64,
+        /// Its errMsg and errDlt, cut.
+        message: String,
+    },
+    /// It does not take the key.
+    #[error("OpenIM does not accept OPENIM_ADMIN_USER_ID and OPENIM_SECRET: error {0}")]
+    Refused(i64),
+    /// The client cannot be made.
+    #[error("OPENIM_API_URL: no HTTP client can be made: {0}")]
+    Setup(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed in a moment.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) => true,
+            Self::Status(status) => *status >= 500,
+            Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
+            Self::NotFound(_)
+            | Self::TooLarge(_)
+            | Self::Odd(..)
+            | Self::Refused(_)
+            | Self::Setup(_) => false,
+        }
+    }
+
+    /// Whether another call may succeed all the same.
+    pub(super) fn is_of_call(&self) -> bool {
+        match self {
+            Self::NotFound(_) | Self::Refused(_) | Self::Setup(_) => false,
+            Self::OpenIm { code, .. } => *code != NO_PERMISSION,
+            _ => true,
+        }
+    }
+
+    /// OpenIM's code, if it is one of its errors.
+    pub(super) fn code(&self) -> Option<i64> {
+        match self {
+            Self::OpenIm { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_of_token(&self) -> bool {
+        self.code().is_some_and(|code| OF_TOKEN.contains(&code))
+    }
+
+    /// For a metric.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Transport(_) => "unreachable",
+            Self::Refused(_) => "keys",
+            Self::OpenIm { code, .. } if *code == NO_PERMISSION => "keys",
+            Self::OpenIm { .. } => "refused",
+            Self::TooMany(_) => "too_many",
+            _ => "unreadable",
+        }
+    }
+}
+
+/// OpenIM's own words, for an error.
+pub(super) fn quoted(message: &str, detail: &str) -> String {
+    let text = match detail {
+        "" => message.to_owned(),
+        _ => format!("{message} ({detail})"),
+    };
+    let is_plain = |c: &char| !c.is_control();
+    text.chars().filter(is_plain).take(QUOTED).collect()
+}

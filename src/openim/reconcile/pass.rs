@@ -1,0 +1,78 @@
+//! What a look at several groups has in common.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::Tally;
+use super::dry_run::DriftOf;
+use super::removals::Removals;
+use crate::domain::GroupId;
+
+/// So many groups that cannot be read, one after the other, and it may not be the groups.
+const MOST_FAILURES: u32 = 5;
+
+/// Some groups, looked at for one reason.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    /// `None` in a dry run.
+    pub(super) removals: Option<&'a Removals>,
+    pub(super) tally: &'a Tally,
+    /// Whether every group is read as a whole.
+    pub(super) is_full: bool,
+    /// In a dry run, what differs.
+    drift: Mutex<Vec<DriftOf>>,
+    /// Groups that could not be read, one after the other.
+    failures: AtomicU32,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(removals: &'a Removals, tally: &'a Tally, is_full: bool) -> Self {
+        Self {
+            removals: Some(removals),
+            ..Self::dry(tally, is_full)
+        }
+    }
+
+    /// Only looks.
+    pub(super) fn dry(tally: &'a Tally, is_full: bool) -> Self {
+        Self {
+            removals: None,
+            tally,
+            is_full,
+            drift: Mutex::default(),
+            failures: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn is_dry(&self) -> bool {
+        self.removals.is_none()
+    }
+
+    pub(super) fn differ(&self, drift: impl IntoIterator<Item = DriftOf>) {
+        let mut all = self.drift.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(drift);
+    }
+
+    pub(super) fn take_drift(&self) -> Vec<DriftOf> {
+        let mut all = self.drift.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *all)
+    }
+
+    /// OpenIM has answered something as it should.
+    pub(super) fn has_read(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// A group could not be read. Whether there were so many that it may not be the groups.
+    pub(super) fn has_failed(&self) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        failures.is_multiple_of(MOST_FAILURES)
+    }
+
+    /// Leaves a group as it is.
+    pub(super) fn leave(&self, group: &GroupId, why: &str) {
+        let id = group.as_str();
+        tracing::warn!(group = id, why, "a group is left as it is");
+        self.tally.left(group, why);
+    }
+}
