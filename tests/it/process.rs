@@ -464,7 +464,7 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
     std::fs::create_dir(&inner).unwrap();
     let in_folder = |folder: &Path| {
         let out = Service::to_end_in(folder, &[], &[("DATABASE_POOL_SIZE", "0")]);
-        assert_eq!(out.code, Some(1));
+        assert_eq!(out.code, Some(2));
         out.stderr
     };
     assert_eq!(
