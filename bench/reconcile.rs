@@ -591,8 +591,8 @@ async fn fill(bench: &Bench, groups: usize) {
                from generate_series(0, {last}) g, generate_series(0, g % 2) m"
         ),
         format!(
-            "insert into group_checks (group_id, version, version_id, compared_at)
-             select {group}, 1, lpad(to_hex(g), 24, '0'), now()
+            "insert into group_checks (group_id, version, version_id, compared_at, read_at)
+             select {group}, 1, lpad(to_hex(g), 24, '0'), now(), now()
                from generate_series(0, {last}) g"
         ),
         "analyze".to_owned(),

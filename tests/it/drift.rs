@@ -7,8 +7,8 @@ use openim_group_mirror::config::Config;
 use serde_json::{Value, json};
 
 use crate::support::{
-    ADMIN, Callback, Creation, OpenIm, OpenImServer, Operation, RestFault, Service, TestApp,
-    TestDb, access, run, until,
+    ADMIN, ADMIN_ID, Callback, Creation, OpenIm, OpenImServer, Operation, RestFault, SECRET,
+    Service, TestApp, TestDb, access, run, until, wait_for,
 };
 
 const GROUP: &str = "g";
@@ -293,6 +293,32 @@ async fn a_url_without_encryption_needs_no_certificates() {
             assert!(ended.stderr.contains(part), "{}", ended.stderr);
         }
     }
+}
+
+/// Whoever runs it without access to OpenIM is told what that means.
+#[tokio::test]
+async fn the_start_says_what_is_not_guaranteed_without_openim() {
+    let db = TestDb::new().await;
+    let said = |service: &Service| {
+        service
+            .log()
+            .contains("the mirror is not compared with OpenIM")
+    };
+    let without = Service::start(&[("DATABASE_URL", &db.url)]);
+    wait_for("it is said", Duration::from_secs(20), || said(&without));
+    drop(without);
+    let server = server().await;
+    let with = Service::start(&[
+        ("DATABASE_URL", &db.url),
+        ("OPENIM_API_URL", &server.url),
+        ("OPENIM_ADMIN_USER_ID", ADMIN_ID),
+        ("OPENIM_SECRET", SECRET),
+    ]);
+    wait_for("it compares", Duration::from_secs(20), || {
+        with.log()
+            .contains("compared with OpenIM: groups: 1 seen, 1 compared")
+    });
+    assert!(!said(&with), "{}", with.log());
 }
 
 /// Callbacks had to wait, so others may have been lost: all groups are compared when the spool is
