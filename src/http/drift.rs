@@ -48,7 +48,8 @@ struct Comparison {
     ended_at: Option<OffsetDateTime>,
     /// Whether each group was read as a whole, not only those that had changed.
     is_full: bool,
-    /// Why it did not come to its end (openim_unavailable, database_unavailable, spooling, stopped) or
+    /// Why it did not come to its end (openim_unavailable, database_unavailable, spooling, stopped,
+    /// turn_lost) or
     /// did not repair all (too_many_removals); null where it did.
     #[oai(nullable)]
     stopped_by: Option<String>,

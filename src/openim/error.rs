@@ -87,6 +87,14 @@ impl Error {
         }
     }
 
+    /// Whether it was OpenIM that answered, be it with an error.
+    pub(super) fn is_of_openim(&self) -> bool {
+        matches!(
+            self,
+            Self::OpenIm { .. } | Self::Odd(..) | Self::TooLarge(_)
+        )
+    }
+
     /// OpenIM's code, if it is one of its errors.
     pub(super) fn code(&self) -> Option<i64> {
         match self {

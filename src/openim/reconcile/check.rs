@@ -66,14 +66,19 @@ impl Inner {
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
-        let began_at = self.begin(group, pass).await?;
+        let began_at = match self.begin(group, pass).await {
+            Ok(began_at) => began_at,
+            Err(error) => return self.leave_or_end(group, error.into(), pass).await,
+        };
         let fetched = match self.fetch.whole(group).await {
             Ok(fetched) => fetched,
             Err(FetchError::Client(error)) if !error.is_of_call() => return Err(error.into()),
             Err(error) => {
                 // One group that OpenIM cannot read must not keep us from all the others; but where
                 // it cannot read any, nobody asks for all of them.
-                if pass.has_failed() {
+                let is_silent =
+                    matches!(&error, FetchError::Client(error) if !error.is_of_openim());
+                if pass.has_failed() || is_silent {
                     self.fetch.client.groups(1).await?;
                 }
                 pass.leave(group, &error.to_string());
@@ -84,11 +89,15 @@ impl Inner {
         self.settle_or_leave(group, began_at, fetched, pass).await
     }
 
-    async fn begin(&self, group: &GroupId, pass: &Pass<'_>) -> Result<OffsetDateTime, Error> {
-        Ok(match pass.is_dry() {
-            true => self.store.clock().await?,
-            false => self.store.begin_check(group).await?,
-        })
+    async fn begin(
+        &self,
+        group: &GroupId,
+        pass: &Pass<'_>,
+    ) -> Result<OffsetDateTime, store::Error> {
+        match pass.is_dry() {
+            true => self.store.clock().await,
+            false => self.store.begin_check(group).await,
+        }
     }
 
     /// Takes what has changed since `version`, as OpenIM told it after `asked_at`; all of the group
@@ -104,9 +113,16 @@ impl Inner {
         let changed = Fetch::changed(group, delta);
         if let Some(changed) = changed
             && let Some(_claim) = self.claim(group)
-            && (pass.is_dry() || self.store.begin_update(group, asked_at, version).await?)
         {
-            return self.settle_or_leave(group, asked_at, changed, pass).await;
+            let begun = match pass.is_dry() {
+                true => Ok(true),
+                false => self.store.begin_update(group, asked_at, version).await,
+            };
+            match begun {
+                Ok(true) => return self.settle_or_leave(group, asked_at, changed, pass).await,
+                Ok(false) => {}
+                Err(error) => return self.leave_or_end(group, error.into(), pass).await,
+            }
         }
         self.check(group, pass).await
     }
@@ -120,19 +136,30 @@ impl Inner {
         fetched: Fetched,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
-        let settled = self.settle(group, began_at, fetched, pass).await;
-        let (Err(Error::Store(error)) | Err(Error::Ingest(ingest::Error::Store(error)))) = &settled
-        else {
-            return settled;
-        };
-        let is_of_group = match error {
-            store::Error::Permanent(_) | store::Error::Unreadable(_) => true,
-            store::Error::Transient(_) => error.is_of_lock() || error.is_of_time(),
-        };
-        if !is_of_group || (pass.has_failed() && self.store.ping().await.is_err()) {
-            return settled;
+        match self.settle(group, began_at, fetched, pass).await {
+            Err(error) => self.leave_or_end(group, error, pass).await,
+            settled => settled,
         }
-        pass.leave(group, &error.to_string());
+    }
+
+    async fn leave_or_end(
+        &self,
+        group: &GroupId,
+        error: Error,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let (Error::Store(of_store) | Error::Ingest(ingest::Error::Store(of_store))) = &error
+        else {
+            return Err(error);
+        };
+        let is_of_group = match of_store {
+            store::Error::Permanent(_) | store::Error::Unreadable(_) => true,
+            store::Error::Transient(_) => of_store.is_of_lock() || of_store.is_of_time(),
+        };
+        if !is_of_group || self.store.ping().await.is_err() {
+            return Err(error);
+        }
+        pass.leave(group, &of_store.to_string());
         Ok(Outcome::Left)
     }
 
@@ -190,8 +217,13 @@ impl Inner {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
-        self.repair(group, began_at, differences, version, pass)
-            .await
+        let repaired = self
+            .repair(group, began_at, differences, version, pass)
+            .await;
+        if repaired.is_err() {
+            removals.give_back(removed);
+        }
+        repaired
     }
 
     async fn repair(

@@ -1,5 +1,6 @@
 //! Comparisons of all groups: when, whose turn it is, and what is noted of each.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -36,8 +37,8 @@ impl Inner {
         let mut failures = 0;
         // Something may have been missed until now.
         let mut missed = Missed::Now;
+        let mut spooled = self.spooled();
         loop {
-            let spooled = self.spooled();
             let pause = match self.cycle_if_due(&mut missed, closing).await {
                 Ok(pause) => {
                     failures = 0;
@@ -62,6 +63,7 @@ impl Inner {
                 }
                 // Where callbacks had to wait, others may have been lost.
                 if self.spooled() != spooled && !self.is_spooling() {
+                    spooled = self.spooled();
                     missed = Missed::Now;
                     break;
                 }
@@ -88,6 +90,8 @@ impl Inner {
             let was_before = matches!(missed, Missed::Until(until) if last.started_at < *until);
             let age = (now - last.started_at).try_into().unwrap_or_default();
             let rest = self.settings.interval.saturating_sub(age);
+            // What an earlier process left undone only this one looks for.
+            let was_before = was_before || !self.has_looked_back.load(Ordering::Relaxed);
             if !was_before && !rest.is_zero() {
                 return Ok(rest);
             }

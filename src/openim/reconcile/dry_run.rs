@@ -53,7 +53,7 @@ impl Reconciler {
         tally.expect(groups.len() as u64);
         tally.saw(groups.len() as u64);
         self.0.check_all(groups.to_vec(), &pass).await?;
-        self.0.confirm(pass.take_drift(), tell).await
+        self.0.confirm(&pass, tell).await
     }
 }
 
@@ -62,9 +62,10 @@ impl Inner {
     /// still the same.
     pub(super) async fn confirm(
         &self,
-        once: Vec<DriftOf>,
+        pass: &Pass<'_>,
         tell: &mut (dyn FnMut(DriftOf) + Send),
     ) -> Result<(), Error> {
+        let once = pass.take_drift();
         if once.is_empty() {
             return Ok(());
         }
@@ -76,6 +77,9 @@ impl Inner {
         let tally = Tally::default();
         let again = Pass::dry(&tally, true);
         self.check_all(groups, &again).await?;
+        for (group, why) in tally.left_groups() {
+            pass.tally.left(&group, &why);
+        }
         let still: HashSet<DriftOf> = again.take_drift().into_iter().collect();
         for drift in once {
             if still.contains(&drift) {

@@ -98,6 +98,9 @@ pub enum Error {
     /// Another process does it just now.
     #[error("another process compares the mirror with OpenIM just now")]
     NotOurTurn,
+    /// Another process may have begun it meanwhile.
+    #[error("the connection that held our turn is gone")]
+    TurnLost,
     /// Asked to.
     #[error("it was stopped")]
     Stopped,
@@ -105,12 +108,13 @@ pub enum Error {
 
 impl Error {
     /// What ends a comparison of all groups before its end, as [`Error::code`] has it.
-    pub const OF_RUN: [&str; 5] = [
+    pub const OF_RUN: [&str; 6] = [
         "openim_unavailable",
         "database_unavailable",
         "spooling",
         TOO_MANY_REMOVALS,
         "stopped",
+        "turn_lost",
     ];
 
     /// As `reconcile_runs` has it; never renamed.
@@ -121,6 +125,7 @@ impl Error {
             Self::Spooling => "spooling",
             Self::TooManyRemovals { .. } => TOO_MANY_REMOVALS,
             Self::NotOurTurn => "not_our_turn",
+            Self::TurnLost => "turn_lost",
             Self::Stopped => "stopped",
         }
     }

@@ -58,6 +58,13 @@ impl Removals {
         self.is_exceeded.load(Ordering::Relaxed) && (has_refused || !has_ended)
     }
 
+    /// So many were not removed after all, or are not known to be.
+    pub(super) fn give_back(&self, removed: u64) {
+        if !self.is_accepted {
+            self.removed.fetch_sub(removed, Ordering::Relaxed);
+        }
+    }
+
     /// Whether `removed` of a group's `members` may go.
     pub(super) async fn allow(
         &self,

@@ -190,10 +190,13 @@ impl Inner {
         (since, removals): &mut (Option<i64>, Removals),
     ) -> Result<(), Error> {
         let (last, _) = self.store.last_runs().await?;
-        let id = last.as_ref().map(|last| last.id);
-        if *since != id {
-            let is_exceeded = last.is_some_and(|last| last.has_too_many_removals());
-            (*since, *removals) = (id, Removals::new(false, is_exceeded, 0));
+        // One that did not come to its end has told nothing.
+        if let Some(last) = last
+            && *since != Some(last.id)
+            && (last.stopped_by.is_none() || last.has_too_many_removals())
+        {
+            let is_exceeded = last.has_too_many_removals();
+            (*since, *removals) = (Some(last.id), Removals::new(false, is_exceeded, 0));
         }
         Ok(())
     }

@@ -74,17 +74,17 @@ UPDATE group_checks SET version = NULL, version_id = NULL, is_touched = true
     /// Those of these groups of which a callback was written since they were compared, or whose
     /// transaction began up to the longest that one takes before. As EXISTS or a join the planner might
     /// read all members.
-    TOUCH_HEARD = "
-UPDATE group_checks AS c SET version = NULL, version_id = NULL, is_touched = true
- WHERE c.group_id = ANY($1) AND NOT c.is_touched
+    HEARD = "
+SELECT c.group_id
+  FROM group_checks AS c
+ WHERE c.group_id = ANY($1) AND c.version IS NOT NULL
    AND ((SELECT true FROM group_members AS m
           WHERE m.group_id = c.group_id
             AND m.last_callback_at >= c.compared_at - interval '65 seconds'
           LIMIT 1)
      OR (SELECT true FROM groups AS g
           WHERE g.group_id = c.group_id
-            AND g.last_callback_at >= c.compared_at - interval '65 seconds'))
-RETURNING c.group_id";
+            AND g.last_callback_at >= c.compared_at - interval '65 seconds'))";
 }
 
 /// Groups at a time of which versions are forgotten.
@@ -239,17 +239,10 @@ impl Store {
         let mut rest = groups.as_slice();
         while !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(SOME));
-            let ids: Vec<&str> = some.iter().map(GroupId::as_str).collect();
+            let ids: Vec<String> = some.iter().map(|group| group.as_str().into()).collect();
             let forget = async |connection: &mut PgConnection| {
                 let mut transaction = connection.begin().await?;
-                sqlx::query(LOCK_CHECKS)
-                    .bind(&ids)
-                    .execute(&mut *transaction)
-                    .await?;
-                sqlx::query(TOUCH)
-                    .bind(&ids)
-                    .execute(&mut *transaction)
-                    .await?;
+                touch(&mut transaction, &ids).await?;
                 transaction.commit().await
             };
             if let Err(error) = self.write(forget).await {
@@ -272,15 +265,25 @@ impl Store {
     ) -> Result<Vec<String>, Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
         self.housekeep(async |connection| {
-            sqlx::query(LOCK_CHECKS)
+            let heard: Vec<String> = sqlx::query_scalar(HEARD)
                 .bind(&ids)
-                .execute(&mut *connection)
+                .fetch_all(&mut *connection)
                 .await?;
-            sqlx::query_scalar(TOUCH_HEARD)
-                .bind(&ids)
-                .fetch_all(connection)
-                .await
+            if !heard.is_empty() {
+                touch(connection, &heard).await?;
+            }
+            Ok(heard)
         })
         .await
     }
+}
+
+/// Notes that callbacks have changed these groups, in the transaction that the connection is in.
+async fn touch(connection: &mut PgConnection, groups: &[String]) -> Result<(), sqlx::Error> {
+    sqlx::query(LOCK_CHECKS)
+        .bind(groups)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(TOUCH).bind(groups).execute(connection).await?;
+    Ok(())
 }

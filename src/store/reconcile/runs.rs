@@ -12,14 +12,14 @@ statements! {
 INSERT INTO reconcile_runs (started_at, is_full) VALUES (now(), $1) RETURNING id";
     END_RUN = "
 UPDATE reconcile_runs SET
-    ended_at = now(), stopped_by = $2, groups_seen = $3, groups_compared = $4, groups_left = $5,
+    ended_at = now(), stopped_by = COALESCE($2, stopped_by), groups_seen = $3, groups_compared = $4, groups_left = $5,
     members_compared = $6, members_added = $7, members_removed = $8, members_changed = $9,
     details_changed = $10, groups_changed = $11
  WHERE id = $1";
-    /// The last that ended, also where it had come to its end.
+    /// The last that ended, also where it had come to its end, and one that goes on.
     NOTE_TOO_MANY_REMOVALS = "
 UPDATE reconcile_runs SET stopped_by = $1
- WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
+ WHERE id >= (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
     /// By runs that did not come to their end, one after the other.
     REMOVED_SINCE = "
 SELECT COALESCE(sum(members_removed), 0)::bigint
