@@ -686,8 +686,11 @@ async fn a_group_is_read_as_a_whole_after_the_full_interval() {
     other.cycle().await;
     other.db.execute(by_hand).await;
     // A day is not over, and what has changed is taken without reading the group.
+    let read_at = "select read_at from group_checks";
+    let before = other.db.rows(read_at).await;
     other.act(GROUP, &invite("u2"));
     other.cycle().await;
+    assert_eq!(other.db.rows(read_at).await, before);
     assert_eq!(other.member(GROUP, "u1").await.unwrap()["ex"], "by hand");
     assert_eq!(other.member(GROUP, "u2").await.unwrap()["role_level"], 20);
     // Which does not count as having read it.
