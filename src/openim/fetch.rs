@@ -277,12 +277,14 @@ impl Fetch {
                 list.members.reserve(wanted as usize);
             }
             let kept = held(group, answer.members);
+            let before = list.members.len();
             list.unkept += (count - kept.len()) as u64;
             list.members.extend(kept);
             list.pages = page;
             let read = list.members.len() as u64 + list.unkept;
             list.is_short = read < answer.total;
-            if !list.is_short || count == 0 {
+            // A page without anybody new is the last, or one that was given before.
+            if !list.is_short || list.members.len() == before {
                 break;
             }
         }

@@ -715,6 +715,27 @@ async fn a_list_with_a_page_missing_is_not_believed() {
     pair.close().await;
 }
 
+/// An API, or what stands before it, that gives the same page whatever is asked for.
+#[tokio::test]
+async fn pages_without_end_come_to_one() {
+    let members: Vec<String> = (0..1100).map(|n| format!("u{n:04}")).collect();
+    let names: Vec<&str> = members.iter().map(String::as_str).collect();
+    let pair = pair_of(&names).await;
+    for number in 1..1000 {
+        let creation = Creation::open("Small", "boss", &[]);
+        pair.act(&format!("g{number:03}"), &Operation::Create(creation));
+    }
+    pair.server.give_first_page_only();
+    let compared = pair.compare(&[], Mode::default());
+    let compared = tokio::time::timeout(Duration::from_secs(120), compared).await;
+    let result = compared.expect("the pages come to an end").unwrap();
+    assert_eq!((result.groups_seen, result.groups_compared), (1000, 999));
+    // The large one has not changed; read as a whole, it lacks somebody.
+    let one = pair.compare(&[GROUP], Mode::default()).await.unwrap();
+    assert_eq!((one.groups_left, one.members_removed), (1, 0));
+    pair.close().await;
+}
+
 /// Members of dismissed groups are no part of the mirror of which a tenth may be gone.
 #[tokio::test]
 async fn the_limit_counts_current_members() {

@@ -147,7 +147,8 @@ impl Inner {
                 }
             }
             self.through_page(groups, asked_at, pass, between).await?;
-            if count < PAGE {
+            // The second where there are full pages without end, whatever is asked for.
+            if count < PAGE || (page * PAGE) as u64 > total {
                 return Ok(total);
             }
         }

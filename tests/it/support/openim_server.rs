@@ -56,6 +56,8 @@ struct State {
     emptied: BTreeSet<String>,
     /// Of lists of members, pages from this one on have lost their rows.
     lost_from: u64,
+    /// Whatever page is asked for, the first is given.
+    has_one_page: bool,
     random: Random,
 }
 
@@ -81,6 +83,7 @@ impl OpenImServer {
                 gates: Gates::default(),
                 emptied: BTreeSet::new(),
                 lost_from: u64::MAX,
+                has_one_page: false,
                 random: Random::new(0, 0),
             }),
             hook: Mutex::new(None),
@@ -169,6 +172,11 @@ impl OpenImServer {
             .add(path_suffix, Place::AfterAnswer)
     }
 
+    /// From now on, whatever page is asked for, the first is given.
+    pub fn give_first_page_only(&self) {
+        self.shared.state().has_one_page = true;
+    }
+
     /// Lists of members have no rows from this page on, though they say how many there are.
     pub fn lose_pages_from(&self, page: u64) {
         self.shared.state().lost_from = page;
@@ -225,7 +233,11 @@ impl Shared {
         request: Option<&Value>,
     ) -> Option<Result<Value, Code>> {
         let state = &mut *self.state();
-        let request = request.unwrap_or(&Value::Null);
+        let mut request = request.unwrap_or(&Value::Null).clone();
+        if state.has_one_page && request["pagination"]["pageNumber"].is_u64() {
+            request["pagination"]["pageNumber"] = json!(1);
+        }
+        let request = &request;
         let has_operation = header_of(headers, "operationID").is_some();
         if path == GET_TOKEN {
             let minted = if has_operation {
