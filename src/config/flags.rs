@@ -79,17 +79,26 @@ fn group_id(text: &str) -> Result<GroupId, IdError> {
 }
 
 /// A URL that a password can be put into.
-pub(super) fn base_url(text: &str) -> Result<String, &'static str> {
+fn base_url(text: &str) -> Result<String, String> {
+    match is_base_url(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected {BASE_URL}")),
+    }
+}
+
+/// What [`is_base_url`] takes.
+pub(super) const BASE_URL: &str =
+    "http://HOST:PORT or https://HOST:PORT, without user and password";
+
+/// Whether it is the address of a server, with or without a path.
+pub(super) fn is_base_url(text: &str) -> bool {
     let rest = ["http://", "https://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
     let is_plain = |c: char| c.is_ascii_graphic() && !"@?#".contains(c);
-    match rest {
-        Some(rest) if rest.chars().all(is_plain) && !rest.is_empty() && !rest.starts_with('/') => {
-            Ok(text.to_owned())
-        }
-        _ => Err("expected http://HOST:PORT or https://HOST:PORT, without user and password"),
-    }
+    rest.is_some_and(|rest| {
+        rest.chars().all(is_plain) && !rest.is_empty() && !rest.starts_with('/')
+    })
 }
 
 /// What to do with rejected callbacks.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use super::flags::{Settings, base_url};
+use super::flags::{BASE_URL, Settings, is_base_url};
 use super::{
     AccessSettings, BodySettings, Command, Config, DatabaseSettings, Errors, LogFormat, Patience,
     Secret, SpoolSettings, StopSettings,
@@ -117,19 +117,25 @@ impl Errors {
 }
 
 impl Errors {
-    /// All three or none.
+    /// All three or, where they are not needed, none.
     fn openim(
         &mut self,
+        is_needed: bool,
         url: Option<String>,
         admin_user_id: Option<String>,
         secret: Option<String>,
     ) -> Option<openim::Access> {
         let (url, admin_user_id, secret) = (present(url), present(admin_user_id), present(secret));
-        if let Some(Err(expected)) = url.as_deref().map(base_url) {
-            self.add("OPENIM_API_URL", expected.trim_start_matches("expected "));
+        if url.as_deref().is_some_and(|url| !is_base_url(url)) {
+            self.add("OPENIM_API_URL", BASE_URL);
         }
         let names = ["OPENIM_API_URL", "OPENIM_ADMIN_USER_ID", "OPENIM_SECRET"];
         let given = [url.is_some(), admin_user_id.is_some(), secret.is_some()];
+        if is_needed && !given.contains(&true) {
+            let expected = "the address of OpenIM's API, such as http://openim:10002, with \
+                            OPENIM_ADMIN_USER_ID and OPENIM_SECRET: there is nothing to compare with";
+            self.add("OPENIM_API_URL", expected);
+        }
         for (name, is_given) in names.into_iter().zip(given) {
             if !is_given && given.contains(&true) {
                 let expected = "a value: OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET \
@@ -207,23 +213,12 @@ impl Settings {
             e.add("MAX_BODY_MEMORY", &expected);
         }
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
-        let has_openim = [
-            &self.openim_api_url,
-            &self.openim_admin_user_id,
-            &self.openim_secret,
-        ]
-        .iter()
-        .any(|setting| setting.as_ref().is_some_and(|text| !text.is_empty()));
         let openim = e.openim(
+            matches!(command, Command::Reconcile(_)),
             self.openim_api_url,
             self.openim_admin_user_id,
             self.openim_secret,
         );
-        if matches!(command, Command::Reconcile(_)) && !has_openim {
-            let expected = "the address of OpenIM's API, such as http://openim:10002, with \
-                            OPENIM_ADMIN_USER_ID and OPENIM_SECRET: there is nothing to compare with";
-            e.add("OPENIM_API_URL", expected);
-        }
         let interval = e.number(
             "RECONCILE_INTERVAL_SECS",
             &self.reconcile_interval_secs,
