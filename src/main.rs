@@ -68,11 +68,11 @@ fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), F
     let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
     match command {
         Command::Serve => {
-            let shutdown = on_signal(runtime)?;
+            let shutdown = on_signal(runtime, 1)?;
             runtime.block_on(app::serve(config, stdout, shutdown))?;
         }
         Command::Reconcile(asked) => {
-            let shutdown = on_signal(runtime)?;
+            let shutdown = on_signal(runtime, NOT_DONE)?;
             let is_terminal = stderr.is_terminal();
             let reconcile = app::reconcile(config, asked, stdout, stderr, is_terminal, shutdown);
             // A difference that was found is told from one that could not be looked for.
@@ -96,8 +96,8 @@ fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), F
     Ok(())
 }
 
-/// Resolves at the first signal to end; the second ends at once.
-fn on_signal(runtime: &Runtime) -> std::io::Result<impl Future<Output = ()>> {
+/// Resolves at the first signal to end; the second ends at once, with this exit code.
+fn on_signal(runtime: &Runtime, code: u8) -> std::io::Result<impl Future<Output = ()>> {
     let mut signals = runtime.block_on(async {
         // A file that may grow no more is an error to whoever writes it, and not the end.
         let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
@@ -117,7 +117,7 @@ fn on_signal(runtime: &Runtime) -> std::io::Result<impl Future<Output = ()>> {
             std::io::stderr(),
             "openim-group-mirror: a second signal: ending at once"
         );
-        std::process::exit(1);
+        std::process::exit(code.into());
     });
     Ok(async { stopped.await.unwrap_or(()) })
 }
