@@ -35,10 +35,10 @@ pub struct HeldGroup {
     pub created_in_openim_at: Option<OffsetDateTime>,
 }
 
-/// A state of OpenIM's counter of changes of a group's members.
+/// A version of a group and its members: OpenIM counts their changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// Which counter; a group that is dismissed for good loses its own.
+    /// Of which count; a group that is dismissed for good loses its own.
     pub id: String,
     /// How far it is; any number.
     pub number: u64,

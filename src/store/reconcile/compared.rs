@@ -86,7 +86,7 @@ pub struct KnownGroup {
     pub wanted_since: Option<OffsetDateTime>,
     /// Why, as of the last time.
     pub check_reason: Option<String>,
-    /// The counter of the state that it was made equal to; `None`: that is not known, or callbacks
+    /// The version that it was made equal to; `None`: that is not known, or callbacks
     /// have changed it since.
     pub version: Option<Version>,
     /// When all of it was last read.
