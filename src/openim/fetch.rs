@@ -23,7 +23,7 @@ const NOT_FOUND: i64 = 1004;
 const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
 /// Members who left since a version, without a look at the whole group.
-const FEW_GONE: usize = 20;
+pub(super) const FEW_GONE: usize = 20;
 /// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
 const MOST_MEMBERS: u32 = 100_000;
 
@@ -55,7 +55,7 @@ pub(super) struct View {
 
 /// Why a group could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub enum FetchError {
     #[error(transparent)]
     Client(#[from] Error),
     #[error("it changes faster than it can be read")]
@@ -139,6 +139,29 @@ impl Fetch {
             return self.believed(group, view).await;
         }
         Err(FetchError::Restless)
+    }
+
+    pub(super) async fn since(
+        &self,
+        group: &GroupId,
+        version: &Version,
+        touched: &[UserId],
+    ) -> Result<Option<Fetched>, FetchError> {
+        let delta = match self.client.changes(group, Some(version)).await {
+            Err(error) if error.code().is_some() => return Ok(None),
+            delta => delta?,
+        };
+        self.from_delta(group, delta, touched).await
+    }
+
+    pub(super) async fn from_delta(
+        &self,
+        group: &GroupId,
+        delta: Delta,
+        touched: &[UserId],
+    ) -> Result<Option<Fetched>, FetchError> {
+        let _ = touched;
+        Ok(Self::changed(group, delta))
     }
 
     /// What has changed since a version; `None` where that does not tell all of it.
@@ -254,7 +277,7 @@ impl Fetch {
         Ok(now.is_at(version) && total == members)
     }
 
-    async fn info(&self, group: &GroupId) -> Result<Option<Group>, Error> {
+    pub(super) async fn info(&self, group: &GroupId) -> Result<Option<Group>, Error> {
         let infos = self.client.group_infos(&[group]).await?;
         Ok(infos
             .into_iter()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use time::{Duration, OffsetDateTime};
 
 use crate::domain::{
-    GroupId, HeldGroup, HeldMember, IdError, Profile, Text, UserId, Version, to_micros,
+    DISMISSED, GroupId, HeldGroup, HeldMember, IdError, Profile, Text, UserId, Version, to_micros,
 };
 
 /// Around every answer, whatever its HTTP status says.
@@ -168,6 +168,10 @@ impl Group {
     /// Its id, if the mirror can hold it.
     pub(super) fn id(&self) -> Result<GroupId, IdError> {
         GroupId::parse(self.group_id.clone())
+    }
+
+    pub(super) fn is_dismissed(&self) -> bool {
+        self.status == DISMISSED
     }
 
     pub(super) fn held(self) -> HeldGroup {

@@ -4,8 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 
-use time::OffsetDateTime;
-
 use super::super::calls::PAGE;
 use super::super::wire::Group;
 use super::dry_run::DriftOf;
@@ -46,6 +44,14 @@ impl Seen {
     }
 }
 
+/// A group of which it is asked what has changed since a version.
+pub(super) struct Asked {
+    pub(super) known: KnownGroup,
+    pub(super) version: Version,
+    /// Whether the group itself is to be looked at in any case.
+    pub(super) has_group: bool,
+}
+
 /// What is done after some groups.
 pub(super) enum Between<'a> {
     /// Looks whether it is still our turn.
@@ -62,7 +68,7 @@ impl Inner {
         mut between: Between<'_>,
     ) -> Result<(), Error> {
         if !pass.is_dry() {
-            self.store.forget_versions().await?;
+            self.store.note_touched().await?;
         }
         let mut seen = Seen::new();
         for _ in 0..SCANS {
@@ -89,35 +95,6 @@ impl Inner {
         }
     }
 
-    /// Of groups with a version, those whose version says what is stored. The others, which callbacks
-    /// have changed since before an earlier process came to note it, go to `read`.
-    async fn without_heard(
-        &self,
-        groups: &[(GroupId, Version)],
-        read: &mut Vec<GroupId>,
-    ) -> Result<Vec<(GroupId, Version)>, Error> {
-        if self.has_looked_back.load(Ordering::Relaxed) {
-            return Ok(groups.to_vec());
-        }
-        let ids: Vec<&GroupId> = groups.iter().map(|(group, _)| group).collect();
-        let heard = match self.store.forget_versions_of_heard(&ids).await {
-            Ok(heard) => heard,
-            // So large that reading OpenIM's is no more work.
-            Err(error) if error.is_of_time() => {
-                read.extend(ids.into_iter().cloned());
-                return Ok(vec![]);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let is_heard = |group: &GroupId| heard.iter().any(|id| id == group.as_str());
-        let (heard, others): (Vec<_>, Vec<_>) = groups
-            .iter()
-            .cloned()
-            .partition(|(group, _)| is_heard(group));
-        read.extend(heard.into_iter().map(|(group, _)| group));
-        Ok(others)
-    }
-
     /// The groups that OpenIM lists, but for those that were seen; how many it says there are.
     async fn through_openim(
         &self,
@@ -126,7 +103,6 @@ impl Inner {
         between: &mut Between<'_>,
     ) -> Result<u64, Error> {
         for page in 1.. {
-            let asked_at = self.store.clock().await?;
             let answer = self.fetch.client.groups(page).await?;
             pass.has_read();
             let total = answer.total;
@@ -146,7 +122,7 @@ impl Inner {
                     }
                 }
             }
-            self.through_page(groups, asked_at, pass, between).await?;
+            self.through_page(groups, pass, between).await?;
             // The second where there are full pages without end, whatever is asked for.
             if count < PAGE || (page * PAGE) as u64 > total {
                 return Ok(total);
@@ -160,11 +136,13 @@ impl Inner {
     async fn through_page(
         &self,
         groups: Vec<(GroupId, Group)>,
-        asked_at: OffsetDateTime,
         pass: &Pass<'_>,
         between: &mut Between<'_>,
     ) -> Result<(), Error> {
         let ids: Vec<GroupId> = groups.iter().map(|(id, _)| id.clone()).collect();
+        if !pass.is_dry() {
+            self.look_back(&ids).await?;
+        }
         let known = self.store.known_groups(&ids).await?;
         let mut known: HashMap<GroupId, KnownGroup> = known
             .into_iter()
@@ -174,15 +152,20 @@ impl Inner {
         for (id, group) in groups {
             let known = known.remove(&id);
             let held = group.held();
-            let is_recent = |read_at| asked_at - read_at < self.settings.full_interval;
-            let is_as_stored = known.as_ref().is_some_and(|known| {
-                !pass.is_full
-                    && known.read_at.is_some_and(is_recent)
-                    && known.wanted_since.is_none()
-                    && group_verdict(Some(&known.group), &held).is_none()
-            });
-            match known.and_then(|known| known.version) {
-                Some(version) if is_as_stored => ask.push((id, version)),
+            let is_enough = |known: &KnownGroup| {
+                known
+                    .read_at
+                    .is_some_and(|read_at| self.is_enough(read_at, pass))
+            };
+            match known.filter(is_enough) {
+                Some(known) if let Some(version) = known.version.clone() => {
+                    let is_as_stored = group_verdict(Some(&known.group), &held).is_none();
+                    ask.push(Asked {
+                        has_group: !is_as_stored || known.wanted_since.is_some(),
+                        known,
+                        version,
+                    });
+                }
                 _ => read.push(id),
             }
         }
@@ -206,19 +189,39 @@ impl Inner {
         Ok(())
     }
 
+    /// Notes whom an earlier process has written of without coming to note it.
+    async fn look_back(&self, groups: &[GroupId]) -> Result<(), Error> {
+        if self.has_looked_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for some in groups.chunks(AT_ONCE) {
+            let some: Vec<&GroupId> = some.iter().collect();
+            match self.store.note_touched_before(&some).await {
+                // So large that reading OpenIM's is no more work.
+                Err(error) if error.is_of_time() => self.store.forget_versions(&some).await?,
+                noted => noted?,
+            }
+        }
+        Ok(())
+    }
+
     /// Asks which groups have changed since their versions, and takes what has. Those of which that
     /// cannot be told go to `read`.
     async fn ask(
         &self,
-        groups: Vec<(GroupId, Version)>,
+        groups: Vec<Asked>,
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
     ) -> Result<(), Error> {
         for some in groups.chunks(AT_ONCE) {
-            let mut rest = self.without_heard(some, read).await?;
-            let asked_at = self.store.clock().await?;
+            let mut rest: Vec<&Asked> = some.iter().collect();
+            let fence = self.store.fence().await?;
             while !rest.is_empty() {
-                let answered = match self.fetch.client.changes_of(&rest).await {
+                let versions: Vec<_> = rest
+                    .iter()
+                    .map(|asked| (&asked.known.group_id, &asked.version))
+                    .collect();
+                let answered = match self.fetch.client.changes_of(&versions).await {
                     Ok(answered) => answered,
                     // One of them spoils it for all.
                     Err(error) if error.is_of_call() => Vec::new(),
@@ -226,19 +229,21 @@ impl Inner {
                 };
                 let before = rest.len();
                 for (group, delta) in answered {
-                    let Some(place) = rest.iter().position(|(id, _)| *id == group) else {
+                    let Some(place) = rest.iter().position(|asked| asked.known.group_id == group)
+                    else {
                         continue;
                     };
-                    let (group, version) = rest.swap_remove(place);
+                    let asked = rest.swap_remove(place);
+                    let is_named = asked.known.is_touched || asked.has_group;
                     if delta.full {
                         read.push(group);
-                    } else if !delta.is_at(&version) {
-                        self.update(&group, &version, asked_at, delta, pass).await?;
+                    } else if is_named || !delta.is_at(&asked.version) {
+                        self.update(asked, &fence, delta, pass).await?;
                     }
                 }
                 if rest.len() == before {
                     // Dismissed just now, or unknown.
-                    read.extend(rest.drain(..).map(|(group, _)| group));
+                    read.extend(rest.drain(..).map(|asked| asked.known.group_id.clone()));
                 }
             }
         }

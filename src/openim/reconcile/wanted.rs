@@ -158,7 +158,7 @@ impl Inner {
         still: &mut HashMap<GroupId, Again>,
     ) -> Result<(), Error> {
         let tally = Tally::default();
-        let pass = Pass::new(removals, &tally, true);
+        let pass = Pass::new(removals, &tally, false);
         let groups = due.keys().cloned().collect();
         let mut checks = pin!(self.check_each(groups, &pass));
         while let Some((group, checked)) = checks.next().await {
