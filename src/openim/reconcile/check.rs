@@ -5,7 +5,7 @@ use std::pin::pin;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::fetch::{Fetch, FetchError, Fetched};
+use super::super::fetch::{FetchError, Fetched, Trouble};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
@@ -79,7 +79,7 @@ impl Inner {
                 let is_silent =
                     matches!(&error, FetchError::Client(error) if !error.is_of_openim());
                 if pass.has_failed() || is_silent {
-                    self.fetch.client.groups(1).await?;
+                    self.fetch.client.count_groups().await?;
                 }
                 pass.leave(group, &error.to_string());
                 return Ok(Outcome::Left);
@@ -110,8 +110,9 @@ impl Inner {
         delta: Delta,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
-        let changed = Fetch::changed(group, delta);
-        if let Some(changed) = changed
+        // Nobody is asked about, so no call can fail.
+        let changed = self.fetch.from_delta(group, delta, &[]).await;
+        if let Ok(Some(changed)) = changed
             && let Some(_claim) = self.claim(group)
         {
             let begun = match pass.is_dry() {
@@ -173,16 +174,23 @@ impl Inner {
         let ids = std::slice::from_ref(group);
         let known = self.store.known_groups(ids).await?.pop();
         let mut differences = Differences::new(pass.is_dry());
-        let mut version = None;
+        let (mut version, mut trouble) = (None, None);
         match fetched {
             Fetched::View(view) => {
                 version.clone_from(&view.version);
+                trouble = view.trouble;
                 let store = &self.store;
                 differences
                     .compare(store, group, known.as_ref(), view)
                     .await?;
             }
-            Fetched::Dismissed(held) => differences.compare_group(known.as_ref(), held),
+            Fetched::Dismissed(held) => {
+                // Where its profile cannot be read it stays as the mirror has it.
+                let held = held.or_else(|| known.as_ref().map(dismissed));
+                if let Some(held) = held {
+                    differences.compare_group(known.as_ref(), held);
+                }
+            }
             Fetched::Unknown => match &known {
                 Some(known) if !known.group.is_dismissed() => {
                     let Some(removals) = pass.removals else {
@@ -210,7 +218,10 @@ impl Inner {
                 user_id,
                 drift,
             }));
-            return Ok(Outcome::Compared);
+            return Ok(match trouble {
+                Some(trouble) => leave_in_part(group, trouble, pass),
+                None => Outcome::Compared,
+            });
         };
         let (removed, members) = (differences.removed(), differences.current);
         if removals.allow(removed, members, &self.store).await? == Allowed::No {
@@ -223,7 +234,11 @@ impl Inner {
         if repaired.is_err() {
             removals.give_back(removed);
         }
-        repaired
+        match trouble {
+            // Also where something came meanwhile.
+            Some(trouble) => repaired.map(|_| leave_in_part(group, trouble, pass)),
+            None => repaired,
+        }
     }
 
     async fn repair(
@@ -279,6 +294,12 @@ impl Inner {
         }
         Outcome::Left
     }
+}
+
+/// Leaves what could not be read of a group.
+fn leave_in_part(group: &GroupId, trouble: Trouble, pass: &Pass<'_>) -> Outcome {
+    pass.leave(group, &trouble.to_string());
+    Outcome::Left
 }
 
 /// A group that is not in OpenIM: nobody is a member of it.

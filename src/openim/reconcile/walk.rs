@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 
+use futures_util::stream::{self, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::calls::PAGE;
-use super::super::wire::Group;
+use super::super::fetch::NOT_FOUND;
+use super::super::pages::{Halves, PAGE, Pages};
+use super::super::wire::{Delta, Group};
 use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::{Error, Inner};
@@ -18,6 +20,10 @@ use crate::store::{KnownGroup, Turn};
 const AT_ONCE: usize = 100;
 /// How often the list is read that changes faster than it can be read.
 const SCANS: usize = 3;
+/// Groups on a list that are larger than an answer: with more, it is not the groups.
+const MOST_UNREAD: usize = 1000;
+/// Places that are told, of groups without an id.
+const MOST_PLACES: usize = 10;
 /// Groups that were seen, by a hash. Two that have the same, of a million once in some hundred years,
 /// leave one of them out of one cycle.
 struct Seen {
@@ -46,6 +52,15 @@ impl Seen {
     }
 }
 
+/// What came of a way through OpenIM's list.
+#[derive(Default)]
+struct Listed {
+    /// How many groups OpenIM counts.
+    total: u64,
+    /// Where groups stand, from 1, that are larger than an answer.
+    too_large: Vec<u64>,
+}
+
 /// What is done after some groups.
 pub(super) enum Between<'a> {
     /// Looks whether it is still our turn.
@@ -65,17 +80,26 @@ impl Inner {
             self.store.forget_versions().await?;
         }
         let mut seen = Seen::new();
+        let mut listed = Listed::default();
         for _ in 0..SCANS {
-            let total = self.through_openim(&mut seen, pass, &mut between).await?;
+            listed = self.through_openim(&mut seen, pass, &mut between).await?;
             // A group that was dismissed meanwhile has moved others to pages that were read.
-            if seen.count() >= total {
+            if seen.count() + listed.too_large.len() as u64 >= listed.total {
                 break;
             }
         }
         if !pass.is_dry() {
             self.has_looked_back.store(true, Ordering::Relaxed);
         }
-        self.through_mirror(&seen, pass, &mut between).await
+        let named = self.through_mirror(&seen, pass, &mut between).await?;
+        let places = listed.too_large;
+        // The mirror knows the others, and they were looked at by their ids.
+        let unnamed = (places.len() as u64).saturating_sub(named);
+        if unnamed > 0 {
+            pass.tally.saw(unnamed);
+            pass.leave_unnamed(unnamed, &too_large_to_list(unnamed, &places));
+        }
+        Ok(())
     }
 
     async fn between(&self, between: &mut Between<'_>, pass: &Pass<'_>) -> Result<(), Error> {
@@ -118,20 +142,44 @@ impl Inner {
         Ok(others)
     }
 
-    /// The groups that OpenIM lists, but for those that were seen; how many it says there are.
+    /// The groups that OpenIM lists, but for those that were seen.
     async fn through_openim(
         &self,
         seen: &mut Seen,
         pass: &Pass<'_>,
         between: &mut Between<'_>,
-    ) -> Result<u64, Error> {
-        for page in 1.. {
+    ) -> Result<Listed, Error> {
+        let mut listed = Listed::default();
+        let mut pages = Pages::default();
+        loop {
             let asked_at = self.store.clock().await?;
-            let answer = self.fetch.client.groups(page).await?;
+            let page = pages.page();
+            let answer = match self.fetch.client.groups(page).await {
+                Ok(answer) => answer,
+                Err(error) if error.is_too_large() => {
+                    let Some(place) = pages.too_large() else {
+                        continue;
+                    };
+                    listed.too_large.push(place + 1);
+                    if listed.too_large.len() > MOST_UNREAD {
+                        return Err(error.into());
+                    }
+                    if listed.total == 0 {
+                        // There may be no group that can be read and tells it.
+                        listed.total = self.fetch.client.count_groups().await?;
+                    }
+                    if pages.start() >= listed.total {
+                        return Ok(listed);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            pages.given();
             pass.has_read();
-            let total = answer.total;
-            pass.tally.expect(total);
-            let count = answer.groups.len();
+            listed.total = answer.total;
+            pass.tally.expect(answer.total);
+            let count = answer.groups.len() as u64;
             let mut groups: Vec<(GroupId, Group)> = Vec::new();
             for entry in answer.groups {
                 let group = entry.into_group();
@@ -148,11 +196,10 @@ impl Inner {
             }
             self.through_page(groups, asked_at, pass, between).await?;
             // The second where there are full pages without end, whatever is asked for.
-            if count < PAGE || (page * PAGE) as u64 > total {
-                return Ok(total);
+            if count < page.size || pages.start() > listed.total {
+                return Ok(listed);
             }
         }
-        Ok(0) // cannot be: the pages have no end
     }
 
     /// Some groups of OpenIM: those with a version are asked whether they have changed, the others
@@ -170,7 +217,7 @@ impl Inner {
             .into_iter()
             .map(|known| (known.group_id.clone(), known))
             .collect();
-        let (mut ask, mut read) = (Vec::new(), Vec::new());
+        let (mut ask, mut ask_alone, mut read) = (Vec::new(), Vec::new(), Vec::new());
         for (id, group) in groups {
             let known = known.remove(&id);
             let held = group.held();
@@ -182,12 +229,17 @@ impl Inner {
                     && group_verdict(Some(&known.group), &held).is_none()
             });
             match known.and_then(|known| known.version) {
+                // It would spoil it for all where it has changed.
+                Some(version) if is_as_stored && held.owner.is_none() => {
+                    ask_alone.push((id, version));
+                }
                 Some(version) if is_as_stored => ask.push((id, version)),
                 _ => read.push(id),
             }
         }
         pass.tally.saw(ids.len() as u64);
         self.ask(ask, pass, &mut read).await?;
+        self.ask_singly(ask_alone, pass, &mut read).await?;
         self.check_some(read, pass, between).await
     }
 
@@ -214,50 +266,120 @@ impl Inner {
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
     ) -> Result<(), Error> {
+        let mut alone = Vec::new();
         for some in groups.chunks(AT_ONCE) {
-            let mut rest = self.without_heard(some, read).await?;
+            let mut parts = vec![self.without_heard(some, read).await?];
             let asked_at = self.store.clock().await?;
-            while !rest.is_empty() {
-                let answered = match self.fetch.client.changes_of(&rest).await {
-                    Ok(answered) => answered,
-                    // One of them spoils it for all.
-                    Err(error) if error.is_of_call() => Vec::new(),
-                    Err(error) => return Err(error.into()),
-                };
-                let before = rest.len();
-                for (group, delta) in answered {
-                    let Some(place) = rest.iter().position(|(id, _)| *id == group) else {
-                        continue;
-                    };
-                    let (group, version) = rest.swap_remove(place);
-                    if delta.full {
-                        read.push(group);
-                    } else if !delta.is_at(&version) {
-                        self.update(&group, &version, asked_at, delta, pass).await?;
-                    }
+            while let Some(mut rest) = parts.pop() {
+                if rest.is_empty() {
+                    continue;
                 }
-                if rest.len() == before {
-                    // Dismissed just now, or unknown.
-                    read.extend(rest.drain(..).map(|(group, _)| group));
+                let before = rest.len();
+                match self.fetch.client.changes_of(&rest).await {
+                    Ok(answered) => {
+                        for (group, delta) in answered {
+                            let Some(place) = rest.iter().position(|(id, _)| *id == group) else {
+                                continue;
+                            };
+                            let (group, version) = rest.swap_remove(place);
+                            self.take(group, version, delta, asked_at, pass, read)
+                                .await?;
+                        }
+                        if rest.len() < before {
+                            parts.push(rest);
+                        } else {
+                            // Dismissed just now, or unknown.
+                            read.extend(rest.into_iter().map(|(group, _)| group));
+                        }
+                    }
+                    Err(error) if error.is_too_large() && before > 1 => {
+                        let second = rest.split_off(before / 2);
+                        parts.extend([second, rest]);
+                    }
+                    // One of them spoils it for all.
+                    Err(error) if error.code() == Some(NOT_FOUND) && before > 1 => {
+                        alone.append(&mut rest);
+                    }
+                    Err(error) if error.is_of_call() => {
+                        read.extend(rest.into_iter().map(|(group, _)| group));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        self.ask_singly(alone, pass, read).await
+    }
+
+    /// The same, one by one.
+    async fn ask_singly(
+        &self,
+        groups: Vec<(GroupId, Version)>,
+        pass: &Pass<'_>,
+        read: &mut Vec<GroupId>,
+    ) -> Result<(), Error> {
+        for some in groups.chunks(AT_ONCE) {
+            let some = self.without_heard(some, read).await?;
+            let asked_at = self.store.clock().await?;
+            let asked = stream::iter(some).map(async |(group, version)| {
+                let answer = self.fetch.client.changes(&group, Some(&version)).await;
+                (group, version, answer)
+            });
+            let asked = asked.buffer_unordered(self.settings.concurrency);
+            let answered: Vec<_> = asked.collect().await;
+            for (group, version, answer) in answered {
+                match answer {
+                    Ok(delta) => {
+                        self.take(group, version, delta, asked_at, pass, read)
+                            .await?;
+                    }
+                    Err(error) if error.is_of_call() => read.push(group),
+                    Err(error) => return Err(error.into()),
                 }
             }
         }
         Ok(())
     }
 
-    /// Those of these groups that OpenIM does not say to be dismissed just as the mirror does.
-    async fn unless_still_dismissed(&self, groups: &[&KnownGroup]) -> Result<Vec<GroupId>, Error> {
+    /// Takes what has changed in a group since its version.
+    async fn take(
+        &self,
+        group: GroupId,
+        version: Version,
+        delta: Delta,
+        asked_at: OffsetDateTime,
+        pass: &Pass<'_>,
+        read: &mut Vec<GroupId>,
+    ) -> Result<(), Error> {
+        if delta.full {
+            read.push(group);
+        } else if !delta.is_at(&version) {
+            self.update(&group, &version, asked_at, delta, pass).await?;
+        }
+        Ok(())
+    }
+
+    /// Those of these groups that OpenIM does not say to be dismissed just as the mirror does, and how
+    /// many of those that are not dismissed here are too large to be told.
+    async fn unless_still_dismissed(
+        &self,
+        groups: &[&KnownGroup],
+    ) -> Result<(Vec<GroupId>, u64), Error> {
         let ids: Vec<&GroupId> = groups.iter().map(|known| &known.group_id).collect();
-        let infos = match self.fetch.client.group_infos(&ids).await {
-            Ok(infos) => infos,
-            // One of them spoils it for all.
-            Err(error) if error.is_of_call() => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let held: HashMap<String, HeldGroup> = infos
-            .into_iter()
-            .map(|info| (info.group_id.clone(), info.held()))
-            .collect();
+        let mut held: HashMap<String, HeldGroup> = HashMap::new();
+        let mut too_large: HashSet<&GroupId> = HashSet::new();
+        let mut halves = Halves::of(&ids, AT_ONCE);
+        while let Some(some) = halves.next() {
+            match self.fetch.client.group_infos(some).await {
+                Ok(infos) => {
+                    let infos = infos.into_iter();
+                    held.extend(infos.map(|info| (info.group_id.clone(), info.held())));
+                }
+                Err(error) if error.is_too_large() => too_large.extend(halves.too_large(some)),
+                // One of them spoils it for all.
+                Err(error) if error.is_of_call() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let is_settled = |known: &KnownGroup| {
             let held = held.get(known.group_id.as_str());
             known.wanted_since.is_none()
@@ -266,22 +388,31 @@ impl Inner {
                 })
         };
         let others = groups.iter().filter(|known| !is_settled(known));
-        Ok(others.map(|known| known.group_id.clone()).collect())
+        let is_unlisted = |known: &&&KnownGroup| {
+            !known.group.is_dismissed() && too_large.contains(&known.group_id)
+        };
+        let unlisted = groups.iter().filter(is_unlisted).count() as u64;
+        Ok((
+            others.map(|known| known.group_id.clone()).collect(),
+            unlisted,
+        ))
     }
 
-    /// The groups that OpenIM has not listed: dismissed, or unknown, or new.
+    /// The groups that OpenIM has not listed: dismissed, or unknown, or new, or too large; how many
+    /// are too large.
     async fn through_mirror(
         &self,
         seen: &Seen,
         pass: &Pass<'_>,
         between: &mut Between<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
+        let mut too_large = 0;
         let mut after = String::new();
         loop {
             let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
             let page = self.store.groups_to_compare(&after, limit).await?;
             let Some(last) = page.last() else {
-                return Ok(());
+                return Ok(too_large);
             };
             after = last.group_id.as_str().to_owned();
             // OpenIM lists no group that is dismissed, so one that it does not list may stay so.
@@ -293,10 +424,26 @@ impl Inner {
             pass.tally.saw(asked.len() as u64);
             let mut read = Vec::new();
             for some in asked.chunks(AT_ONCE) {
-                read.extend(self.unless_still_dismissed(some).await?);
+                let (others, unlisted) = self.unless_still_dismissed(some).await?;
+                read.extend(others);
+                too_large += unlisted;
             }
             self.check_some(read, pass, between).await?;
             self.between(between, pass).await?;
         }
     }
+}
+
+/// Why groups without an id are left.
+fn too_large_to_list(unnamed: u64, places: &[u64]) -> String {
+    let some = places.iter().take(MOST_PLACES).map(u64::to_string);
+    let mut at = some.collect::<Vec<_>>().join(", ");
+    if places.len() > MOST_PLACES {
+        at.push_str(", ...");
+    }
+    let groups = match unnamed {
+        1 => "1 group that is".to_owned(),
+        more => format!("{more} groups that are"),
+    };
+    format!("{groups} too large for an answer of OpenIM, of those at {at} on its list of groups")
 }
