@@ -43,7 +43,7 @@ pub use read::{
 };
 pub use reconcile::{
     Begun, ComparedMember, Finished, KnownGroup, Named, Noted, Run, RunCounts, TOO_MANY_REMOVALS,
-    Turn, TurnOf, WantedByReason,
+    Turn, TurnOf, WantedByReason, WasRead,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer};

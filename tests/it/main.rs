@@ -22,6 +22,7 @@ mod lanes;
 mod lookups;
 mod membership;
 mod model;
+mod model_quirks;
 mod outage;
 mod private_postgres;
 mod process;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::fetch::{FEW_GONE, FetchError, Fetched};
+use super::super::fetch::{FEW_GONE, FetchError, Fetched, Trouble};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
@@ -16,7 +16,7 @@ use super::walk::Asked;
 use super::{Error, Inner};
 use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, Version};
 use crate::ingest;
-use crate::store::{self, Begun, KnownGroup, Named, Noted};
+use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
 
 /// How often it is looked at what has changed in a group, before all of it is read.
 const LOOKS: usize = 2;
@@ -28,6 +28,8 @@ pub(super) enum Outcome {
     Compared,
     /// Something came meanwhile, so it is to be looked at again.
     Meanwhile,
+    /// Compared, but for what OpenIM does not give.
+    InPart,
     /// Left as it is.
     Left,
     /// Somebody else is at it.
@@ -56,18 +58,30 @@ struct Looked<'a> {
 struct Read {
     version: Option<Version>,
     is_whole: bool,
+    /// Why it is not all of the group.
+    trouble: Option<Trouble>,
 }
 
 impl Read {
+    fn what(&self) -> WasRead {
+        match (self.trouble, self.is_whole) {
+            (Some(_), _) => WasRead::InPart,
+            (None, true) => WasRead::Whole,
+            (None, false) => WasRead::Changes,
+        }
+    }
+
     fn of(fetched: &Fetched) -> Self {
         match fetched {
             Fetched::View(view) => Self {
                 version: view.version.clone(),
                 is_whole: view.is_whole,
+                trouble: view.trouble,
             },
             Fetched::Dismissed(_) | Fetched::Unknown => Self {
                 version: None,
                 is_whole: true,
+                trouble: None,
             },
         }
     }
@@ -264,7 +278,7 @@ impl Inner {
             .is_none_or(|known| known.wanted_since.is_some());
         if view.group.is_none() && (has_group || is_wanted) {
             match self.fetch.info(group).await? {
-                Some(info) if !info.is_dismissed() => view.group = Some(info.held()),
+                Some(info) if info.held.status != DISMISSED => view.group = Some(info.held),
                 _gone_or_dismissed => return Ok(Look::NotEnough),
             }
         }
@@ -302,7 +316,7 @@ impl Inner {
             _ => false,
         };
         if pass.has_failed() || is_silent {
-            self.fetch.client.groups(1).await?;
+            self.fetch.client.count_groups().await?;
         }
         pass.leave(group, &error.to_string());
         Ok(Outcome::Left)
@@ -343,7 +357,12 @@ impl Inner {
                 let store = &self.store;
                 differences.compare(store, group, known, view).await?;
             }
-            Fetched::Dismissed(held) => differences.compare_group(known, held),
+            Fetched::Dismissed(held) => {
+                // Where its profile cannot be read it stays as the mirror has it.
+                if let Some(held) = held.or_else(|| known.map(dismissed)) {
+                    differences.compare_group(known, held);
+                }
+            }
             Fetched::Unknown => match known {
                 Some(known) if !known.group.is_dismissed() => {
                     let is_accepted = pass.removals.is_some_and(Removals::is_accepted);
@@ -367,6 +386,7 @@ impl Inner {
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         let known = self.known(group).await?;
+        let trouble = Read::of(&fetched).trouble;
         let differences = self
             .differences(group, known.as_ref(), fetched, pass)
             .await?;
@@ -383,7 +403,13 @@ impl Inner {
             user_id,
             drift,
         }));
-        Ok(Outcome::Compared)
+        Ok(match trouble {
+            Some(trouble) => {
+                pass.leave(group, &trouble.to_string());
+                Outcome::Left
+            }
+            None => Outcome::Compared,
+        })
     }
 
     async fn settle(
@@ -415,7 +441,17 @@ impl Inner {
         if repaired.is_err() {
             removals.give_back(removed);
         }
-        repaired
+        let Some(trouble) = read.trouble else {
+            return repaired;
+        };
+        repaired?;
+        let code = CheckReason::ReadInPart.code();
+        if known.is_none_or(|known| known.check_reason.as_deref() != Some(code)) {
+            self.ingest
+                .want_check(group.clone(), CheckReason::ReadInPart);
+        }
+        pass.leave(group, &trouble.to_string());
+        Ok(Outcome::InPart)
     }
 
     async fn repair(
@@ -439,7 +475,7 @@ impl Inner {
         let (version, delay) = (read.version.as_ref(), self.settings.delay);
         let finished = self
             .store
-            .finish_check(group, begun, version, read.is_whole, delay);
+            .finish_check(group, begun, version, read.what(), delay);
         let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;

@@ -97,8 +97,10 @@ impl Differences {
             group: held,
             mut members,
             absent,
+            unshown,
             is_whole,
             version: _,
+            trouble: _,
             room,
         } = view;
         if let Some(held) = held {
@@ -113,7 +115,10 @@ impl Differences {
                 }
                 for row in page {
                     let held = members.remove(&row.user_id);
-                    self.compare_member(row.user_id, Some(&row.member), held);
+                    // Whoever may be a member whom OpenIM does not show stays as the mirror has it.
+                    if held.is_some() || !unshown.may_be(&row.user_id) {
+                        self.compare_member(row.user_id, Some(&row.member), held);
+                    }
                 }
                 if is_last {
                     break;

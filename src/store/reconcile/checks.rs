@@ -57,7 +57,7 @@ cleared AS (
     UPDATE groups AS g SET
         check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
       FROM marked, last
-     WHERE g.group_id = $1
+     WHERE g.group_id = $1 AND $9
        AND (marked.check_marked_at < $2 - $5 * interval '1 millisecond'
          OR marked.check_marked_at > clock_timestamp())
        AND (marked.check_marked_xid IS NULL
@@ -158,6 +158,17 @@ pub struct Noted {
     /// Whom callbacks have named since; `None`: too many to say.
     pub touched: Option<Named>,
     fence: Fence,
+}
+
+/// What was read of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WasRead {
+    /// All of it.
+    Whole,
+    /// What has changed since a version.
+    Changes,
+    /// What OpenIM gives of it.
+    InPart,
 }
 
 /// Whom callbacks have named.
@@ -343,8 +354,8 @@ impl Store {
     }
 
     /// Ends a comparison: the group is as it was at `version` or, where there is none, all of it is to
-    /// be read by the next. `is_whole`: all of it was read. A mark that came less than `delay` before
-    /// stays.
+    /// be read by the next. A mark that came less than `delay` before stays, and so does that of a group
+    /// that was read in part.
     ///
     /// # Errors
     /// See [`Error`].
@@ -353,7 +364,7 @@ impl Store {
         group: &GroupId,
         begun: &Begun,
         version: Option<&Version>,
-        is_whole: bool,
+        read: WasRead,
         delay: Duration,
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
@@ -374,7 +385,8 @@ impl Store {
                 .bind(millis(delay))
                 .bind(begun.fence.as_str())
                 .bind(begun.touches)
-                .bind(is_whole)
+                .bind(read != WasRead::Changes)
+                .bind(read != WasRead::InPart)
                 .fetch_one(&mut *transaction)
                 .await?;
             transaction.commit().await?;

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::openim_cache::Cache;
 use super::openim_callbacks::Callback;
+use super::openim_release::Release;
 use super::openim_versions::{Change, Versions};
 
 pub const ORDINARY: i32 = 20;
@@ -52,6 +54,12 @@ pub struct OpenIm {
     pub now_millis: i64,
     /// Whether what has changed of a group comes with its profile where only members have changed.
     pub tells_group_with_members: bool,
+    pub release: Release,
+    /// The largest answer of a service behind the API, in bytes, where it is not the release's.
+    pub largest_answer: Option<usize>,
+    /// Groups that nobody knows and whose ids were asked for, whereby OpenIM has made a version of
+    /// each: a fault of who asks.
+    pub versions_of_nothing: Vec<String>,
     /// As many operations as there were, for ids that nothing else has.
     done: u64,
 }
@@ -72,6 +80,8 @@ pub struct Group {
     pub members: BTreeMap<String, Member>,
     /// What has changed, and when.
     pub versions: Versions,
+    /// Who is not shown though there.
+    pub(super) cache: Cache,
     /// Who waits for an approval.
     applicants: BTreeSet<String>,
     /// Brought back from a dismissal, and nothing was told since that proves it.
@@ -98,6 +108,8 @@ pub struct Member {
 pub enum Operation {
     Create(Creation),
     Invite(String),
+    /// Of several at once. It ends at the first who is a member, and who stands before stays in.
+    InviteAll(Vec<String>),
     /// Of somebody who has asked to join.
     Approve(String),
     /// Or to ask for it, where an approval is needed.
@@ -170,6 +182,9 @@ impl Default for OpenIm {
             users: BTreeMap::new(),
             now_millis: START_MILLIS,
             tells_group_with_members: false,
+            release: Release::default(),
+            largest_answer: None,
+            versions_of_nothing: vec![],
             done: 0,
         }
     }
@@ -235,6 +250,7 @@ impl Group {
             created_millis: creation.created_millis,
             versions: Versions::new(moment.id.clone(), members.keys()),
             members,
+            cache: Cache::default(),
             applicants: BTreeSet::new(),
             is_back_unheard: false,
             was_emptied: false,
@@ -259,6 +275,7 @@ impl Group {
         match operation {
             Operation::Create(_) => Err(Refused),
             Operation::Invite(user) => self.invite(user, moment).map(|()| None),
+            Operation::InviteAll(users) => self.invite_all(users, moment).map(|()| None),
             Operation::Approve(user) => self.approve(user, moment).map(|()| None),
             Operation::Join(user) => self.join(user, moment),
             Operation::Quit(user) => self.quit(user).map(Some),
@@ -280,10 +297,41 @@ impl Group {
 
     fn invite(&mut self, user: &str, moment: &Moment) -> Result<(), Refused> {
         require(!self.is_dismissed() && !self.members.contains_key(user))?;
+        let member = self.invited(moment);
+        self.let_in_silently(user, member);
+        Ok(())
+    }
+
+    fn invited(&self, moment: &Moment) -> Member {
         let inviter = self.owner().map_or(ADMIN_ID, String::as_str).to_owned();
         let mut member = Member::new(ORDINARY, moment.millis);
         member.invited_by(&inviter);
-        self.let_in_silently(user, member);
+        member
+    }
+
+    /// Where one of them is a member the caller is told an error, but who stands before is in the
+    /// database all the same: no version has moved and no cache was emptied for it.
+    fn invite_all(&mut self, users: &[String], moment: &Moment) -> Result<(), Refused> {
+        require(!self.is_dismissed())?;
+        let is_member = |user: &&String| self.members.contains_key(*user);
+        let new: Vec<String> = users
+            .iter()
+            .take_while(|user| !is_member(user))
+            .cloned()
+            .collect();
+        let is_whole = new.len() == users.len();
+        require(!new.is_empty())?;
+        for user in &new {
+            let mut member = self.invited(moment);
+            member.is_unheard = true;
+            self.members.insert(user.clone(), member);
+            if !is_whole {
+                self.cache.hide(user);
+            }
+        }
+        if is_whole {
+            self.members_came_or_left(&new, Change::Insert);
+        }
         Ok(())
     }
 
@@ -306,7 +354,22 @@ impl Group {
 
     fn let_in(&mut self, user: &str, member: Member) {
         self.members.insert(user.to_owned(), member);
-        self.versions.members_changed([user], Change::Insert);
+        self.members_came_or_left([user], Change::Insert);
+    }
+
+    /// Every cache of who is a member is emptied.
+    fn members_came_or_left(
+        &mut self,
+        users: impl IntoIterator<Item = impl AsRef<str>> + Clone,
+        change: Change,
+    ) {
+        let named: Vec<_> = users.into_iter().collect();
+        let named = || named.iter().map(AsRef::as_ref);
+        self.versions.members_changed(named(), change);
+        self.cache.ids_forgotten();
+        for user in named() {
+            self.cache.row_forgotten(user);
+        }
     }
 
     fn join(&mut self, user: &str, moment: &Moment) -> Result<Option<Callback>, Refused> {
@@ -352,10 +415,7 @@ impl Group {
     ) -> Result<(), Refused> {
         let may_go = |user| self.members.get(user).is_some_and(|m| m.role() != OWNER);
         require(users.clone().into_iter().all(may_go))?;
-        self.versions.members_changed(
-            users.clone().into_iter().map(String::as_str),
-            Change::Delete,
-        );
+        self.members_came_or_left(users.clone(), Change::Delete);
         for user in users {
             self.members.remove(user);
         }
@@ -371,6 +431,7 @@ impl Group {
         member.is_unheard = false;
         if !values.is_empty() {
             self.versions.members_changed([user], Change::Update);
+            self.cache.row_forgotten(user);
         }
         let mut fields = json!({"groupID": self.id, "userID": user});
         for name in OF_MEMBER {
@@ -475,6 +536,7 @@ impl Group {
         self.is_back_unheard = false;
         if with_members {
             self.members.clear();
+            self.cache = Cache::default();
             self.was_emptied = true;
             self.versions = Versions::new(moment.id.clone(), []);
         } else {
