@@ -19,7 +19,7 @@ SELECT dismissals, emptying_at
    FOR UPDATE";
     /// Walks the primary key. No updated_at moves: it is the same member for readers.
     FILL_LEFT_AT = "
-WITH some AS MATERIALIZED (
+WITH next AS MATERIALIZED (
     SELECT user_id
       FROM group_members
      WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
@@ -29,9 +29,9 @@ WITH some AS MATERIALIZED (
        FOR UPDATE),
 filled AS (
     UPDATE group_members AS m SET left_at = $4
-      FROM some
-     WHERE m.group_id = $1 AND m.user_id = some.user_id)
-SELECT max(user_id) AS last, count(*) AS members FROM some";
+      FROM next
+     WHERE m.group_id = $1 AND m.user_id = next.user_id)
+SELECT max(user_id) AS last, count(*) AS members FROM next";
     END_EMPTYING = "UPDATE groups SET emptying_at = NULL WHERE group_id = $1";
 }
 

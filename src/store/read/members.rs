@@ -54,9 +54,10 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
 SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
        role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
        mute_end_at,
-       COALESCE(left_at, (SELECT g.emptying_at FROM groups AS g
-                           WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL
-                             AND came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
+       COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
        created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
@@ -101,9 +102,10 @@ SELECT m.group_id, m.user_id, m.nickname, m.display_nickname, m.face_url, m.disp
        (SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
                role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
                mute_end_at,
-               COALESCE(left_at, (SELECT g.emptying_at FROM groups AS g
-                                   WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL
-                                     AND came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
+               COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
                created_at, updated_at
           FROM group_members
          WHERE group_id = $1 AND user_id = asked.user_id

@@ -46,10 +46,10 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
     MEMBERS_TO_COMPARE = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
        joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at,
-       COALESCE(left_at,
-                (SELECT g.emptying_at FROM groups AS g
-                  WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL
-                    AND came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
+       COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
        last_callback_xid, created_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
@@ -60,10 +60,10 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, 
 SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.display_nickname,
        m.display_face_url, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
        m.mute_end_at,
-       COALESCE(m.left_at,
-                (SELECT g.emptying_at FROM groups AS g
-                  WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL
-                    AND m.came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
+       COALESCE(m.left_at, CASE
+           WHEN m.came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
        m.last_callback_xid, m.created_at
   FROM unnest($2::text[]) AS asked (user_id)
  CROSS JOIN LATERAL
