@@ -35,4 +35,5 @@ mod snapshots;
 mod stopping;
 mod storage;
 mod support;
+mod unreadable;
 mod watching;
