@@ -111,7 +111,7 @@ impl Inner {
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         // Nobody is asked about, so no call can fail.
-        let changed = self.fetch.from_delta(group, delta, &[]).await;
+        let changed = self.fetch.by_delta(group, delta, &[]).await;
         if let Ok(Some(changed)) = changed
             && let Some(_claim) = self.claim(group)
         {
@@ -181,7 +181,7 @@ impl Inner {
                 trouble = view.trouble;
                 let store = &self.store;
                 differences
-                    .compare(store, group, known.as_ref(), view)
+                    .compare(store, group, known.as_ref(), *view)
                     .await?;
             }
             Fetched::Dismissed(held) => {
