@@ -42,7 +42,7 @@ const MOST_UNREAD: u64 = 1000;
 #[derive(Debug)]
 pub(super) enum Fetched {
     /// All of a group that can be read, or what has changed in it.
-    View(View),
+    View(Box<View>),
     /// It is dismissed; whom it still has for members is nobody's concern. `None`: its profile is too
     /// large to be read.
     Dismissed(Option<HeldGroup>),
@@ -155,7 +155,7 @@ enum Tried {
     /// It has changed meanwhile.
     Moved,
     /// Rows are missing, at a version that stands still. It may be a cache that is behind.
-    Short(View),
+    Short(Box<View>),
 }
 
 /// What there is to know of a group without its changes.
@@ -309,14 +309,14 @@ impl Fetch {
         touched: &[UserId],
     ) -> Result<Option<Fetched>, FetchError> {
         match self.client.changes(group, Some(version)).await {
-            Ok(delta) => self.from_delta(group, delta, touched).await,
+            Ok(delta) => self.by_delta(group, delta, touched).await,
             Err(error) if tells_nothing(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     /// The same, where the changes were told.
-    pub(super) async fn from_delta(
+    pub(super) async fn by_delta(
         &self,
         group: &GroupId,
         delta: Delta,
@@ -374,7 +374,7 @@ impl Fetch {
 
     /// That a group has no members is believed only where its own state says so too: an answer
     /// without any can come from a cache that was just emptied.
-    async fn believed(&self, group: &GroupId, mut view: View) -> Result<Tried, FetchError> {
+    async fn believed(&self, group: &GroupId, mut view: Box<View>) -> Result<Tried, FetchError> {
         if !view.members.is_empty() {
             return Ok(Tried::Done(Fetched::View(view)));
         }
@@ -493,7 +493,7 @@ fn tells_nothing(error: &Error) -> bool {
 }
 
 /// What has changed since a version; `None` where that does not tell all of it.
-fn changed(group: &GroupId, delta: Delta) -> Option<View> {
+fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
     // Whether so many may have left is to be seen beside all the others.
     if delta.full || delta.delete.len() > FEW_GONE {
         return None;
@@ -508,7 +508,7 @@ fn changed(group: &GroupId, delta: Delta) -> Option<View> {
     for user in &absent {
         members.remove(user);
     }
-    Some(View {
+    Some(Box::new(View {
         group: held,
         members,
         absent,
@@ -517,7 +517,7 @@ fn changed(group: &GroupId, delta: Delta) -> Option<View> {
         version: Some(version),
         trouble: None,
         room: None,
-    })
+    }))
 }
 
 /// A list of members.
@@ -559,8 +559,8 @@ impl List {
     }
 
     /// All of a group.
-    fn into_view(self, group: Option<HeldGroup>, version: Option<Version>) -> View {
-        View {
+    fn into_view(self, group: Option<HeldGroup>, version: Option<Version>) -> Box<View> {
+        Box::new(View {
             group,
             members: self.members,
             absent: vec![],
@@ -569,7 +569,7 @@ impl List {
             version,
             trouble: None,
             room: self.room,
-        }
+        })
     }
 
     /// All of a group that can be read. Which rows are too large does not change from one look to the

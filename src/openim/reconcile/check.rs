@@ -244,7 +244,7 @@ impl Inner {
         let Some(named) = self.named_since(group, noted).await? else {
             return Ok(Look::NotEnough);
         };
-        let fetched = self.fetch.from_delta(group, delta, &named.users).await?;
+        let fetched = self.fetch.by_delta(group, delta, &named.users).await?;
         let Some(fetched) = fetched else {
             return Ok(Look::NotEnough);
         };
@@ -355,7 +355,7 @@ impl Inner {
         match fetched {
             Fetched::View(view) => {
                 let store = &self.store;
-                differences.compare(store, group, known, view).await?;
+                differences.compare(store, group, known, *view).await?;
             }
             Fetched::Dismissed(held) => {
                 // Where its profile cannot be read it stays as the mirror has it.
