@@ -38,4 +38,5 @@ mod snapshots;
 mod stopping;
 mod storage;
 mod support;
+mod unreadable;
 mod watching;

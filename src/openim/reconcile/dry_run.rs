@@ -78,7 +78,9 @@ impl Inner {
         let again = Pass::dry(&tally, true);
         self.check_all(groups, &again).await?;
         for (group, why) in tally.left_groups() {
-            pass.tally.left(&group, &why);
+            if let Some(group) = group {
+                pass.tally.left(&group, &why);
+            }
         }
         let still: HashSet<DriftOf> = again.take_drift().into_iter().collect();
         for drift in once {
