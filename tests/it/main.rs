@@ -30,6 +30,7 @@ mod process;
 mod readme;
 mod reads;
 mod real_histories;
+mod real_openim;
 mod reconcile;
 mod reconcile_command;
 mod recordings;
