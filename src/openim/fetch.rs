@@ -302,7 +302,10 @@ impl Fetch {
 
     /// What has changed since a version, and what has become of users who were named meanwhile.
     /// `None` where that does not tell all of it.
-    #[expect(dead_code, reason = "for looks at groups that callbacks have changed")]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for looks at groups that callbacks have changed")
+    )]
     pub(super) async fn since(
         &self,
         group: &GroupId,
@@ -621,4 +624,176 @@ fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, HeldMember)> {
         held.ok()
     });
     held.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::Access;
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    /// What is answered to a path and a request: data, or a code.
+    type Answer = fn(&str, &Value) -> Result<Value, i64>;
+
+    /// Reads from an OpenIM that answers so.
+    async fn fetch(answer: Answer) -> Fetch {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let access = Access {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            admin_user_id: "imAdmin".to_owned(),
+            secret: "secret".to_owned().into(),
+            timeout: Duration::from_secs(5),
+        };
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                tokio::spawn(serve(connection, answer));
+            }
+        });
+        Fetch::new(Client::new(access, Metrics::new().unwrap()).unwrap())
+    }
+
+    async fn serve(mut connection: TcpStream, answer: Answer) {
+        let mut text = Vec::new();
+        loop {
+            let head_and_body = String::from_utf8_lossy(&text).into_owned();
+            let asked = head_and_body
+                .split_once("\r\n\r\n")
+                .and_then(|(head, body)| Some((head, serde_json::from_str(body).ok()?)));
+            let Some((head, request)) = asked else {
+                if connection.read_buf(&mut text).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                continue;
+            };
+            let path = head.split(' ').nth(1).unwrap();
+            let envelope = match answer(path, &request) {
+                Ok(data) => json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": data}),
+                Err(code) => json!({"errCode": code, "errMsg": "", "errDlt": ""}),
+            };
+            let body = envelope.to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let answer = head + &body;
+            connection.write_all(answer.as_bytes()).await.unwrap();
+            text.clear();
+        }
+    }
+
+    fn delta(changed: Value) -> Value {
+        let mut delta = json!({"version": 7, "versionID": "v", "full": false});
+        for (name, value) in changed.as_object().unwrap() {
+            delta[name] = value.clone();
+        }
+        delta
+    }
+
+    fn group() -> GroupId {
+        GroupId::parse("g".to_owned()).unwrap()
+    }
+
+    fn users(ids: &[&str]) -> Vec<UserId> {
+        let ids = ids.iter().map(|&id| UserId::parse(id.to_owned()).unwrap());
+        ids.collect()
+    }
+
+    async fn since(answer: Answer, touched: &[&str]) -> Result<Option<Box<View>>, FetchError> {
+        let version = Version {
+            id: "v".to_owned(),
+            number: 5,
+        };
+        let fetch = fetch(answer).await;
+        let fetched = fetch.since(&group(), &version, &users(touched)).await?;
+        Ok(fetched.map(|fetched| match fetched {
+            Fetched::View(view) => view,
+            other => panic!("{other:?}"),
+        }))
+    }
+
+    fn sorted<'a>(users: impl IntoIterator<Item = &'a UserId>) -> Vec<&'a str> {
+        let mut users: Vec<&str> = users.into_iter().map(UserId::as_str).collect();
+        users.sort_unstable();
+        users
+    }
+
+    #[tokio::test]
+    async fn users_who_were_named_and_of_whom_no_change_is_told_are_asked_for() {
+        let answer: Answer = |path, asked| match path {
+            "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+            "/group/get_incremental_group_members" => {
+                assert_eq!(
+                    (&asked["version"], &asked["versionID"]),
+                    (&json!(5), &json!("v"))
+                );
+                Ok(delta(
+                    json!({"update": [{"userID": "u1"}], "delete": ["u2"]}),
+                ))
+            }
+            "/group/get_group_members_info" => {
+                let mut ids: Vec<_> = asked["userIDs"].as_array().unwrap().iter().collect();
+                ids.sort_by_key(|id| id.as_str());
+                assert_eq!(ids, ["u3", "u4"]);
+                Ok(json!({"members": [{"userID": "u3", "roleLevel": 60}]}))
+            }
+            other => panic!("{other}"),
+        };
+        let touched = ["u1", "u2", "u3", "u4", "u4"];
+        let view = since(answer, &touched).await.unwrap().unwrap();
+        assert_eq!(sorted(view.members.keys()), ["u1", "u3"]);
+        assert_eq!(view.members[&users(&["u3"])[0]].role_level, 60);
+        assert_eq!(sorted(&view.absent), ["u2", "u4"]);
+        assert_eq!((view.is_whole, &view.unshown), (false, &Unshown::Nobody));
+        assert_eq!(view.version.unwrap().number, 7);
+        assert_eq!(view.trouble, None);
+    }
+
+    #[tokio::test]
+    async fn one_who_is_too_large_is_neither_there_nor_gone() {
+        let answer: Answer = |path, asked| match path {
+            "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+            "/group/get_incremental_group_members" => Ok(delta(json!({}))),
+            _ => match asked["userIDs"].as_array().unwrap() {
+                ids if ids.contains(&json!("u3")) => Err(8),
+                ids => {
+                    let there = ids.iter().filter(|id| **id != json!("u5"));
+                    let there: Vec<_> = there.map(|id| json!({"userID": id})).collect();
+                    Ok(json!({"members": there}))
+                }
+            },
+        };
+        let touched = ["u1", "u2", "u3", "u4", "u5"];
+        let view = since(answer, &touched).await.unwrap().unwrap();
+        assert_eq!(sorted(view.members.keys()), ["u1", "u2", "u4"]);
+        assert_eq!(sorted(&view.absent), ["u5"]);
+        let unshown = Unshown::Users(users(&["u3"]).into_iter().collect());
+        assert_eq!((view.unshown, view.version), (unshown, None));
+        assert_eq!(view.trouble, Some(Trouble::MembersTooLarge(1)));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_tell_all_is_not_enough() {
+        fn or_token(path: &str, answer: Result<Value, i64>) -> Result<Value, i64> {
+            match path {
+                "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+                _ => answer,
+            }
+        }
+        let not_enough: [Answer; 6] = [
+            |path, _| or_token(path, Ok(delta(json!({"full": true})))),
+            |path, _| or_token(path, Ok(delta(json!({"delete": vec!["u"; 21]})))),
+            |path, _| or_token(path, Ok(delta(json!({"group": {"status": 2}})))),
+            |path, _| or_token(path, Err(1004)),
+            |path, _| or_token(path, Err(1204)),
+            |path, _| or_token(path, Err(8)),
+        ];
+        for answer in not_enough {
+            assert!(since(answer, &["u1"]).await.unwrap().is_none());
+        }
+        let refused = since(|path, _| or_token(path, Err(1001)), &[]).await;
+        assert!(matches!(refused, Err(FetchError::Client(error)) if error.code() == Some(1001)));
+    }
 }
