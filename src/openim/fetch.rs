@@ -14,15 +14,16 @@
 //! counts and does not give. What can be read is given all the same, with who else may be a member.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::client::Client;
 use super::error::Error;
-use super::pages::{Halves, PAGE, Pages};
-use super::wire::{Delta, Group, Member, MemberIds};
+use super::list::{List, MOST_MEMBERS, held};
+use super::pages::{Halves, PAGE};
+use super::view::{Fetched, Trouble, Unshown, View};
+use super::wire::{Delta, Group, MemberIds};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, HeldMember, UserId, Version};
 
 /// How often a group is read that changes faster than it can be read.
@@ -33,110 +34,6 @@ const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
 /// Members who left since a version, without a look at the whole group.
 const FEW_GONE: usize = 20;
-/// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
-const MOST_MEMBERS: u32 = 100_000;
-/// Rows of one list that are too large: with more, it is not the rows.
-const MOST_UNREAD: u64 = 1000;
-
-/// What was read.
-#[derive(Debug)]
-pub(super) enum Fetched {
-    /// All of a group that can be read, or what has changed in it.
-    View(Box<View>),
-    /// It is dismissed; whom it still has for members is nobody's concern. `None`: its profile is too
-    /// large to be read.
-    Dismissed(Option<HeldGroup>),
-    /// OpenIM does not know it.
-    Unknown,
-}
-
-/// A group and its members.
-#[derive(Debug)]
-pub(super) struct View {
-    /// `None`: as it was, or too large to be read.
-    pub(super) group: Option<HeldGroup>,
-    pub(super) members: HashMap<UserId, HeldMember>,
-    /// Who is in no case a member. In a whole view nobody is who is not among the members, nor one of
-    /// whom nothing is known.
-    pub(super) absent: Vec<UserId>,
-    /// Who may be a member all the same.
-    pub(super) unshown: Unshown,
-    pub(super) is_whole: bool,
-    /// `None` where there is trouble.
-    pub(super) version: Option<Version>,
-    /// Why it is not all of the group.
-    pub(super) trouble: Option<Trouble>,
-    /// Held for as long as the members are.
-    pub(super) room: Option<OwnedSemaphorePermit>,
-}
-
-/// Members of whom OpenIM gives no rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unshown {
-    /// There are none.
-    Nobody,
-    /// These.
-    Users(HashSet<UserId>),
-    /// So many, or more, and nobody knows who.
-    SomeOf(u64),
-}
-
-impl Unshown {
-    /// Whether this one may be a member of whom there is no row.
-    pub(super) fn may_be(&self, user: &UserId) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Users(users) => users.contains(user),
-            Self::SomeOf(_) => true,
-        }
-    }
-}
-
-/// Why not all of a group could be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// OpenIM counts members of whom it gives no rows.
-    RowsMissing {
-        /// How many members it counts.
-        total: u64,
-        /// How many it gives.
-        rows: u64,
-    },
-    /// So many members are larger than an answer.
-    MembersTooLarge(u64),
-    /// The ids of all members are.
-    IdsTooLarge,
-    /// The group itself is.
-    ProfileTooLarge,
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::RowsMissing { total, rows } => {
-                write!(f, "OpenIM counts {total} members and gives rows of {rows}")
-            }
-            Self::MembersTooLarge(1) => {
-                write!(f, "one member is too large for an answer of OpenIM")
-            }
-            Self::MembersTooLarge(members) => {
-                write!(f, "{members} members are too large for an answer of OpenIM")
-            }
-            Self::IdsTooLarge => {
-                write!(
-                    f,
-                    "the list of its members' ids is too large for an answer of OpenIM"
-                )
-            }
-            Self::ProfileTooLarge => {
-                write!(
-                    f,
-                    "the group's own profile is too large for an answer of OpenIM"
-                )
-            }
-        }
-    }
-}
 
 /// Why a group could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +53,16 @@ enum Tried {
     Moved,
     /// Rows are missing, at a version that stands still. It may be a cache that is behind.
     Short(Box<View>),
+}
+
+impl Tried {
+    /// Which rows are too large does not change from one look to the next, which are missing may.
+    fn in_part(view: Box<View>) -> Self {
+        match view.trouble {
+            Some(Trouble::RowsMissing { .. }) => Self::Short(view),
+            _ => Self::Done(Fetched::View(view)),
+        }
+    }
 }
 
 /// What there is to know of a group without its changes.
@@ -206,7 +113,7 @@ impl Fetch {
             Err(error) => return Err(error.into()),
         };
         let version = before.version();
-        let mut list = self.members(group).await?;
+        let mut list = List::read(&self.client, &self.room, group).await?;
         let after = match self.client.changes(group, Some(&version)).await {
             Ok(delta) if !delta.full => delta,
             Ok(_) => return Ok(Tried::Moved),
@@ -240,7 +147,7 @@ impl Fetch {
             Some(ids) => Unshown::Users(list.without_rows(ids)),
             None => Unshown::SomeOf(list.missing()),
         };
-        Ok(list.into_short(Some(held), unshown))
+        Ok(Tried::in_part(list.into_part(Some(held), unshown)))
     }
 
     /// Of a group of which OpenIM tells no changes: it is dismissed, or unknown, or has no owner, or
@@ -267,7 +174,7 @@ impl Fetch {
             return Ok(Tried::Moved);
         }
         let before = self.ids(group).await?.map(|ids| ids.version());
-        let list = self.members(group).await?;
+        let list = List::read(&self.client, &self.room, group).await?;
         let after = self.ids(group).await?;
         let now = match &info {
             Some(_) => self.info(group).await?,
@@ -289,7 +196,8 @@ impl Fetch {
         let are_of_list = ids.user_ids.len() as u64 == list.count();
         let unshown = list.without_rows(ids);
         if list.unread > 0 || !are_of_list || !unshown.is_empty() {
-            return Ok(list.into_short(held, Unshown::Users(unshown)));
+            let view = list.into_part(held, Unshown::Users(unshown));
+            return Ok(Tried::in_part(view));
         }
         let is_read = held.is_some();
         let mut view = list.into_view(held, version);
@@ -429,65 +337,6 @@ impl Fetch {
             Err(error) => Err(error),
         }
     }
-
-    /// All pages. What moves from one to another meanwhile is missed here.
-    async fn members(&self, group: &GroupId) -> Result<List, Error> {
-        let mut list = List::default();
-        let mut pages = Pages::default();
-        // Places in a row where nobody was who is not on an earlier page.
-        let mut barren = 0;
-        loop {
-            let page = pages.page();
-            let answer = match self.client.members(group, page).await {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() => {
-                    if pages.too_large().is_none() {
-                        continue;
-                    }
-                    if list.unread == 0 && list.pages == 0 {
-                        // There may be no row that can be read and tells it.
-                        list.total = self.client.count_members(group).await?;
-                    }
-                    list.unread += 1;
-                    if list.unread > MOST_UNREAD {
-                        return Err(error);
-                    }
-                    if pages.start() >= list.total {
-                        return Ok(list);
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            pages.given();
-            list.total = answer.total;
-            if list.pages == 0 {
-                // A page is held by whoever waits for the room of the others.
-                let total = u32::try_from(answer.total).unwrap_or(u32::MAX);
-                let wanted = total.min(MOST_MEMBERS);
-                let permit = Arc::clone(&self.room).acquire_many_owned(wanted).await;
-                // It is never closed.
-                list.room = permit.ok();
-                list.members.reserve(wanted as usize);
-            }
-            list.pages += 1;
-            let count = answer.members.len();
-            let kept = held(group, answer.members);
-            let before = list.members.len();
-            list.unkept += (count - kept.len()) as u64;
-            list.members.extend(kept);
-            // A small page may have nobody, where OpenIM has lost a row; but there are APIs that give
-            // the first page whatever is asked for.
-            barren = match list.members.len() == before {
-                true => barren + page.size,
-                false => 0,
-            };
-            let is_last = pages.start() >= list.total || barren >= PAGE as u64;
-            if is_last || !list.is_short() {
-                return Ok(list);
-            }
-        }
-    }
 }
 
 /// Whether it is only that OpenIM has no way to tell what has changed in the group.
@@ -524,80 +373,6 @@ fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
     }))
 }
 
-/// A list of members.
-#[derive(Debug, Default)]
-struct List {
-    members: HashMap<UserId, HeldMember>,
-    /// How many members OpenIM counts.
-    total: u64,
-    /// How many pages it was.
-    pages: usize,
-    /// Members whose ids the mirror cannot hold.
-    unkept: u64,
-    /// Members who are larger than an answer.
-    unread: u64,
-    room: Option<OwnedSemaphorePermit>,
-}
-
-impl List {
-    /// How many members are accounted for.
-    fn count(&self) -> u64 {
-        self.members.len() as u64 + self.unkept + self.unread
-    }
-
-    /// Whether there were to be more.
-    fn is_short(&self) -> bool {
-        self.count() < self.total
-    }
-
-    /// How many members there are of whom there is no row.
-    fn missing(&self) -> u64 {
-        self.total.saturating_sub(self.count()) + self.unread
-    }
-
-    /// Those of these members of whom there is no row.
-    fn without_rows(&self, ids: MemberIds) -> HashSet<UserId> {
-        let ids = ids.user_ids.into_iter();
-        let ids = ids.filter_map(|id| UserId::parse(id).ok());
-        ids.filter(|id| !self.members.contains_key(id)).collect()
-    }
-
-    /// All of a group.
-    fn into_view(self, group: Option<HeldGroup>, version: Option<Version>) -> Box<View> {
-        Box::new(View {
-            group,
-            members: self.members,
-            absent: vec![],
-            unshown: Unshown::Nobody,
-            is_whole: true,
-            version,
-            trouble: None,
-            room: self.room,
-        })
-    }
-
-    /// All of a group that can be read. Which rows are too large does not change from one look to the
-    /// next, which are missing may.
-    fn into_short(self, group: Option<HeldGroup>, unshown: Unshown) -> Tried {
-        let trouble = match (&group, self.unread) {
-            (None, _) => Trouble::ProfileTooLarge,
-            (Some(_), 0) => Trouble::RowsMissing {
-                total: self.total,
-                rows: self.members.len() as u64 + self.unkept,
-            },
-            (Some(_), unread) => Trouble::MembersTooLarge(unread),
-        };
-        let is_too_large = self.unread > 0;
-        let mut view = self.into_view(group, None);
-        view.unshown = unshown;
-        view.trouble = Some(trouble);
-        match is_too_large {
-            true => Tried::Done(Fetched::View(view)),
-            false => Tried::Short(view),
-        }
-    }
-}
-
 fn split(
     group: &GroupId,
     delta: Delta,
@@ -607,23 +382,6 @@ fn split(
     // Who came and was changed then is only among those who were.
     let changed = delta.insert.into_iter().chain(delta.update);
     (held(group, changed.collect()).into_iter(), absent)
-}
-
-/// Those whose ids the mirror can hold.
-fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, HeldMember)> {
-    let held = members.into_iter().filter_map(|member| {
-        let held = member.held();
-        if let Err(error) = &held {
-            let (group, error) = (group.as_str(), error.to_string());
-            tracing::warn!(
-                group,
-                error,
-                "OpenIM has a member whose userID cannot be kept"
-            );
-        }
-        held.ok()
-    });
-    held.collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::pin::pin;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::fetch::{FetchError, Fetched, Trouble};
+use super::super::fetch::FetchError;
+use super::super::view::{Fetched, Trouble};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
@@ -228,27 +229,30 @@ impl Inner {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
-        let repaired = self
-            .repair(group, began_at, differences, version, pass)
-            .await;
+        let repaired = match trouble {
+            None => {
+                self.repair(group, began_at, differences, version, pass)
+                    .await
+            }
+            // A mark stays, and no version says that the group is as in OpenIM.
+            Some(trouble) => self
+                .write(group, began_at, differences, pass)
+                .await
+                .map(|()| leave_in_part(group, trouble, pass)),
+        };
         if repaired.is_err() {
             removals.give_back(removed);
         }
-        match trouble {
-            // Also where something came meanwhile.
-            Some(trouble) => repaired.map(|_| leave_in_part(group, trouble, pass)),
-            None => repaired,
-        }
+        repaired
     }
 
-    async fn repair(
+    async fn write(
         &self,
         group: &GroupId,
         began_at: OffsetDateTime,
         differences: Differences,
-        version: Option<Version>,
         pass: &Pass<'_>,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<(), Error> {
         let kinds: Vec<_> = differences.kinds().collect();
         for repair in differences.into_repairs(began_at) {
             // It is never closed.
@@ -259,6 +263,18 @@ impl Inner {
             pass.tally.add(kind, count);
             self.metrics.repaired(kind, count);
         }
+        Ok(())
+    }
+
+    async fn repair(
+        &self,
+        group: &GroupId,
+        began_at: OffsetDateTime,
+        differences: Differences,
+        version: Option<Version>,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        self.write(group, began_at, differences, pass).await?;
         let version = version.as_ref();
         let finished = self
             .store
