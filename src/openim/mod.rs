@@ -5,8 +5,10 @@ mod calls;
 mod client;
 mod error;
 mod fetch;
+mod list;
 mod pages;
 mod reconcile;
+mod view;
 mod wire;
 
 use std::time::Duration;

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::fetch::{FEW_GONE, FetchError, Fetched, Trouble};
+use super::super::fetch::{FEW_GONE, FetchError};
+use super::super::view::{Fetched, Trouble};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
