@@ -57,12 +57,26 @@ enum Found {
 /// Does to `rows` what `change` says. There are the rows of all whom the change names, as far as
 /// they are stored.
 pub fn apply(rows: &mut GroupRows, change: &Change) {
+    let before = rows.check;
+    apply_event(rows, change);
+    if change.is_looked_after && !change.event.is_mark() {
+        rows.check = before;
+    }
+}
+
+fn apply_event(rows: &mut GroupRows, change: &Change) {
     let at = change.received_at;
     if let Event::Create(creation) = &change.event {
         return rows.create(creation, at);
     }
     if let Event::Repair(repair) = &change.event {
         return rows.repair(repair);
+    }
+    if let Event::WantCheckIfDismissed(reason) = &change.event {
+        if rows.group.as_ref().is_some_and(Group::is_dismissed) {
+            rows.want_check(*reason);
+        }
+        return;
     }
     let is_unknown = rows.group.is_none();
     if is_unknown {
@@ -71,7 +85,7 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     }
     match &change.event {
         // Above.
-        Event::Create(_) | Event::Repair(_) => {}
+        Event::Create(_) | Event::Repair(_) | Event::WantCheckIfDismissed(_) => {}
         Event::Join(user) => rows.join(user, at),
         Event::Quit(user) => rows.leave(user, at),
         Event::Kick(users) => rows.kick(users, at),
@@ -108,7 +122,10 @@ impl GroupRows {
     }
 
     pub(super) fn want_check(&mut self, reason: CheckReason) {
-        self.check = Some(reason);
+        // That of a notification may be taken back, and must not take another along.
+        if reason != CheckReason::Notified || self.check.is_none() {
+            self.check = Some(reason);
+        }
     }
 
     /// OpenIM refuses to let anyone into, or to change, a dismissed group.

@@ -19,7 +19,7 @@ impl Touched {
     pub(super) fn add(&self, changes: &[&Change]) {
         let mut groups = self.groups();
         for change in changes {
-            let is_callback = !matches!(change.event, Event::WantCheck(_) | Event::Repair(_));
+            let is_callback = !matches!(change.event, Event::Repair(_)) && !change.event.is_mark();
             if is_callback && !groups.contains(&change.group_id) {
                 groups.insert(change.group_id.clone());
             }
