@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 use super::Access;
 use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION, quoted};
+use super::pace;
 use super::wire::{Envelope, Token};
 use crate::config::Secret;
 use crate::telemetry::Metrics;
@@ -153,6 +154,9 @@ impl Client {
         body: bytes::Bytes,
         token: Option<&Secret>,
     ) -> Result<T, Error> {
+        if pace::turn().await {
+            self.metrics.look_called();
+        }
         let sent = self.exchange(path, body, token).await;
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
         self.metrics.called_openim(path, outcome);

@@ -5,6 +5,7 @@ mod calls;
 mod client;
 mod error;
 mod fetch;
+mod pace;
 mod reconcile;
 mod wire;
 

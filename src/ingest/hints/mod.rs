@@ -127,7 +127,12 @@ impl Hints {
         self.0.has_looks.load(Ordering::Relaxed)
     }
 
-    /// Whether all groups are to be compared, for hints were dropped. Asked once, it is so no more.
+    /// Whether all groups are to be compared, for hints were dropped.
+    pub fn wants_cycle(&self) -> bool {
+        self.0.wants_cycle.load(Ordering::Relaxed)
+    }
+
+    /// The same, and from now on it is so no more.
     pub fn take_wants_cycle(&self) -> bool {
         self.0.wants_cycle.swap(false, Ordering::Relaxed)
     }

@@ -25,6 +25,8 @@ pub(super) enum Outcome {
     Meanwhile,
     /// Left as it is.
     Left,
+    /// Left and marked, for a person to decide.
+    ToDecide,
     /// Somebody else is at it.
     Skipped,
 }
@@ -213,6 +215,7 @@ impl Inner {
             return Ok(Outcome::Compared);
         };
         let (removed, members) = (differences.removed(), differences.current);
+        let removed = pass.unannounced(group, removed);
         if removals.allow(removed, members, &self.store).await? == Allowed::No {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
@@ -277,7 +280,7 @@ impl Inner {
             pass.leave(group, why.code());
             self.ingest.want_check(group.clone(), why);
         }
-        Outcome::Left
+        Outcome::ToDecide
     }
 }
 
