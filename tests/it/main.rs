@@ -17,6 +17,7 @@ mod drift;
 mod equality;
 mod faults;
 mod fences;
+mod hints;
 mod histories;
 mod lanes;
 mod lookups;
