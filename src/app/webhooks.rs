@@ -36,8 +36,8 @@ const NOTIFICATIONS: &str = "1501-1520";
 const TIMEOUT: &str = "5";
 
 /// What is said where it is not known which OpenIM it is.
-const CHOICE: &str = "# v3.8.2 to v3.8.3-patch.16 need one more, without which joins are not heard of: \
-                      openim-config --openim patch; newer and older ones these: --openim main";
+const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or joins stay unheard: \
+                      openim-config --openim patch; others need these: openim-config --openim main";
 
 /// The URL with the key in it, which OpenIM's client sends as HTTP Basic.
 pub(super) fn with_password(

@@ -352,3 +352,96 @@ fn filled(member: &Member, told: &Member) -> Member {
         ..member.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::GroupId;
+    use super::*;
+
+    fn user(id: &str) -> UserId {
+        UserId::parse(id.into()).unwrap()
+    }
+
+    fn change(event: Event, is_looked_after: bool) -> Change {
+        let group = GroupId::parse("g".into()).unwrap();
+        Change {
+            is_looked_after,
+            ..Change::new(group, OffsetDateTime::UNIX_EPOCH, event)
+        }
+    }
+
+    fn group(status: i32) -> GroupRows {
+        let group = Group {
+            status: Some(status),
+            ..Group::default()
+        };
+        GroupRows {
+            group: Some(group),
+            ..GroupRows::default()
+        }
+    }
+
+    #[test]
+    fn of_a_group_that_is_looked_after_everything_is_done_but_the_mark() {
+        for (mut rows, event) in [
+            (group(0), Event::Quit(user("u"))),
+            (group(DISMISSED), Event::Join(user("u"))),
+            (GroupRows::default(), Event::Dismiss),
+        ] {
+            let mut marked = rows.clone();
+            apply(&mut marked, &change(event.clone(), false));
+            assert!(marked.check.is_some());
+            apply(&mut rows, &change(event, true));
+            assert_eq!(rows.check, None);
+            marked.check = None;
+            assert_eq!(rows, marked);
+        }
+    }
+
+    #[test]
+    fn a_mark_stays_one_and_so_do_those_of_other_changes() {
+        let mut rows = group(0);
+        let lost = CheckReason::CallbackLost;
+        apply(&mut rows, &change(Event::WantCheck(lost), true));
+        assert_eq!(rows.check, Some(lost));
+        apply(&mut rows, &change(Event::Quit(user("u")), true));
+        assert_eq!(rows.check, Some(lost));
+        apply(&mut rows, &change(Event::Quit(user("v")), false));
+        assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+    }
+
+    #[test]
+    fn that_a_group_may_have_come_back_marks_one_that_is_dismissed_and_makes_none() {
+        let came_back = Event::WantCheckIfDismissed(CheckReason::Notified);
+        for (mut rows, expected) in [
+            (group(DISMISSED), Some(CheckReason::Notified)),
+            (group(0), None),
+            (GroupRows::default(), None),
+        ] {
+            let before = rows.clone();
+            apply(&mut rows, &change(came_back.clone(), false));
+            assert_eq!(rows.check, expected);
+            rows.check = None;
+            assert_eq!(rows, before);
+        }
+    }
+
+    /// It may be taken back.
+    #[test]
+    fn a_notification_takes_no_other_mark_of_the_same_moment_away() {
+        let notified = Event::WantCheck(CheckReason::Notified);
+        for is_first in [true, false] {
+            let mut rows = group(0);
+            let quit = change(Event::Quit(user("u")), false);
+            let hint = change(notified.clone(), false);
+            let changes = match is_first {
+                true => [hint, quit],
+                false => [quit, hint],
+            };
+            for change in &changes {
+                apply(&mut rows, change);
+            }
+            assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+        }
+    }
+}

@@ -185,7 +185,7 @@ impl Metrics {
             looks: IntCounterVec::new(
                 Opts::new(
                     "looks_total",
-                    "Groups that were looked at because of hints, by outcome: compared, left (as they are, for a person to decide or because they cannot be read), unknown (to OpenIM), again (somebody else looked just then) or failed (OpenIM or the database did not answer; due again after a pause).",
+                    "Groups that were looked at because of hints, by outcome: compared, left (as they are, for a person to decide), unknown (to OpenIM), again (somebody else looked just then) or failed (not read or not written; due again after a pause).",
                 ),
                 &["outcome"],
             )?,

@@ -27,8 +27,8 @@ const SWITCHES: [&str; 9] = [
 ];
 
 /// The line that names both kinds of OpenIM.
-const CHOICE: &str = "# v3.8.2 to v3.8.3-patch.16 need one more, without which joins are not heard of: \
-                      openim-config --openim patch; newer and older ones these: --openim main\n";
+const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or joins stay unheard: \
+                      openim-config --openim patch; others need these: openim-config --openim main\n";
 
 /// Sends a callback; the reply, or what kept it away.
 async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> {

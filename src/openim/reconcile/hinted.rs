@@ -60,7 +60,7 @@ impl<'a> Looked<'a> {
             // What came meanwhile has marked the group, or made it due again.
             Ok(Outcome::Compared | Outcome::Meanwhile) => self.end_as(LookEnd::Done, COMPARED),
             Ok(Outcome::ToDecide) => self.end_as(LookEnd::Done, LEFT),
-            Ok(Outcome::Left) => self.end_as(LookEnd::Failed, LEFT),
+            Ok(Outcome::Left) => drop(self),
             Ok(Outcome::Skipped) => self.end_as(LookEnd::Again, AGAIN),
             Err(error @ Error::TooManyRemovals { .. }) => {
                 tracing::error!("{error}");
