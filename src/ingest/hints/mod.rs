@@ -107,6 +107,18 @@ impl Hints {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes whoever waits for the next look where it is due at another time now. Most callbacks wake
+    /// nobody.
+    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.table();
+        let before = table.next();
+        let changed = change(&mut table);
+        if table.next() != before {
+            self.0.changed.notify_one();
+        }
+        changed
+    }
+
     fn marking(&self) -> MutexGuard<'_, Marking> {
         self.0
             .marking
@@ -156,8 +168,7 @@ impl Hints {
             self.want_cycle();
             return Heard::Done(Hinted::Dropped);
         }
-        let taken = self.table().hint(&hint.group_id, hint.kind, key, now);
-        self.0.changed.notify_one();
+        let taken = self.change(|table| table.hint(&hint.group_id, hint.kind, key, now));
         Heard::Done(match taken {
             Taken::Due => Hinted::Due,
             Taken::Merged => Hinted::Merged,
@@ -196,8 +207,7 @@ impl Hints {
         }
         let key = self.key(group, operation_id);
         let now = Instant::now();
-        let taken = self.table().written(group, key, was_looked_after, now);
-        self.0.changed.notify_one();
+        let taken = self.change(|table| table.written(group, key, was_looked_after, now));
         if taken == Taken::Full {
             self.want_cycle();
         }
@@ -228,7 +238,6 @@ impl Hints {
 
     /// A look at a group has ended.
     pub fn looked(&self, group: &GroupId, end: LookEnd) {
-        self.table().looked(group, end, Instant::now());
-        self.0.changed.notify_one();
+        self.change(|table| table.looked(group, end, Instant::now()));
     }
 }

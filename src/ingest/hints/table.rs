@@ -144,8 +144,11 @@ impl Next {
             .min();
         self.announced = self.announced.saturating_add(announced);
         self.kinds.0 |= kinds.0;
-        self.awaited.extend(awaited);
-        self.awaited.truncate(MOST_AWAITED);
+        for key in awaited {
+            if self.awaited.len() < MOST_AWAITED && !self.awaited.contains(&key) {
+                self.awaited.push(key);
+            }
+        }
     }
 }
 
