@@ -14,15 +14,16 @@
 //! counts and does not give. What can be read is given all the same, with who else may be a member.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::client::Client;
 use super::error::Error;
-use super::pages::{Halves, PAGE, Pages};
-use super::wire::{Delta, Group, Member, MemberIds};
+use super::list::{List, MOST_MEMBERS, held};
+use super::pages::{Halves, PAGE};
+use super::view::{Fetched, Trouble, Unshown, View};
+use super::wire::{Delta, Group, MemberIds};
 use crate::domain::{DISMISSED, GroupId, HeldGroup, HeldMember, UserId, Version};
 
 /// How often a group is read that changes faster than it can be read.
@@ -33,110 +34,6 @@ const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
 /// Members who left since a version, without a look at the whole group.
 pub(super) const FEW_GONE: usize = 20;
-/// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
-const MOST_MEMBERS: u32 = 100_000;
-/// Rows of one list that are too large: with more, it is not the rows.
-const MOST_UNREAD: u64 = 1000;
-
-/// What was read.
-#[derive(Debug)]
-pub(super) enum Fetched {
-    /// All of a group that can be read, or what has changed in it.
-    View(Box<View>),
-    /// It is dismissed; whom it still has for members is nobody's concern. `None`: its profile is too
-    /// large to be read.
-    Dismissed(Option<HeldGroup>),
-    /// OpenIM does not know it.
-    Unknown,
-}
-
-/// A group and its members.
-#[derive(Debug)]
-pub(super) struct View {
-    /// `None`: as it was, or too large to be read.
-    pub(super) group: Option<HeldGroup>,
-    pub(super) members: HashMap<UserId, HeldMember>,
-    /// Who is in no case a member. In a whole view nobody is who is not among the members, nor one of
-    /// whom nothing is known.
-    pub(super) absent: Vec<UserId>,
-    /// Who may be a member all the same.
-    pub(super) unshown: Unshown,
-    pub(super) is_whole: bool,
-    /// `None` where there is trouble.
-    pub(super) version: Option<Version>,
-    /// Why it is not all of the group.
-    pub(super) trouble: Option<Trouble>,
-    /// Held for as long as the members are.
-    pub(super) room: Option<OwnedSemaphorePermit>,
-}
-
-/// Members of whom OpenIM gives no rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unshown {
-    /// There are none.
-    Nobody,
-    /// These.
-    Users(HashSet<UserId>),
-    /// So many, or more, and nobody knows who.
-    SomeOf(u64),
-}
-
-impl Unshown {
-    /// Whether this one may be a member of whom there is no row.
-    pub(super) fn may_be(&self, user: &UserId) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Users(users) => users.contains(user),
-            Self::SomeOf(_) => true,
-        }
-    }
-}
-
-/// Why not all of a group could be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// OpenIM counts members of whom it gives no rows.
-    RowsMissing {
-        /// How many members it counts.
-        total: u64,
-        /// How many it gives.
-        rows: u64,
-    },
-    /// So many members are larger than an answer.
-    MembersTooLarge(u64),
-    /// The ids of all members are.
-    IdsTooLarge,
-    /// The group itself is.
-    ProfileTooLarge,
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::RowsMissing { total, rows } => {
-                write!(f, "OpenIM counts {total} members and gives rows of {rows}")
-            }
-            Self::MembersTooLarge(1) => {
-                write!(f, "one member is too large for an answer of OpenIM")
-            }
-            Self::MembersTooLarge(members) => {
-                write!(f, "{members} members are too large for an answer of OpenIM")
-            }
-            Self::IdsTooLarge => {
-                write!(
-                    f,
-                    "the list of its members' ids is too large for an answer of OpenIM"
-                )
-            }
-            Self::ProfileTooLarge => {
-                write!(
-                    f,
-                    "the group's own profile is too large for an answer of OpenIM"
-                )
-            }
-        }
-    }
-}
 
 /// Why a group could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +53,16 @@ enum Tried {
     Moved,
     /// Rows are missing, at a version that stands still. It may be a cache that is behind.
     Short(Box<View>),
+}
+
+impl Tried {
+    /// Which rows are too large does not change from one look to the next, which are missing may.
+    fn in_part(view: Box<View>) -> Self {
+        match view.trouble {
+            Some(Trouble::RowsMissing { .. }) => Self::Short(view),
+            _ => Self::Done(Fetched::View(view)),
+        }
+    }
 }
 
 /// What there is to know of a group without its changes.
@@ -206,7 +113,7 @@ impl Fetch {
             Err(error) => return Err(error.into()),
         };
         let version = before.version();
-        let mut list = self.members(group).await?;
+        let mut list = List::read(&self.client, &self.room, group).await?;
         let after = match self.client.changes(group, Some(&version)).await {
             Ok(delta) if !delta.full => delta,
             Ok(_) => return Ok(Tried::Moved),
@@ -240,7 +147,7 @@ impl Fetch {
             Some(ids) => Unshown::Users(list.without_rows(ids)),
             None => Unshown::SomeOf(list.missing()),
         };
-        Ok(list.into_short(Some(held), unshown))
+        Ok(Tried::in_part(list.into_part(Some(held), unshown)))
     }
 
     /// Of a group of which OpenIM tells no changes: it is dismissed, or unknown, or has no owner, or
@@ -267,7 +174,7 @@ impl Fetch {
             return Ok(Tried::Moved);
         }
         let before = self.ids(group).await?.map(|ids| ids.version());
-        let list = self.members(group).await?;
+        let list = List::read(&self.client, &self.room, group).await?;
         let after = self.ids(group).await?;
         let now = match &info {
             Some(_) => self.info(group).await?,
@@ -289,7 +196,8 @@ impl Fetch {
         let are_of_list = ids.user_ids.len() as u64 == list.count();
         let unshown = list.without_rows(ids);
         if list.unread > 0 || !are_of_list || !unshown.is_empty() {
-            return Ok(list.into_short(held, Unshown::Users(unshown)));
+            let view = list.into_part(held, Unshown::Users(unshown));
+            return Ok(Tried::in_part(view));
         }
         let is_read = held.is_some();
         let mut view = list.into_view(held, version);
@@ -425,65 +333,6 @@ impl Fetch {
             Err(error) => Err(error),
         }
     }
-
-    /// All pages. What moves from one to another meanwhile is missed here.
-    async fn members(&self, group: &GroupId) -> Result<List, Error> {
-        let mut list = List::default();
-        let mut pages = Pages::default();
-        // Places in a row where nobody was who is not on an earlier page.
-        let mut barren = 0;
-        loop {
-            let page = pages.page();
-            let answer = match self.client.members(group, page).await {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() => {
-                    if pages.too_large().is_none() {
-                        continue;
-                    }
-                    if list.unread == 0 && list.pages == 0 {
-                        // There may be no row that can be read and tells it.
-                        list.total = self.client.count_members(group).await?;
-                    }
-                    list.unread += 1;
-                    if list.unread > MOST_UNREAD {
-                        return Err(error);
-                    }
-                    if pages.start() >= list.total {
-                        return Ok(list);
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            pages.given();
-            list.total = answer.total;
-            if list.pages == 0 {
-                // A page is held by whoever waits for the room of the others.
-                let total = u32::try_from(answer.total).unwrap_or(u32::MAX);
-                let wanted = total.min(MOST_MEMBERS);
-                let permit = Arc::clone(&self.room).acquire_many_owned(wanted).await;
-                // It is never closed.
-                list.room = permit.ok();
-                list.members.reserve(wanted as usize);
-            }
-            list.pages += 1;
-            let count = answer.members.len();
-            let kept = held(group, answer.members);
-            let before = list.members.len();
-            list.unkept += (count - kept.len()) as u64;
-            list.members.extend(kept);
-            // A small page may have nobody, where OpenIM has lost a row; but there are APIs that give
-            // the first page whatever is asked for.
-            barren = match list.members.len() == before {
-                true => barren + page.size,
-                false => 0,
-            };
-            let is_last = pages.start() >= list.total || barren >= PAGE as u64;
-            if is_last || !list.is_short() {
-                return Ok(list);
-            }
-        }
-    }
 }
 
 /// Whether it is only that OpenIM has no way to tell what has changed in the group.
@@ -520,80 +369,6 @@ fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
     }))
 }
 
-/// A list of members.
-#[derive(Debug, Default)]
-struct List {
-    members: HashMap<UserId, HeldMember>,
-    /// How many members OpenIM counts.
-    total: u64,
-    /// How many pages it was.
-    pages: usize,
-    /// Members whose ids the mirror cannot hold.
-    unkept: u64,
-    /// Members who are larger than an answer.
-    unread: u64,
-    room: Option<OwnedSemaphorePermit>,
-}
-
-impl List {
-    /// How many members are accounted for.
-    fn count(&self) -> u64 {
-        self.members.len() as u64 + self.unkept + self.unread
-    }
-
-    /// Whether there were to be more.
-    fn is_short(&self) -> bool {
-        self.count() < self.total
-    }
-
-    /// How many members there are of whom there is no row.
-    fn missing(&self) -> u64 {
-        self.total.saturating_sub(self.count()) + self.unread
-    }
-
-    /// Those of these members of whom there is no row.
-    fn without_rows(&self, ids: MemberIds) -> HashSet<UserId> {
-        let ids = ids.user_ids.into_iter();
-        let ids = ids.filter_map(|id| UserId::parse(id).ok());
-        ids.filter(|id| !self.members.contains_key(id)).collect()
-    }
-
-    /// All of a group.
-    fn into_view(self, group: Option<HeldGroup>, version: Option<Version>) -> Box<View> {
-        Box::new(View {
-            group,
-            members: self.members,
-            absent: vec![],
-            unshown: Unshown::Nobody,
-            is_whole: true,
-            version,
-            trouble: None,
-            room: self.room,
-        })
-    }
-
-    /// All of a group that can be read. Which rows are too large does not change from one look to the
-    /// next, which are missing may.
-    fn into_short(self, group: Option<HeldGroup>, unshown: Unshown) -> Tried {
-        let trouble = match (&group, self.unread) {
-            (None, _) => Trouble::ProfileTooLarge,
-            (Some(_), 0) => Trouble::RowsMissing {
-                total: self.total,
-                rows: self.members.len() as u64 + self.unkept,
-            },
-            (Some(_), unread) => Trouble::MembersTooLarge(unread),
-        };
-        let is_too_large = self.unread > 0;
-        let mut view = self.into_view(group, None);
-        view.unshown = unshown;
-        view.trouble = Some(trouble);
-        match is_too_large {
-            true => Tried::Done(Fetched::View(view)),
-            false => Tried::Short(view),
-        }
-    }
-}
-
 fn split(
     group: &GroupId,
     delta: Delta,
@@ -605,19 +380,174 @@ fn split(
     (held(group, changed.collect()).into_iter(), absent)
 }
 
-/// Those whose ids the mirror can hold.
-fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, HeldMember)> {
-    let held = members.into_iter().filter_map(|member| {
-        let held = member.held();
-        if let Err(error) = &held {
-            let (group, error) = (group.as_str(), error.to_string());
-            tracing::warn!(
-                group,
-                error,
-                "OpenIM has a member whose userID cannot be kept"
-            );
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::Access;
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    /// What is answered to a path and a request: data, or a code.
+    type Answer = fn(&str, &Value) -> Result<Value, i64>;
+
+    /// Reads from an OpenIM that answers so.
+    async fn fetch(answer: Answer) -> Fetch {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let access = Access {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            admin_user_id: "imAdmin".to_owned(),
+            secret: "secret".to_owned().into(),
+            timeout: Duration::from_secs(5),
+        };
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                tokio::spawn(serve(connection, answer));
+            }
+        });
+        Fetch::new(Client::new(access, Metrics::new().unwrap()).unwrap())
+    }
+
+    async fn serve(mut connection: TcpStream, answer: Answer) {
+        let mut text = Vec::new();
+        loop {
+            let head_and_body = String::from_utf8_lossy(&text).into_owned();
+            let asked = head_and_body
+                .split_once("\r\n\r\n")
+                .and_then(|(head, body)| Some((head, serde_json::from_str(body).ok()?)));
+            let Some((head, request)) = asked else {
+                if connection.read_buf(&mut text).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                continue;
+            };
+            let path = head.split(' ').nth(1).unwrap();
+            let envelope = match answer(path, &request) {
+                Ok(data) => json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": data}),
+                Err(code) => json!({"errCode": code, "errMsg": "", "errDlt": ""}),
+            };
+            let body = envelope.to_string();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let answer = head + &body;
+            connection.write_all(answer.as_bytes()).await.unwrap();
+            text.clear();
         }
-        held.ok()
-    });
-    held.collect()
+    }
+
+    fn delta(changed: Value) -> Value {
+        let mut delta = json!({"version": 7, "versionID": "v", "full": false});
+        for (name, value) in changed.as_object().unwrap() {
+            delta[name] = value.clone();
+        }
+        delta
+    }
+
+    fn group() -> GroupId {
+        GroupId::parse("g".to_owned()).unwrap()
+    }
+
+    fn users(ids: &[&str]) -> Vec<UserId> {
+        let ids = ids.iter().map(|&id| UserId::parse(id.to_owned()).unwrap());
+        ids.collect()
+    }
+
+    async fn since(answer: Answer, touched: &[&str]) -> Result<Option<Box<View>>, FetchError> {
+        let version = Version {
+            id: "v".to_owned(),
+            number: 5,
+        };
+        let fetch = fetch(answer).await;
+        let fetched = fetch.since(&group(), &version, &users(touched)).await?;
+        Ok(fetched.map(|fetched| match fetched {
+            Fetched::View(view) => view,
+            other => panic!("{other:?}"),
+        }))
+    }
+
+    fn sorted<'a>(users: impl IntoIterator<Item = &'a UserId>) -> Vec<&'a str> {
+        let mut users: Vec<&str> = users.into_iter().map(UserId::as_str).collect();
+        users.sort_unstable();
+        users
+    }
+
+    #[tokio::test]
+    async fn users_who_were_named_and_of_whom_no_change_is_told_are_asked_for() {
+        let answer: Answer = |path, asked| match path {
+            "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+            "/group/get_incremental_group_members" => {
+                assert_eq!(
+                    (&asked["version"], &asked["versionID"]),
+                    (&json!(5), &json!("v"))
+                );
+                Ok(delta(
+                    json!({"update": [{"userID": "u1"}], "delete": ["u2"]}),
+                ))
+            }
+            "/group/get_group_members_info" => {
+                let mut ids: Vec<_> = asked["userIDs"].as_array().unwrap().iter().collect();
+                ids.sort_by_key(|id| id.as_str());
+                assert_eq!(ids, ["u3", "u4"]);
+                Ok(json!({"members": [{"userID": "u3", "roleLevel": 60}]}))
+            }
+            other => panic!("{other}"),
+        };
+        let touched = ["u1", "u2", "u3", "u4", "u4"];
+        let view = since(answer, &touched).await.unwrap().unwrap();
+        assert_eq!(sorted(view.members.keys()), ["u1", "u3"]);
+        assert_eq!(view.members[&users(&["u3"])[0]].role_level, 60);
+        assert_eq!(sorted(&view.absent), ["u2", "u4"]);
+        assert_eq!((view.is_whole, &view.unshown), (false, &Unshown::Nobody));
+        assert_eq!(view.version.unwrap().number, 7);
+        assert_eq!(view.trouble, None);
+    }
+
+    #[tokio::test]
+    async fn one_who_is_too_large_is_neither_there_nor_gone() {
+        let answer: Answer = |path, asked| match path {
+            "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+            "/group/get_incremental_group_members" => Ok(delta(json!({}))),
+            _ => match asked["userIDs"].as_array().unwrap() {
+                ids if ids.contains(&json!("u3")) => Err(8),
+                ids => {
+                    let there = ids.iter().filter(|id| **id != json!("u5"));
+                    let there: Vec<_> = there.map(|id| json!({"userID": id})).collect();
+                    Ok(json!({"members": there}))
+                }
+            },
+        };
+        let touched = ["u1", "u2", "u3", "u4", "u5"];
+        let view = since(answer, &touched).await.unwrap().unwrap();
+        assert_eq!(sorted(view.members.keys()), ["u1", "u2", "u4"]);
+        assert_eq!(sorted(&view.absent), ["u5"]);
+        let unshown = Unshown::Users(users(&["u3"]).into_iter().collect());
+        assert_eq!((view.unshown, view.version), (unshown, None));
+        assert_eq!(view.trouble, Some(Trouble::MembersTooLarge(1)));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_tell_all_is_not_enough() {
+        fn or_token(path: &str, answer: Result<Value, i64>) -> Result<Value, i64> {
+            match path {
+                "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+                _ => answer,
+            }
+        }
+        let not_enough: [Answer; 6] = [
+            |path, _| or_token(path, Ok(delta(json!({"full": true})))),
+            |path, _| or_token(path, Ok(delta(json!({"delete": vec!["u"; 21]})))),
+            |path, _| or_token(path, Ok(delta(json!({"group": {"status": 2}})))),
+            |path, _| or_token(path, Err(1004)),
+            |path, _| or_token(path, Err(1204)),
+            |path, _| or_token(path, Err(8)),
+        ];
+        for answer in not_enough {
+            assert!(since(answer, &["u1"]).await.unwrap().is_none());
+        }
+        let refused = since(|path, _| or_token(path, Err(1001)), &[]).await;
+        assert!(matches!(refused, Err(FetchError::Client(error)) if error.code() == Some(1001)));
+    }
 }

@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use openim_group_mirror::domain::GroupId;
-use openim_group_mirror::openim::{Client, Mode, Parts, Reconciler, Tally};
+use openim_group_mirror::domain::{CheckReason, GroupId};
+use openim_group_mirror::openim::{Client, DriftOf, Mode, Parts, Reconciler, Tally};
 use openim_group_mirror::store::RunCounts;
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
@@ -449,12 +449,33 @@ async fn who_is_counted_and_not_shown_stays_and_the_others_are_compared() {
 async fn a_dry_run_does_not_tell_of_who_is_not_shown() {
     let pair = pair_of(4).await;
     with_somebody_unshown(&pair).await;
-    let drift = pair.drift().await;
-    let users: Vec<&str> = drift
-        .iter()
-        .filter_map(|drift| Some(drift.user_id.as_ref()?.as_str()))
-        .collect();
+    let (mut users, tally) = (vec![], Tally::default());
+    let mut tell = |drift: DriftOf| users.extend(drift.user_id);
+    let looked = pair.reconciler.drift(&[], &tally, &mut tell).await;
+    looked.unwrap();
+    let users: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
     assert_eq!(users, ["new"]);
+    assert_eq!(tally.counts().groups_left, 1);
+    pair.close().await;
+}
+
+/// One whose mark was to be followed by a look is looked at again.
+#[tokio::test]
+async fn the_mark_of_a_group_that_is_compared_in_part_stays() {
+    let pair = pair_of(4).await;
+    pair.act(GROUP, &ex("u0001", CAP));
+    cap(&pair, CAP);
+    pair.ingest.want_check(
+        GroupId::parse(GROUP.into()).unwrap(),
+        CheckReason::OwnerMismatch,
+    );
+    pair.until_check(GROUP, "owner_mismatch").await;
+    assert_eq!(whole(&pair).await.groups_left, 1);
+    assert_eq!(pair.check(GROUP).await.as_deref(), Some("owner_mismatch"));
+    cap(&pair, 1 << 20);
+    assert_eq!(whole(&pair).await.groups_left, 0);
+    assert_eq!(pair.check(GROUP).await, None);
+    pair.assert_equal().await;
     pair.close().await;
 }
 

@@ -1,6 +1,6 @@
 //! Holds what was read of a group against what is stored, a page of rows at a time.
 
-use super::super::fetch::View;
+use super::super::view::View;
 use crate::domain::{
     Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
     group_verdict, member_verdict,
