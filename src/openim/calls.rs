@@ -91,7 +91,7 @@ impl Client {
     /// rest; one that OpenIM does not know, or that has no owner and has changed, is an error of all.
     pub(super) async fn changes_of(
         &self,
-        groups: &[(GroupId, Version)],
+        groups: &[(&GroupId, &Version)],
     ) -> Result<Vec<(GroupId, Delta)>, Error> {
         let list: Vec<_> = groups
             .iter()

@@ -33,11 +33,11 @@ pub(super) const NOT_FOUND: i64 = 1004;
 const GROUP_UNKNOWN: i64 = 1201;
 const GROUP_DISMISSED: i64 = 1204;
 /// Members who left since a version, without a look at the whole group.
-const FEW_GONE: usize = 20;
+pub(super) const FEW_GONE: usize = 20;
 
 /// Why a group could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub enum FetchError {
     #[error(transparent)]
     Client(#[from] Error),
     #[error("it changes faster than it can be read")]
@@ -66,8 +66,8 @@ impl Tried {
 }
 
 /// What there is to know of a group without its changes.
-struct Info {
-    held: HeldGroup,
+pub(super) struct Info {
+    pub(super) held: HeldGroup,
     member_count: u64,
 }
 
@@ -210,10 +210,6 @@ impl Fetch {
 
     /// What has changed since a version, and what has become of users who were named meanwhile.
     /// `None` where that does not tell all of it.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for looks at groups that callbacks have changed")
-    )]
     pub(super) async fn since(
         &self,
         group: &GroupId,
@@ -319,7 +315,7 @@ impl Fetch {
         Ok(now.is_at(version) && total == members)
     }
 
-    async fn info(&self, group: &GroupId) -> Result<Option<Info>, Error> {
+    pub(super) async fn info(&self, group: &GroupId) -> Result<Option<Info>, Error> {
         let infos = self.client.group_infos(&[group]).await?;
         let mut infos = infos.into_iter();
         let info = infos.find(|info| info.group_id == group.as_str());

@@ -210,12 +210,19 @@ impl History {
             if let Ok(told) = openim.apply(&group_id, &operation) {
                 takes_owners_role |=
                     before.is_some_and(|group| is_of_owners_role(&group, &operation));
+                let mut told = told.into_iter();
                 let step = Step {
                     at,
                     operation,
-                    told: told.into_iter().next(),
+                    told: told.next(),
                     is_repetition: false,
                 };
+                // The push service dismisses a dismissed group once more.
+                let again = told.next().map(|again| Step {
+                    told: Some(again),
+                    is_repetition: true,
+                    ..step.clone()
+                });
                 if kind.is_repeated && step.told.is_some() && random.one_in(12) {
                     let repetition = Step {
                         is_repetition: true,
@@ -225,6 +232,7 @@ impl History {
                 } else {
                     steps.push(step);
                 }
+                steps.extend(again);
             }
             at += random.pause();
             operation = random.operation(&openim.groups[&group_id], kind);
@@ -509,7 +517,7 @@ async fn stored(db: &TestDb) -> BTreeMap<String, Stored> {
 }
 
 async fn submit(ingest: &Ingest, callback: &Callback, at: OffsetDateTime) {
-    let Callback { command, body } = callback;
+    let Callback { command, body, .. } = callback;
     let change = understand(&format!("/{command}"), body.as_bytes(), at);
     let change = change.unwrap_or_else(|why| panic!("{why}: {body}"));
     ingest.submit(change).await.unwrap();

@@ -354,7 +354,7 @@ async fn an_answer_without_members_is_not_believed_where_the_group_has_some() {
 async fn a_group_without_an_owner_is_compared_by_its_list_alone() {
     let pair = pair_of(&["u1", "u2"]).await;
     pair.act(GROUP, &set("boss", &[("roleLevel", json!(20))]));
-    pair.act(GROUP, &Operation::Kick(vec!["u1".into()]));
+    pair.act(GROUP, &Operation::Quit("u1".into()));
     pair.act(GROUP, &invite("u3"));
     pair.cycle().await;
     pair.assert_equal().await;

@@ -410,7 +410,7 @@ async fn a_late_callback_is_found_though_it_was_noted_while_a_change_was_taken()
             waiters(&pair, "= 'advisory'").await == 1
         })
         .await;
-        pair.store.forget_versions().await.unwrap();
+        pair.store.note_touched().await.unwrap();
         gate.rollback().await.unwrap();
     };
     let (compared, ()) = tokio::join!(compared, act);

@@ -5,8 +5,7 @@ use crate::domain::{
     Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
     group_verdict, member_verdict,
 };
-use crate::store::{self, KnownGroup, Store};
-use time::OffsetDateTime;
+use crate::store::{self, Begun, KnownGroup, Store};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Members in one repair: so many rows are locked at a time.
@@ -142,8 +141,8 @@ impl Differences {
         Ok(())
     }
 
-    /// What makes the mirror the same, in parts. `began_at`: before OpenIM was asked.
-    pub(super) fn into_repairs(self, began_at: OffsetDateTime) -> impl Iterator<Item = Repair> {
+    /// What makes the mirror the same, in parts.
+    pub(super) fn into_repairs(self, begun: &Begun) -> impl Iterator<Item = Repair> {
         let Self {
             mut group,
             present,
@@ -165,7 +164,8 @@ impl Differences {
                 some.push((user, held));
             }
             let repair = Repair {
-                began_at,
+                began_at: begun.at,
+                fence: begun.fence.clone(),
                 group: group.take(),
                 absent: absent.by_ref().take(MOST - some.len()).collect(),
                 present: some,

@@ -5,7 +5,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 
 use futures_util::stream::{self, StreamExt};
-use time::OffsetDateTime;
 
 use super::super::fetch::NOT_FOUND;
 use super::super::pages::{Halves, PAGE, Pages};
@@ -13,7 +12,7 @@ use super::super::wire::{Delta, Group};
 use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::{Error, Inner};
-use crate::domain::{DISMISSED, GroupId, HeldGroup, Version, group_verdict};
+use crate::domain::{DISMISSED, Fence, GroupId, HeldGroup, Version, group_verdict};
 use crate::store::{KnownGroup, Turn};
 
 /// Groups that OpenIM is asked about in one call.
@@ -61,6 +60,24 @@ struct Listed {
     too_large: Vec<u64>,
 }
 
+/// A group of which it is asked what has changed since a version.
+pub(super) struct Asked {
+    pub(super) known: KnownGroup,
+    pub(super) version: Version,
+    /// Whether the group itself is to be looked at in any case.
+    pub(super) has_group: bool,
+}
+
+impl Asked {
+    fn version(&self) -> (&GroupId, &Version) {
+        (&self.known.group_id, &self.version)
+    }
+
+    fn group_id(self) -> GroupId {
+        self.known.group_id
+    }
+}
+
 /// What is done after some groups.
 pub(super) enum Between<'a> {
     /// Looks whether it is still our turn.
@@ -77,7 +94,7 @@ impl Inner {
         mut between: Between<'_>,
     ) -> Result<(), Error> {
         if !pass.is_dry() {
-            self.store.forget_versions().await?;
+            self.store.note_touched().await?;
         }
         let mut seen = Seen::new();
         let mut listed = Listed::default();
@@ -113,35 +130,6 @@ impl Inner {
         }
     }
 
-    /// Of groups with a version, those whose version says what is stored. The others, which callbacks
-    /// have changed since before an earlier process came to note it, go to `read`.
-    async fn without_heard(
-        &self,
-        groups: &[(GroupId, Version)],
-        read: &mut Vec<GroupId>,
-    ) -> Result<Vec<(GroupId, Version)>, Error> {
-        if self.has_looked_back.load(Ordering::Relaxed) {
-            return Ok(groups.to_vec());
-        }
-        let ids: Vec<&GroupId> = groups.iter().map(|(group, _)| group).collect();
-        let heard = match self.store.forget_versions_of_heard(&ids).await {
-            Ok(heard) => heard,
-            // So large that reading OpenIM's is no more work.
-            Err(error) if error.is_of_time() => {
-                read.extend(ids.into_iter().cloned());
-                return Ok(vec![]);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let is_heard = |group: &GroupId| heard.iter().any(|id| id == group.as_str());
-        let (heard, others): (Vec<_>, Vec<_>) = groups
-            .iter()
-            .cloned()
-            .partition(|(group, _)| is_heard(group));
-        read.extend(heard.into_iter().map(|(group, _)| group));
-        Ok(others)
-    }
-
     /// The groups that OpenIM lists, but for those that were seen.
     async fn through_openim(
         &self,
@@ -152,7 +140,6 @@ impl Inner {
         let mut listed = Listed::default();
         let mut pages = Pages::default();
         loop {
-            let asked_at = self.store.clock().await?;
             let page = pages.page();
             let answer = match self.fetch.client.groups(page).await {
                 Ok(answer) => answer,
@@ -194,7 +181,7 @@ impl Inner {
                     }
                 }
             }
-            self.through_page(groups, asked_at, pass, between).await?;
+            self.through_page(groups, pass, between).await?;
             // The second where there are full pages without end, whatever is asked for.
             if count < page.size || pages.start() > listed.total {
                 return Ok(listed);
@@ -207,11 +194,13 @@ impl Inner {
     async fn through_page(
         &self,
         groups: Vec<(GroupId, Group)>,
-        asked_at: OffsetDateTime,
         pass: &Pass<'_>,
         between: &mut Between<'_>,
     ) -> Result<(), Error> {
         let ids: Vec<GroupId> = groups.iter().map(|(id, _)| id.clone()).collect();
+        if !pass.is_dry() {
+            self.look_back(&ids).await?;
+        }
         let known = self.store.known_groups(&ids).await?;
         let mut known: HashMap<GroupId, KnownGroup> = known
             .into_iter()
@@ -221,20 +210,24 @@ impl Inner {
         for (id, group) in groups {
             let known = known.remove(&id);
             let held = group.held();
-            let is_recent = |read_at| asked_at - read_at < self.settings.full_interval;
-            let is_as_stored = known.as_ref().is_some_and(|known| {
-                !pass.is_full
-                    && known.read_at.is_some_and(is_recent)
-                    && known.wanted_since.is_none()
-                    && group_verdict(Some(&known.group), &held).is_none()
+            let is_enough = |known: &KnownGroup| {
+                known
+                    .read_at
+                    .is_some_and(|read_at| self.is_enough(read_at, pass))
+            };
+            let asked = known.filter(is_enough).and_then(|known| {
+                let is_as_stored = group_verdict(Some(&known.group), &held).is_none();
+                Some(Asked {
+                    has_group: !is_as_stored || known.wanted_since.is_some(),
+                    version: known.version.clone()?,
+                    known,
+                })
             });
-            match known.and_then(|known| known.version) {
+            match asked {
                 // It would spoil it for all where it has changed.
-                Some(version) if is_as_stored && held.owner.is_none() => {
-                    ask_alone.push((id, version));
-                }
-                Some(version) if is_as_stored => ask.push((id, version)),
-                _ => read.push(id),
+                Some(asked) if held.owner.is_none() => ask_alone.push(asked),
+                Some(asked) => ask.push(asked),
+                None => read.push(id),
             }
         }
         pass.tally.saw(ids.len() as u64);
@@ -258,38 +251,60 @@ impl Inner {
         Ok(())
     }
 
+    /// Notes whom an earlier process has written of without coming to note it.
+    async fn look_back(&self, groups: &[GroupId]) -> Result<(), Error> {
+        if self.has_looked_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for some in groups.chunks(AT_ONCE) {
+            let some: Vec<&GroupId> = some.iter().collect();
+            match self.store.note_touched_before(&some).await {
+                // So large that reading OpenIM's is no more work.
+                Err(error) if error.is_of_time() => self.store.forget_versions(&some).await?,
+                noted => noted?,
+            }
+        }
+        Ok(())
+    }
+
     /// Asks which groups have changed since their versions, and takes what has. Those of which that
     /// cannot be told go to `read`.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
-        groups: Vec<(GroupId, Version)>,
+        groups: Vec<Asked>,
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
     ) -> Result<(), Error> {
         let mut alone = Vec::new();
-        for some in groups.chunks(AT_ONCE) {
-            let mut parts = vec![self.without_heard(some, read).await?];
-            let asked_at = self.store.clock().await?;
+        let mut groups = groups.into_iter();
+        loop {
+            let some: Vec<Asked> = groups.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let mut parts = vec![some];
+            let fence = self.store.fence().await?;
             while let Some(mut rest) = parts.pop() {
                 if rest.is_empty() {
                     continue;
                 }
                 let before = rest.len();
-                match self.fetch.client.changes_of(&rest).await {
+                let versions: Vec<_> = rest.iter().map(Asked::version).collect();
+                match self.fetch.client.changes_of(&versions).await {
                     Ok(answered) => {
                         for (group, delta) in answered {
-                            let Some(place) = rest.iter().position(|(id, _)| *id == group) else {
+                            let is_it = |asked: &Asked| asked.known.group_id == group;
+                            let Some(place) = rest.iter().position(is_it) else {
                                 continue;
                             };
-                            let (group, version) = rest.swap_remove(place);
-                            self.take(group, version, delta, asked_at, pass, read)
-                                .await?;
+                            let asked = rest.swap_remove(place);
+                            self.take(asked, delta, &fence, pass, read).await?;
                         }
                         if rest.len() < before {
                             parts.push(rest);
                         } else {
                             // Dismissed just now, or unknown.
-                            read.extend(rest.into_iter().map(|(group, _)| group));
+                            read.extend(rest.into_iter().map(Asked::group_id));
                         }
                     }
                     Err(error) if error.is_too_large() && before > 1 => {
@@ -301,7 +316,7 @@ impl Inner {
                         alone.append(&mut rest);
                     }
                     Err(error) if error.is_of_call() => {
-                        read.extend(rest.into_iter().map(|(group, _)| group));
+                        read.extend(rest.into_iter().map(Asked::group_id));
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -311,28 +326,30 @@ impl Inner {
     }
 
     /// The same, one by one.
-    async fn ask_singly(
+    pub(super) async fn ask_singly(
         &self,
-        groups: Vec<(GroupId, Version)>,
+        groups: Vec<Asked>,
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
     ) -> Result<(), Error> {
-        for some in groups.chunks(AT_ONCE) {
-            let some = self.without_heard(some, read).await?;
-            let asked_at = self.store.clock().await?;
-            let asked = stream::iter(some).map(async |(group, version)| {
-                let answer = self.fetch.client.changes(&group, Some(&version)).await;
-                (group, version, answer)
+        let mut groups = groups.into_iter();
+        loop {
+            let some: Vec<Asked> = groups.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let fence = self.store.fence().await?;
+            let asked = stream::iter(some).map(async |asked| {
+                let (group, version) = asked.version();
+                let answer = self.fetch.client.changes(group, Some(version)).await;
+                (asked, answer)
             });
             let asked = asked.buffer_unordered(self.settings.concurrency);
             let answered: Vec<_> = asked.collect().await;
-            for (group, version, answer) in answered {
+            for (asked, answer) in answered {
                 match answer {
-                    Ok(delta) => {
-                        self.take(group, version, delta, asked_at, pass, read)
-                            .await?;
-                    }
-                    Err(error) if error.is_of_call() => read.push(group),
+                    Ok(delta) => self.take(asked, delta, &fence, pass, read).await?,
+                    Err(error) if error.is_of_call() => read.push(asked.group_id()),
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -343,17 +360,17 @@ impl Inner {
     /// Takes what has changed in a group since its version.
     async fn take(
         &self,
-        group: GroupId,
-        version: Version,
+        asked: Asked,
         delta: Delta,
-        asked_at: OffsetDateTime,
+        fence: &Fence,
         pass: &Pass<'_>,
         read: &mut Vec<GroupId>,
     ) -> Result<(), Error> {
+        let is_named = asked.known.is_touched || asked.has_group;
         if delta.full {
-            read.push(group);
-        } else if !delta.is_at(&version) {
-            self.update(&group, &version, asked_at, delta, pass).await?;
+            read.push(asked.group_id());
+        } else if is_named || !delta.is_at(&asked.version) {
+            self.update(&asked, fence, delta, pass).await?;
         }
         Ok(())
     }

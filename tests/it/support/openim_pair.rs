@@ -286,7 +286,7 @@ fn id(group: &str) -> GroupId {
 
 /// Tells a mirror what OpenIM tells.
 pub async fn tell(ingest: &Ingest, callback: &Callback, at: OffsetDateTime) {
-    let Callback { command, body } = callback;
+    let Callback { command, body, .. } = callback;
     let change = understand(&format!("/{command}"), body.as_bytes(), at);
     let change = change.unwrap_or_else(|why| panic!("{why}: {body}"));
     ingest.submit(change).await.unwrap();

@@ -162,6 +162,13 @@ impl OpenIm {
         Some(self.show(group, user, member))
     }
 
+    pub(super) fn shown_members(&self, group: &str) -> Vec<Value> {
+        let group = &self.groups[group];
+        let members = group.with_ids();
+        let members = members.map(|(user, member)| self.show(group, user, member));
+        members.collect()
+    }
+
     fn show(&self, group: &Group, user: &str, member: &Member) -> Value {
         let profile = self.users.get(user);
         let or_of_profile = |name, of_profile: Option<&String>| match of_profile {
@@ -360,7 +367,7 @@ impl Group {
         members.filter(|(user, _)| self.cache.has_id(user))
     }
 
-    fn shown(&self) -> Value {
+    pub(super) fn shown(&self) -> Value {
         let profile = |name| &self.profile[name];
         json!({
             "groupID": self.id,
@@ -370,7 +377,7 @@ impl Group {
             "faceURL": profile("faceURL"),
             "ownerUserID": self.owner().map_or("", String::as_str),
             "createTime": self.created_millis,
-            "memberCount": self.with_ids().count(),
+            "memberCount": self.stale_count.unwrap_or(self.with_ids().count() as u64),
             "ex": profile("ex"),
             "status": self.status,
             "creatorUserID": "",
