@@ -29,6 +29,7 @@ mod private_postgres;
 mod process;
 mod readme;
 mod reads;
+mod real_histories;
 mod reconcile;
 mod reconcile_command;
 mod recordings;

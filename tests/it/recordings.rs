@@ -12,8 +12,8 @@ use crate::support::recording::{
     recorded,
 };
 use crate::support::{
-    ADMIN, Callback, Creation, ORDINARY, OpenIm, Operation, Pair, Release, TestApp, TestDb, Values,
-    access,
+    ADMIN, CURRENT, Callback, Creation, ORDINARY, OpenIm, Operation, Pair, Release, TestApp,
+    TestDb, Values, access,
 };
 
 const ALL: [&str; 4] = [MAIN, MAIN_EVERYTHING, PATCH16, PATCH16_RANDOM];
@@ -169,9 +169,11 @@ fn what_the_tests_own_openim_sends_has_the_fields_that_were_recorded_in_their_or
 
 /// Current members, by group and user, with their roles.
 async fn roles(pair: &Pair) -> BTreeMap<(String, String), i64> {
-    let sql = "select group_id, user_id, role_level from group_members m join groups g
-                using (group_id) where left_at is null and status is distinct from 2";
-    let rows = pair.db.rows(sql).await;
+    let sql = format!(
+        "select group_id, user_id, role_level from group_members m join groups g using (group_id)
+          where {CURRENT}"
+    );
+    let rows = pair.db.rows(&sql).await;
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let rows = rows.iter();
     rows.map(|row| {
