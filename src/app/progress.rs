@@ -52,7 +52,10 @@ pub(super) fn print_result(
     if is_json {
         let left: Vec<_> = left
             .iter()
-            .map(|(group, why)| json!({"groupID": group.as_str(), "why": why}))
+            .map(|(group, why)| {
+                let group = group.as_ref().map(crate::domain::GroupId::as_str);
+                json!({"groupID": group, "why": why})
+            })
             .collect();
         let line = json!({
             "groupsSeen": counts.groups_seen,
@@ -73,7 +76,12 @@ pub(super) fn print_result(
     }
     writeln!(out, "{counts}")?;
     for (group, why) in left {
-        writeln!(out, "left as it is: group {}: {why}", json!(group.as_str()))?;
+        match group {
+            Some(group) => {
+                writeln!(out, "left as it is: group {}: {why}", json!(group.as_str()))?;
+            }
+            None => writeln!(out, "left as they are: {why}")?,
+        }
     }
     writeln!(out, "took {seconds:.1} s")
 }

@@ -33,10 +33,13 @@ pub struct GroupRows {
     pub is_new: bool,
     /// Why the group is to be checked: the last reason.
     pub check: Option<CheckReason>,
-    /// When the last callback about the group itself was written.
-    pub heard_at: Option<OffsetDateTime>,
+    /// The transaction of the last callback about the group itself.
+    pub heard: Option<i64>,
     /// The same of the members.
-    pub members_heard_at: BTreeMap<UserId, OffsetDateTime>,
+    pub members_heard: BTreeMap<UserId, i64>,
+    /// When a change has dismissed the group: whoever was a member then has left, those who are not
+    /// among `members` too.
+    pub emptied_at: Option<OffsetDateTime>,
     /// When the last comparison with OpenIM began.
     pub compared_at: Option<OffsetDateTime>,
     /// Members that a repair has changed.
@@ -67,7 +70,8 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
 fn apply_event(rows: &mut GroupRows, change: &Change) {
     let at = change.received_at;
     if let Event::Create(creation) = &change.event {
-        return rows.create(creation, at);
+        rows.create(creation, at);
+        return rows.leave_nobody_in_a_dismissed_group(at);
     }
     if let Event::Repair(repair) = &change.event {
         return rows.repair(repair);
@@ -98,6 +102,7 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
         Event::SetMember(patch) => rows.set_member(patch, at),
         Event::WantCheck(reason) => return rows.want_check(*reason),
     }
+    rows.leave_nobody_in_a_dismissed_group(at);
     // Which explains whatever else does not fit.
     if is_unknown {
         rows.want_check(CheckReason::GroupUnknown);
@@ -130,8 +135,26 @@ impl GroupRows {
 
     /// OpenIM refuses to let anyone into, or to change, a dismissed group.
     fn expect_not_dismissed(&mut self) {
-        if self.group.as_ref().is_some_and(Group::is_dismissed) {
+        if self.is_dismissed() {
             self.want_check(CheckReason::GroupDismissed);
+        }
+    }
+
+    pub(super) fn is_dismissed(&self) -> bool {
+        self.group.as_ref().is_some_and(Group::is_dismissed)
+    }
+
+    /// What comes late about a member of a dismissed group is kept as a value; nobody is one by it.
+    fn leave_nobody_in_a_dismissed_group(&mut self, at: OffsetDateTime) {
+        let Some(group) = self.group.as_mut().filter(|group| group.is_dismissed()) else {
+            return;
+        };
+        group.owner = None;
+        let left_at = group.dismissed_at.unwrap_or(at);
+        for user in &self.named {
+            if let Some(member) = self.members.get_mut(user) {
+                member.left_at.get_or_insert(left_at);
+            }
         }
     }
 
@@ -144,6 +167,11 @@ impl GroupRows {
         };
         match known.left_at {
             None => Found::Current,
+            // Nobody comes back to a group that is dismissed.
+            Some(_) if self.is_dismissed() => {
+                self.want_check(CheckReason::GroupDismissed);
+                Found::Gone
+            }
             Some(left_at) if at - left_at <= LATE => {
                 self.want_check(CheckReason::MemberGone);
                 Found::Gone
@@ -231,14 +259,26 @@ impl GroupRows {
         }
     }
 
-    /// The members' rows stay as they are, as in OpenIM, where an administrator can bring the group
-    /// back by un-muting it. A group can be dismissed twice: first without, then with its members.
+    /// OpenIM tells it twice: its push service sees the first dismissal and makes it one with the
+    /// members, within a second.
     fn dismiss(&mut self, at: OffsetDateTime) {
         let group = self.group();
         if !group.is_dismissed() {
             group.status = Some(DISMISSED);
             group.dismissed_at = Some(at);
+            self.empty(at);
         }
+    }
+
+    /// Whoever is a member leaves. Rows that no change names are for the store to see to.
+    pub(super) fn empty(&mut self, at: OffsetDateTime) {
+        if let Some(group) = &mut self.group {
+            group.owner = None;
+        }
+        for member in self.members.values_mut() {
+            member.left_at.get_or_insert(at);
+        }
+        self.emptied_at = Some(at);
     }
 
     /// OpenIM gives the old owner the role that the new one had. Done twice, that would be the

@@ -139,6 +139,20 @@ impl Change {
         }
     }
 
+    /// Whether it says nothing of the group itself.
+    pub fn is_of_members_alone(&self) -> bool {
+        match &self.event {
+            Event::Join(_) | Event::Quit(_) | Event::Kick(_) | Event::SetMember(_) => true,
+            Event::Create(_)
+            | Event::Dismiss
+            | Event::Transfer { .. }
+            | Event::SetProfile(_)
+            | Event::WantCheck(_)
+            | Event::WantCheckIfDismissed(_)
+            | Event::Repair(_) => false,
+        }
+    }
+
     /// The users whose rows it may read or write.
     pub fn user_ids(&self) -> Box<dyn Iterator<Item = &UserId> + '_> {
         match &self.event {

@@ -141,6 +141,8 @@ reasons! {
     CallbackMeanwhile = "callback_meanwhile";
     /// OpenIM does not know the group.
     NotInOpenim = "not_in_openim";
+    /// OpenIM does not give all of the group.
+    ReadInPart = "read_in_part";
     /// OpenIM names so few of its members that somebody has to look at it before the others are taken
     /// for gone.
     TooManyRemovals = "too_many_removals";

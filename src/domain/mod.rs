@@ -3,6 +3,7 @@
 mod apply;
 mod change;
 mod compare;
+mod fence;
 mod fold;
 mod group;
 mod hint;
@@ -14,6 +15,7 @@ mod repair;
 pub use apply::{GroupRows, LATE, apply};
 pub use change::{Change, Creation, Event, Users, first_members, to_micros};
 pub use compare::{Drift, RepairKind, Verdict, group_verdict, member_verdict};
+pub use fence::{Fence, FenceError};
 pub use fold::{Folded, FoldedPatch, fold};
 pub use group::{CheckReason, DISMISSED, Group, Profile};
 pub use hint::{Hint, HintKind};

@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 
 use super::apply::GroupRows;
-use super::{CheckReason, Group, Member, Profile, Text, UserId};
+use super::{CheckReason, DISMISSED, Fence, Group, Member, Profile, Text, UserId};
 
 /// A member as OpenIM holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +47,11 @@ pub struct Version {
 /// A part of a group as OpenIM holds it, where the mirror holds something else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
-    /// The database's time before OpenIM was asked: whatever was written since may be newer.
+    /// When the comparison began, by the database's clock; no two comparisons of a group have the
+    /// same.
     pub began_at: OffsetDateTime,
+    /// What was written before OpenIM was asked: whatever was written since may be newer.
+    pub fence: Fence,
     /// The group itself, where it differs.
     pub group: Option<Box<HeldGroup>>,
     /// Members who differ.
@@ -116,7 +119,8 @@ impl HeldGroup {
         let known = stored.filter(|group| group.is_dismissed());
         let mut group = Group {
             profile: self.profile.clone(),
-            owner: self.owner.clone(),
+            // OpenIM goes on to name the owner of a group for as long as its members are there.
+            owner: self.owner.clone().filter(|_| self.status != DISMISSED),
             status: Some(self.status),
             group_type: Some(self.group_type),
             created_in_openim_at: self.created_in_openim_at,
@@ -138,15 +142,21 @@ impl GroupRows {
             // Another comparison has begun since, whose answers are newer.
             return;
         }
-        let is_new = |heard_at: Option<&OffsetDateTime>| heard_at.is_some_and(|at| *at >= began_at);
+        let is_new = |heard: Option<&i64>| heard.is_some_and(|xid| !repair.fence.has(*xid));
         let mut is_left = false;
         if let Some(held) = &repair.group {
-            if self.is_named || is_new(self.heard_at.as_ref()) {
+            if self.is_named || is_new(self.heard.as_ref()) {
                 is_left = true;
             } else {
                 self.is_new |= self.group.is_none();
-                self.group = Some(held.to_be(self.group.as_ref(), began_at));
+                let was_dismissed = self.group.as_ref().is_some_and(Group::is_dismissed);
+                let group = held.to_be(self.group.as_ref(), began_at);
+                let is_dismissed = group.is_dismissed();
+                self.group = Some(group);
                 self.is_repaired = true;
+                if is_dismissed && !was_dismissed {
+                    self.empty(began_at);
+                }
             }
         } else if self.group.is_none() {
             self.group = Some(Group::default());
@@ -155,7 +165,9 @@ impl GroupRows {
         let present = repair.present.iter().map(|(user, held)| (user, Some(held)));
         let absent = repair.absent.iter().map(|user| (user, None));
         for (user, held) in present.chain(absent) {
-            if self.named.contains(user) || is_new(self.members_heard_at.get(user)) {
+            // Where a callback tells of a dismissal since, nobody comes back by an older answer.
+            let is_over = held.is_some() && self.is_dismissed();
+            if is_over || self.named.contains(user) || is_new(self.members_heard.get(user)) {
                 is_left = true;
                 continue;
             }

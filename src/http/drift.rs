@@ -100,6 +100,7 @@ impl From<Run> for Comparison {
     fn from(run: Run) -> Self {
         let Run {
             id: _,
+            age: _,
             started_at,
             ended_at,
             is_full,

@@ -30,10 +30,10 @@ pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
 pub use rejected::Retention;
 pub use spool::{OpenError, Refused, Spool, SpoolState};
 
-/// How often the versions of groups that callbacks have changed are forgotten.
-const FORGET_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is noted whom callbacks have named, and dismissals are filled in.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long that may take at the end.
-const LAST_FORGET: Duration = Duration::from_secs(2);
+const LAST_NOTE: Duration = Duration::from_secs(2);
 
 /// How long an answer waits for the deletion of what is too much.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
@@ -64,8 +64,10 @@ pub struct Ingest {
     marking: Task,
     /// Drains the spool until it is told to end.
     draining: Task,
-    /// Forgets versions until it is told to end.
-    forgetting: Task,
+    /// Notes whom callbacks have named until it is told to end.
+    noting: Task,
+    /// Fills in when those left who were members of a dismissed group, until it is told to end.
+    filling_in: Task,
     /// Told when it is known whether the database is there.
     settled: CancellationToken,
     keeper: Arc<Keeper>,
@@ -135,10 +137,15 @@ impl Ingest {
             }
             None => settled.cancel(),
         }
-        let forgetting = Task::default();
-        forgetting.start({
+        let noting = Task::default();
+        noting.start({
             let store = store.clone();
-            move |closing| forget_versions(store, closing)
+            move |closing| note_touched(store, closing)
+        });
+        let filling_in = Task::default();
+        filling_in.start({
+            let store = store.clone();
+            move |closing| fill_in_leaves(store, closing)
         });
         Self {
             store: store.clone(),
@@ -148,7 +155,8 @@ impl Ingest {
             spool,
             marking,
             draining,
-            forgetting,
+            noting,
+            filling_in,
             settled,
             patience,
             keeper: Arc::new(Keeper::new(store, rejected)),
@@ -352,7 +360,8 @@ impl Ingest {
         self.marking.end().await;
         self.lanes.close().await;
         self.draining.end().await;
-        self.forgetting.end().await;
+        self.noting.end().await;
+        self.filling_in.end().await;
         let groups = self.marks.count();
         if groups > 0 {
             tracing::warn!(
@@ -384,7 +393,7 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
         .drain_all()
         .await;
     // Nobody else notes what this process has changed.
-    if let Err(error) = store.forget_versions().await {
+    if let Err(error) = store.note_touched().await {
         let error = error.to_string();
         tracing::warn!(
             error,
@@ -396,13 +405,24 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
 }
 
 /// Until `closing`, and then for the last time.
-async fn forget_versions(store: Store, closing: CancellationToken) {
-    while timeout(FORGET_INTERVAL, closing.cancelled()).await.is_err() {
+async fn note_touched(store: Store, closing: CancellationToken) {
+    while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
         // What fails is tried again with the next.
-        let _ = store.forget_versions().await;
+        let _ = store.note_touched().await;
     }
     // What is left out is found by the next process.
-    let _ = timeout(LAST_FORGET, store.forget_versions()).await;
+    let _ = timeout(LAST_NOTE, store.note_touched()).await;
+}
+
+/// Until `closing`; the next process goes on from there.
+async fn fill_in_leaves(store: Store, closing: CancellationToken) {
+    while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
+        // What fails is tried again with the next.
+        let filled = closing.run_until_cancelled(store.fill_in_leaves());
+        if filled.await.is_none() {
+            return;
+        }
+    }
 }
 
 async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {

@@ -4,21 +4,27 @@ use serde_json::json;
 
 use super::client::Client;
 use super::error::Error;
-use super::wire::{Delta, Deltas, Group, GroupInfos, Groups, Members};
-use crate::domain::{GroupId, Version};
+use super::pages::Page;
+use super::wire::{Delta, Deltas, Group, GroupInfos, Groups, Member, MemberIds, Members};
+use crate::domain::{GroupId, UserId, Version};
 
-/// Groups or members on a page.
-pub(super) const PAGE: usize = 1000;
+/// No rows, and their number all the same.
+const NO_ROWS: Page = Page { number: 1, size: 0 };
 
 impl Client {
-    /// A page of all groups that are not dismissed, from 1, the newest first.
-    pub(super) async fn groups(&self, page: usize) -> Result<Groups, Error> {
+    /// A page of all groups that are not dismissed, the newest first.
+    pub(super) async fn groups(&self, page: Page) -> Result<Groups, Error> {
         let request = json!({
-            "pagination": {"pageNumber": page, "showNumber": PAGE},
+            "pagination": {"pageNumber": page.number, "showNumber": page.size},
             "groupName": "",
             "groupID": "",
         });
         self.call("/group/get_groups", &request).await
+    }
+
+    /// How many groups there are that are not dismissed.
+    pub(super) async fn count_groups(&self) -> Result<u64, Error> {
+        Ok(self.groups(NO_ROWS).await?.total)
     }
 
     /// These groups, dismissed or not; those that OpenIM does not know are left out.
@@ -29,11 +35,11 @@ impl Client {
         Ok(infos.group_infos)
     }
 
-    /// A page of a group's members, from 1. Of a group that OpenIM does not know there are none.
-    pub(super) async fn members(&self, group: &GroupId, page: usize) -> Result<Members, Error> {
+    /// A page of a group's members. Of a group that OpenIM does not know there are none.
+    pub(super) async fn members(&self, group: &GroupId, page: Page) -> Result<Members, Error> {
         let request = json!({
             "groupID": group.as_str(),
-            "pagination": {"pageNumber": page, "showNumber": PAGE},
+            "pagination": {"pageNumber": page.number, "showNumber": page.size},
             "filter": 0,
             "keyword": "",
         });
@@ -42,15 +48,28 @@ impl Client {
 
     /// How many members a group has.
     pub(super) async fn count_members(&self, group: &GroupId) -> Result<u64, Error> {
-        let request = json!({
-            "groupID": group.as_str(),
-            // No rows, and the number all the same.
-            "pagination": {"pageNumber": 1, "showNumber": 0},
-            "filter": 0,
-            "keyword": "",
-        });
-        let none: Members = self.call("/group/get_group_member_list", &request).await?;
-        Ok(none.total)
+        Ok(self.members(group, NO_ROWS).await?.total)
+    }
+
+    /// Those of these users, 1000 at most, who are members.
+    pub(super) async fn members_named(
+        &self,
+        group: &GroupId,
+        users: &[&UserId],
+    ) -> Result<Vec<Member>, Error> {
+        let ids: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
+        let request = json!({"groupID": group.as_str(), "userIDs": ids});
+        let named: Members = self.call("/group/get_group_members_info", &request).await?;
+        Ok(named.members)
+    }
+
+    /// Who the members are, and a version that is no older. Makes a version for a group that OpenIM
+    /// does not know: to be asked only of groups that it has just shown.
+    pub(super) async fn member_ids(&self, group: &GroupId) -> Result<MemberIds, Error> {
+        // A hash of the ids spares them where they are the same.
+        let request = json!({"groupID": group.as_str(), "idHash": 0});
+        self.call("/group/get_full_group_member_user_ids", &request)
+            .await
     }
 
     /// What has changed in a group since a version. Without one: where it is now.
@@ -69,10 +88,10 @@ impl Client {
     }
 
     /// The same of several groups. Dismissed ones are left out and, once there is much to tell, the
-    /// rest; one that OpenIM does not know is an error of all.
+    /// rest; one that OpenIM does not know, or that has no owner and has changed, is an error of all.
     pub(super) async fn changes_of(
         &self,
-        groups: &[(GroupId, Version)],
+        groups: &[(&GroupId, &Version)],
     ) -> Result<Vec<(GroupId, Delta)>, Error> {
         let list: Vec<_> = groups
             .iter()

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::redirect::Policy;
@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
 
 use super::Access;
-use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION, quoted};
+use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION};
 use super::pace;
 use super::wire::{Envelope, Token};
 use crate::config::Secret;
@@ -22,6 +23,11 @@ use crate::telemetry::Metrics;
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How often a call is tried again.
+const TRIES_MORE: usize = 4;
+/// How long it is tried again where the service behind the API is away: about as long as one takes to
+/// be started again.
+const AWAY: Duration = Duration::from_secs(30);
 /// Longest wait that OpenIM's rate limiter is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const GET_TOKEN: &str = "/auth/get_admin_token";
@@ -31,6 +37,8 @@ const GET_TOKEN: &str = "/auth/get_admin_token";
 pub struct Client {
     http: reqwest::Client,
     access: Access,
+    /// How long one call waits for a service that is away.
+    patience: Duration,
     token: Mutex<Minted>,
     /// Makes operation ids that no other process has.
     process: u64,
@@ -73,11 +81,18 @@ impl Client {
         Ok(Self {
             http,
             access,
+            patience: AWAY,
             token: Mutex::default(),
             process: RandomState::new().hash_one(std::process::id()),
             calls: AtomicU64::new(0),
             metrics,
         })
+    }
+
+    /// The same, but that a call waits only so long for a service behind the API that is away.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Calls OpenIM, again where that may help.
@@ -88,20 +103,38 @@ impl Client {
     ) -> Result<T, Error> {
         // Our own structs have no maps with odd keys, so it cannot fail.
         let body = bytes::Bytes::from(serde_json::to_vec(request).unwrap_or_default());
-        let again = ExponentialBuilder::default()
+        let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(5))
-            .with_max_times(4)
-            .with_jitter();
-        (async || self.call_with_token(path, body.clone()).await)
-            .retry(again)
-            .sleep(tokio::time::sleep)
-            .when(Error::is_transient)
-            .adjust(|error, pause| match (error, pause) {
-                (Error::TooMany(wait), Some(pause)) => Some(pause.max(*wait)),
-                (_, pause) => pause,
-            })
-            .await
+            .without_max_times()
+            .with_jitter()
+            .build();
+        let end = Instant::now() + self.patience;
+        let mut tries_more = TRIES_MORE;
+        loop {
+            let error = match self.call_with_token(path, body.clone()).await {
+                Err(error) if error.is_transient() => error,
+                answered_or_in_vain => return answered_or_in_vain,
+            };
+            // They have no end.
+            let mut pause = pauses.next().unwrap_or_default();
+            if error.is_away() {
+                // Not counted: whatever else goes wrong is tried again as often all the same.
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(error);
+                }
+                pause = pause.min(left);
+            } else if tries_more == 0 {
+                return Err(error);
+            } else {
+                tries_more -= 1;
+            }
+            if let Error::TooMany(wait) = error {
+                pause = pause.max(wait);
+            }
+            sleep(pause).await;
+        }
     }
 
     /// Where OpenIM does not take the token any more, once more with a new one.
@@ -215,11 +248,10 @@ impl Client {
         })?;
         match envelope.err_code {
             0 => Ok(envelope.data.unwrap_or_default()),
-            code => Err(Error::OpenIm {
-                path,
-                code,
-                message: quoted(&envelope.err_msg, &envelope.err_dlt),
-            }),
+            code => {
+                let (message, detail) = (&envelope.err_msg, &envelope.err_dlt);
+                Err(Error::of_openim(path, code, message, detail))
+            }
         }
     }
 }

@@ -18,6 +18,13 @@ const OF_TOKEN: std::ops::RangeInclusive<i64> = 1501..=1507;
 const OF_BACKEND: std::ops::RangeInclusive<i64> = 90_000..=99_999;
 /// Something failed inside.
 const INTERNAL: i64 = 500;
+/// The codes of gRPC come through as they are: the answer, or the request, has more than OpenIM's
+/// services hand each other.
+const RESOURCE_EXHAUSTED: i64 = 8;
+/// The service behind the API does not answer in time.
+const DEADLINE_EXCEEDED: i64 = 4;
+/// There is no such service just now.
+const UNAVAILABLE: i64 = 14;
 
 /// Why OpenIM did not answer a call as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -55,6 +62,17 @@ pub enum Error {
         /// Its errMsg and errDlt, cut.
         message: String,
     },
+    /// The API answers, but the service behind it does not.
+    #[error(
+        "OpenIM's {} service is away: its API answers {path} with error {code}",
+        service(path)
+    )]
+    Away {
+        /// What was called.
+        path: &'static str,
+        /// OpenIM's errCode.
+        code: i64,
+    },
     /// It does not take the key.
     #[error("OpenIM does not accept OPENIM_ADMIN_USER_ID and OPENIM_SECRET: error {0}")]
     Refused(i64),
@@ -64,10 +82,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// An errCode other than 0.
+    pub(super) fn of_openim(path: &'static str, code: i64, message: &str, detail: &str) -> Self {
+        match code {
+            UNAVAILABLE | DEADLINE_EXCEEDED => Self::Away { path, code },
+            _ => Self::OpenIm {
+                path,
+                code,
+                message: quoted(message, detail),
+            },
+        }
+    }
+
     /// Whether the same call may succeed in a moment.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) => true,
+            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) | Self::Away { .. } => true,
             Self::Status(status) => *status >= 500,
             Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
             Self::NotFound(_)
@@ -78,10 +108,26 @@ impl Error {
         }
     }
 
+    /// Whether the service behind the API is away, which may be for as long as it takes to start it.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self, Self::Away { .. })
+    }
+
+    /// Whether less may be answered.
+    pub(super) fn is_too_large(&self) -> bool {
+        match self {
+            Self::TooLarge(_) => true,
+            Self::OpenIm { code, .. } => *code == RESOURCE_EXHAUSTED,
+            _ => false,
+        }
+    }
+
     /// Whether another call may succeed all the same.
     pub(super) fn is_of_call(&self) -> bool {
         match self {
             Self::NotFound(_) | Self::Refused(_) | Self::Setup(_) => false,
+            // One group may take its service too long; but none is read where there is no service.
+            Self::Away { code, .. } => *code == DEADLINE_EXCEEDED,
             Self::OpenIm { code, .. } => *code != NO_PERMISSION,
             _ => true,
         }
@@ -110,7 +156,7 @@ impl Error {
     /// For a metric.
     pub(super) fn outcome(&self) -> &'static str {
         match self {
-            Self::Transport(_) => "unreachable",
+            Self::Transport(_) | Self::Away { .. } => "unreachable",
             Self::Refused(_) => "keys",
             Self::OpenIm { code, .. } if *code == NO_PERMISSION => "keys",
             Self::OpenIm { .. } => "refused",
@@ -120,12 +166,48 @@ impl Error {
     }
 }
 
+/// Which of OpenIM's services answers a path.
+fn service(path: &str) -> &str {
+    path.split('/').find(|part| !part.is_empty()).unwrap_or("")
+}
+
 /// OpenIM's own words, for an error.
-pub(super) fn quoted(message: &str, detail: &str) -> String {
+fn quoted(message: &str, detail: &str) -> String {
     let text = match detail {
         "" => message.to_owned(),
         _ => format!("{message} ({detail})"),
     };
     let is_plain = |c: &char| !c.is_control();
     text.chars().filter(is_plain).take(QUOTED).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_away_is_told_in_words() {
+        let path = "/group/get_groups";
+        for (code, is_of_call) in [(14, false), (4, true)] {
+            let away = Error::of_openim(path, code, "last resolver error: no children", "");
+            assert!(away.is_away() && away.is_transient() && !away.is_of_openim());
+            assert_eq!(away.is_of_call(), is_of_call);
+            let text = away.to_string();
+            assert!(text.contains("OpenIM's group service is away"), "{text}");
+            assert!(text.contains(&format!("error {code}")), "{text}");
+        }
+        let away = Error::of_openim("/auth/get_admin_token", 14, "", "");
+        assert!(away.to_string().contains("OpenIM's auth service is away"));
+    }
+
+    #[test]
+    fn too_large_is_too_large_whoever_says_so() {
+        let path = "/group/get_groups";
+        assert!(Error::of_openim(path, 8, "", "").is_too_large());
+        assert!(Error::TooLarge(path).is_too_large());
+        for code in [14, 4, 500, 1001, 1004] {
+            assert!(!Error::of_openim(path, code, "", "").is_too_large());
+        }
+        assert!(!Error::of_openim(path, 8, "", "").is_transient());
+    }
 }

@@ -5,8 +5,11 @@ mod calls;
 mod client;
 mod error;
 mod fetch;
+mod list;
 mod pace;
+mod pages;
 mod reconcile;
+mod view;
 mod wire;
 
 use std::time::Duration;

@@ -75,6 +75,26 @@ pub(super) struct Members {
     pub(super) members: Vec<Member>,
 }
 
+/// Who the members are.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct MemberIds {
+    version: u64,
+    #[serde(rename = "versionID")]
+    version_id: String,
+    #[serde(rename = "userIDs", deserialize_with = "list")]
+    pub(super) user_ids: Vec<String>,
+}
+
+impl MemberIds {
+    pub(super) fn version(&self) -> Version {
+        Version {
+            id: self.version_id.clone(),
+            number: self.version,
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Deltas {
@@ -230,6 +250,10 @@ mod tests {
         assert!(members.members.is_empty());
         let deltas: Deltas = serde_json::from_str(r#"{"respList":null}"#).unwrap();
         assert!(deltas.resp_list.is_none());
+        let ids: MemberIds =
+            serde_json::from_str(r#"{"version":3,"versionID":"v","equal":false,"userIDs":null}"#)
+                .unwrap();
+        assert_eq!((ids.version().number, ids.user_ids), (3, vec![]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ macro_rules! statements {
 
 mod connect;
 mod connections;
+mod emptying;
 mod error;
 mod lookups;
 mod migrate;
@@ -41,8 +42,8 @@ pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
 };
 pub use reconcile::{
-    ComparedMember, Finished, KnownGroup, Run, RunCounts, TOO_MANY_REMOVALS, Turn, TurnOf,
-    WantedByReason,
+    Begun, ComparedMember, Finished, KnownGroup, Named, Noted, Run, RunCounts, TOO_MANY_REMOVALS,
+    Turn, TurnOf, WantedByReason, WasRead,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer};
@@ -217,6 +218,7 @@ impl Store {
     /// Every SQL statement the store can send, with its name; for the test that prepares them.
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         read::statements()
+            .chain(emptying::STATEMENTS)
             .chain(rejected::STATEMENTS)
             .chain(reconcile::statements())
             .chain(write::statements())

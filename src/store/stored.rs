@@ -10,8 +10,18 @@ use crate::domain::{Group, GroupId, Member, Profile, Text, UserId};
 pub(super) struct StoredGroup {
     pub(super) group_id: GroupId,
     pub(super) group: Group,
-    pub(super) last_callback_at: Option<OffsetDateTime>,
+    pub(super) last_callback_xid: Option<i64>,
+    pub(super) emptying: Emptying,
     pub(super) created_at: OffsetDateTime,
+}
+
+/// How far a dismissal is with the rows of those who were members.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Emptying {
+    /// How often the group was dismissed.
+    pub(super) dismissals: i32,
+    /// When those have left whose rows do not say so yet.
+    pub(super) at: Option<OffsetDateTime>,
 }
 
 /// A member, current or gone.
@@ -19,7 +29,7 @@ pub(super) struct StoredMember {
     pub(super) group_id: GroupId,
     pub(super) user_id: UserId,
     pub(super) member: Member,
-    pub(super) last_callback_at: Option<OffsetDateTime>,
+    pub(super) last_callback_xid: Option<i64>,
     pub(super) created_at: OffsetDateTime,
 }
 
@@ -62,7 +72,11 @@ impl FromRow<'_, PgRow> for StoredGroup {
                 created_in_openim_at: row.try_get("created_in_openim_at")?,
                 dismissed_at: row.try_get("dismissed_at")?,
             },
-            last_callback_at: row.try_get("last_callback_at")?,
+            last_callback_xid: row.try_get("last_callback_xid")?,
+            emptying: Emptying {
+                dismissals: row.try_get("dismissals")?,
+                at: row.try_get("emptying_at")?,
+            },
             created_at: row.try_get("created_at")?,
         })
     }
@@ -87,7 +101,7 @@ impl FromRow<'_, PgRow> for StoredMember {
                 mute_end_at: row.try_get("mute_end_at")?,
                 left_at: row.try_get("left_at")?,
             },
-            last_callback_at: row.try_get("last_callback_at")?,
+            last_callback_xid: row.try_get("last_callback_xid")?,
             created_at: row.try_get("created_at")?,
         })
     }

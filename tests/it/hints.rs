@@ -127,8 +127,8 @@ async fn app_with_groups(groups: &[&str]) -> TestApp {
     let app = TestApp::start().await;
     for group in groups {
         let creation = Operation::Create(Creation::open("Kayaks", "boss", &["u1", "u2"]));
-        for Callback { command, body } in OpenIm::default().apply(group, &creation).unwrap() {
-            assert_done(&post(&app, command, "op-0", body).await);
+        for Callback { command, body, .. } in OpenIm::default().apply(group, &creation).unwrap() {
+            assert_done(&post(&app, &command, "op-0", body).await);
         }
         assert_eq!(check(&app, group).await, UNMARKED);
     }
@@ -547,8 +547,8 @@ async fn a_leave_is_looked_at_once_its_callback_is_written() {
     let app = mirror_of(&server, |_| {}).await;
     let told = act(&server, "g", &Operation::Quit("u1".into()));
     hint(&app, "g", 1504, "op-1").await;
-    for Callback { command, body } in told {
-        assert_done(&post(&app, command, "op-1", body).await);
+    for Callback { command, body, .. } in told {
+        assert_done(&post(&app, &command, "op-1", body).await);
     }
     until("it is looked at", async || {
         looks(&app, "compared").await == 1.0

@@ -1,20 +1,26 @@
 //! One group: read, compared, repaired, and noted.
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::super::fetch::{Fetch, FetchError, Fetched};
+use super::super::fetch::{FEW_GONE, FetchError};
+use super::super::view::{Fetched, Trouble};
 use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
 use super::pass::Pass;
-use super::removals::Allowed;
+use super::removals::{Allowed, Removals};
+use super::walk::Asked;
 use super::{Error, Inner};
-use crate::domain::{CheckReason, DISMISSED, GroupId, HeldGroup, Version};
+use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, Version};
 use crate::ingest;
-use crate::store::{self, KnownGroup};
+use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
+
+/// How often it is looked at what has changed in a group, before all of it is read.
+const LOOKS: usize = 2;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +29,8 @@ pub(super) enum Outcome {
     Compared,
     /// Something came meanwhile, so it is to be looked at again.
     Meanwhile,
+    /// Compared, but for what OpenIM does not give.
+    InPart,
     /// Left as it is.
     Left,
     /// Left and marked, for a person to decide.
@@ -31,8 +39,68 @@ pub(super) enum Outcome {
     Skipped,
 }
 
+/// A look at what has changed.
+enum Look {
+    /// It is over.
+    Done(Outcome),
+    /// OpenIM counts other members than the mirror does now.
+    Moved,
+    /// All of the group has to be read.
+    NotEnough,
+}
+
+/// What a look is of.
+struct Looked<'a> {
+    group: &'a GroupId,
+    begun: &'a Begun,
+    /// Whether the group itself is to be looked at.
+    has_group: bool,
+    /// Whether the number of members is.
+    has_total: bool,
+}
+
+/// What was read, without the members.
+struct Read {
+    version: Option<Version>,
+    is_whole: bool,
+    /// Why it is not all of the group.
+    trouble: Option<Trouble>,
+}
+
+impl Read {
+    fn what(&self) -> WasRead {
+        match (self.trouble, self.is_whole) {
+            (Some(_), _) => WasRead::InPart,
+            (None, true) => WasRead::Whole,
+            (None, false) => WasRead::Changes,
+        }
+    }
+
+    fn of(fetched: &Fetched) -> Self {
+        match fetched {
+            Fetched::View(view) => Self {
+                version: view.version.clone(),
+                is_whole: view.is_whole,
+                trouble: view.trouble,
+            },
+            Fetched::Dismissed(_) | Fetched::Unknown => Self {
+                version: None,
+                is_whole: true,
+                trouble: None,
+            },
+        }
+    }
+}
+
+/// What came of holding it against the mirror.
+enum Held {
+    Against(Differences),
+    /// OpenIM does not know the group.
+    Unknown,
+}
+
 impl Inner {
-    /// Reads all of each group, some at a time; gives each with how it ended.
+    /// Looks at each group, some at a time; gives each with how it ended.
     pub(super) fn check_each<'a>(
         &'a self,
         groups: Vec<GroupId>,
@@ -58,90 +126,209 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads all of a group.
+    /// Looks at a group: at what has changed since its version or, where that does not tell all of it,
+    /// at all of it.
     pub(super) async fn check(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
         let Some(_claim) = self.claim(group) else {
             return Ok(Outcome::Skipped);
         };
+        self.check_claimed(group, pass).await
+    }
+
+    async fn check_claimed(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
         // It is never closed.
         let _turn = self.reading.acquire().await;
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
-        let began_at = match self.begin(group, pass).await {
-            Ok(began_at) => began_at,
-            Err(error) => return self.leave_or_end(group, error.into(), pass).await,
-        };
-        let fetched = match self.fetch.whole(group).await {
-            Ok(fetched) => fetched,
-            Err(FetchError::Client(error)) if !error.is_of_call() => return Err(error.into()),
-            Err(error) => {
-                // One group that OpenIM cannot read must not keep us from all the others; but where
-                // it cannot read any, nobody asks for all of them.
-                let is_silent =
-                    matches!(&error, FetchError::Client(error) if !error.is_of_openim());
-                if pass.has_failed() || is_silent {
-                    self.fetch.client.groups(1).await?;
-                }
-                pass.leave(group, &error.to_string());
-                return Ok(Outcome::Left);
-            }
-        };
-        pass.has_read();
-        self.settle_or_leave(group, began_at, fetched, pass).await
-    }
-
-    async fn begin(
-        &self,
-        group: &GroupId,
-        pass: &Pass<'_>,
-    ) -> Result<OffsetDateTime, store::Error> {
-        match pass.is_dry() {
-            true => self.store.clock().await,
-            false => self.store.begin_check(group).await,
+        match self.check_in_turn(group, pass).await {
+            Err(Error::Fetch(error)) => self.leave_unread(group, error, pass).await,
+            Err(error) => self.leave_or_end(group, error, pass).await,
+            checked => checked,
         }
     }
 
-    /// Takes what has changed since `version`, as OpenIM told it after `asked_at`; all of the group
-    /// where that is not enough.
+    async fn check_in_turn(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
+        if pass.is_dry() {
+            let fetched = self.fetch.whole(group).await?;
+            return self.settle_dry(group, fetched, pass).await;
+        }
+        // Once more where it has changed meanwhile, which is less than all of it.
+        for _ in 0..LOOKS {
+            let begun = self.store.begin_check(group).await?;
+            let is_enough = |noted: &&Noted| self.is_enough(noted.read_at, pass);
+            let Some(noted) = begun.known.as_ref().filter(is_enough) else {
+                break;
+            };
+            let Some(named) = self.named_since(group, noted).await? else {
+                break;
+            };
+            let fetched = self
+                .fetch
+                .since(group, &noted.version, &named.users)
+                .await?;
+            let Some(fetched) = fetched else {
+                break;
+            };
+            let looked = Looked {
+                group,
+                begun: &begun,
+                has_group: named.has_group,
+                has_total: true,
+            };
+            match self.settle_look(looked, fetched, pass).await? {
+                Look::Done(outcome) => return Ok(outcome),
+                Look::Moved => {}
+                Look::NotEnough => break,
+            }
+        }
+        let begun = self.store.begin_check(group).await?;
+        let fetched = self.fetch.whole(group).await?;
+        self.settle(group, &begun, fetched, pass).await
+    }
+
+    /// Whether what has changed since is all that has to be looked at.
+    pub(super) fn is_enough(&self, read_at: OffsetDateTime, pass: &Pass<'_>) -> bool {
+        let age = OffsetDateTime::now_utc() - read_at;
+        !pass.is_full && age < self.settings.full_interval
+    }
+
+    /// Takes what has changed since `version`, as OpenIM told it after `fence`, and looks at those whom
+    /// callbacks have named since; at all of the group where that is not enough.
     pub(super) async fn update(
         &self,
-        group: &GroupId,
-        version: &Version,
-        asked_at: OffsetDateTime,
+        asked: &Asked,
+        fence: &Fence,
         delta: Delta,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
-        let changed = Fetch::changed(group, delta);
-        if let Some(changed) = changed
-            && let Some(_claim) = self.claim(group)
-        {
-            let begun = match pass.is_dry() {
-                true => Ok(true),
-                false => self.store.begin_update(group, asked_at, version).await,
-            };
-            match begun {
-                Ok(true) => return self.settle_or_leave(group, asked_at, changed, pass).await,
-                Ok(false) => {}
-                Err(error) => return self.leave_or_end(group, error.into(), pass).await,
+        let group = &asked.known.group_id;
+        let Some(_claim) = self.claim(group) else {
+            return Ok(Outcome::Skipped);
+        };
+        match self.update_claimed(asked, fence, delta, pass).await {
+            Ok(Look::Done(outcome)) => {
+                pass.has_read();
+                Ok(outcome)
             }
+            Ok(Look::Moved | Look::NotEnough) => self.check_claimed(group, pass).await,
+            Err(Error::Fetch(error)) => self.leave_unread(group, error, pass).await,
+            Err(error) => self.leave_or_end(group, error, pass).await,
         }
-        self.check(group, pass).await
     }
 
-    /// As [`Self::settle`], but that the group is left where the database will not have it: what is
-    /// wrong with one must not keep us from the others.
-    async fn settle_or_leave(
+    /// Whom callbacks have named since; `None`: more than are worth being asked for one by one.
+    async fn named_since(&self, group: &GroupId, noted: &Noted) -> Result<Option<Named>, Error> {
+        // What an earlier process has written is told by the rows alone.
+        let is_noted = self.has_looked_back.load(Ordering::Relaxed);
+        Ok(self.store.named_since(group, noted, is_noted).await?)
+    }
+
+    async fn update_claimed(
         &self,
-        group: &GroupId,
-        began_at: OffsetDateTime,
+        asked: &Asked,
+        fence: &Fence,
+        delta: Delta,
+        pass: &Pass<'_>,
+    ) -> Result<Look, Error> {
+        let Asked {
+            known,
+            version,
+            has_group,
+            has_total,
+        } = asked;
+        let group = &known.group_id;
+        let Some(compared_at) = known.compared_at else {
+            return Ok(Look::NotEnough);
+        };
+        let begun = self.store.begin_update(group, compared_at, version, fence);
+        let Some(begun) = begun.await? else {
+            return Ok(Look::NotEnough);
+        };
+        let Some(noted) = &begun.known else {
+            return Ok(Look::NotEnough);
+        };
+        let Some(named) = self.named_since(group, noted).await? else {
+            return Ok(Look::NotEnough);
+        };
+        let fetched = self.fetch.by_delta(group, delta, &named.users).await?;
+        let Some(fetched) = fetched else {
+            return Ok(Look::NotEnough);
+        };
+        let looked = Looked {
+            group,
+            begun: &begun,
+            has_group: named.has_group || *has_group,
+            has_total: *has_total,
+        };
+        self.settle_look(looked, fetched, pass).await
+    }
+
+    /// Repairs what has changed, and holds the number of members against OpenIM's: somebody may have
+    /// come of whom no version tells.
+    async fn settle_look(
+        &self,
+        looked: Looked<'_>,
         fetched: Fetched,
         pass: &Pass<'_>,
-    ) -> Result<Outcome, Error> {
-        match self.settle(group, began_at, fetched, pass).await {
-            Err(error) => self.leave_or_end(group, error, pass).await,
-            settled => settled,
+    ) -> Result<Look, Error> {
+        let Looked {
+            group,
+            begun,
+            has_group,
+            has_total,
+        } = looked;
+        let Fetched::View(mut view) = fetched else {
+            return Ok(Look::NotEnough);
+        };
+        let known = self.known(group).await?;
+        let is_wanted = known
+            .as_ref()
+            .is_none_or(|known| known.wanted_since.is_some());
+        if view.group.is_none() && (has_group || is_wanted) {
+            match self.fetch.info(group).await? {
+                Some(info) if info.held.status != DISMISSED => view.group = Some(info.held),
+                _gone_or_dismissed => return Ok(Look::NotEnough),
+            }
         }
+        if view.absent.len() > FEW_GONE {
+            // Whether so many may have left is to be seen beside all the others.
+            return Ok(Look::NotEnough);
+        }
+        let outcome = self.settle(group, begun, Fetched::View(view), pass).await?;
+        if !has_total || !matches!(outcome, Outcome::Compared | Outcome::Meanwhile) {
+            return Ok(Look::Done(outcome));
+        }
+        let total = self.fetch.client.count_members(group).await?;
+        Ok(match total == self.store.count_members_of(group).await? {
+            true => Look::Done(outcome),
+            false => Look::Moved,
+        })
+    }
+
+    async fn known(&self, group: &GroupId) -> Result<Option<KnownGroup>, Error> {
+        let ids = std::slice::from_ref(group);
+        Ok(self.store.known_groups(ids).await?.pop())
+    }
+
+    /// Leaves a group that OpenIM cannot read: it must not keep us from all the others; but where OpenIM
+    /// cannot read any, nobody asks for all of them.
+    async fn leave_unread(
+        &self,
+        group: &GroupId,
+        error: FetchError,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let is_silent = match &error {
+            FetchError::Client(error) if !error.is_of_call() => return Err(error.clone().into()),
+            FetchError::Client(error) => !error.is_of_openim(),
+            _ => false,
+        };
+        if pass.has_failed() || is_silent {
+            self.fetch.client.count_groups().await?;
+        }
+        pass.leave(group, &error.to_string());
+        Ok(Outcome::Left)
     }
 
     async fn leave_or_end(
@@ -165,35 +352,31 @@ impl Inner {
         Ok(Outcome::Left)
     }
 
-    async fn settle(
+    /// Holds what was read against what is stored.
+    async fn differences(
         &self,
         group: &GroupId,
-        began_at: OffsetDateTime,
+        known: Option<&KnownGroup>,
         fetched: Fetched,
         pass: &Pass<'_>,
-    ) -> Result<Outcome, Error> {
-        let ids = std::slice::from_ref(group);
-        let known = self.store.known_groups(ids).await?.pop();
+    ) -> Result<Held, Error> {
         let mut differences = Differences::new(pass.is_dry());
-        let mut version = None;
         match fetched {
             Fetched::View(view) => {
-                version.clone_from(&view.version);
                 let store = &self.store;
-                differences
-                    .compare(store, group, known.as_ref(), view)
-                    .await?;
+                differences.compare(store, group, known, *view).await?;
             }
-            Fetched::Dismissed(held) => differences.compare_group(known.as_ref(), held),
-            Fetched::Unknown => match &known {
+            Fetched::Dismissed(held) => {
+                // Where its profile cannot be read it stays as the mirror has it.
+                if let Some(held) = held.or_else(|| known.map(dismissed)) {
+                    differences.compare_group(known, held);
+                }
+            }
+            Fetched::Unknown => match known {
                 Some(known) if !known.group.is_dismissed() => {
-                    let Some(removals) = pass.removals else {
-                        pass.differ([DriftOf::of_unknown(group)]);
-                        return Ok(Outcome::Compared);
-                    };
-                    if !removals.is_accepted() {
-                        let why = CheckReason::NotInOpenim;
-                        return Ok(self.leave_marked(group, Some(known), why, pass));
+                    let is_accepted = pass.removals.is_some_and(Removals::is_accepted);
+                    if !is_accepted {
+                        return Ok(Held::Unknown);
                     }
                     differences.compare_group(Some(known), dismissed(known));
                 }
@@ -202,17 +385,61 @@ impl Inner {
         }
         pass.tally.compared(differences.compared);
         self.metrics.compared_group();
-        let Some(removals) = pass.removals else {
-            for (kind, count) in differences.kinds() {
-                pass.tally.add(kind, count);
-            }
-            let drift = differences.take_drift().into_iter();
-            pass.differ(drift.map(|(user_id, drift)| DriftOf {
-                group_id: group.clone(),
-                user_id,
-                drift,
-            }));
+        Ok(Held::Against(differences))
+    }
+
+    async fn settle_dry(
+        &self,
+        group: &GroupId,
+        fetched: Fetched,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let known = self.known(group).await?;
+        let trouble = Read::of(&fetched).trouble;
+        let differences = self
+            .differences(group, known.as_ref(), fetched, pass)
+            .await?;
+        let Held::Against(mut differences) = differences else {
+            pass.differ([DriftOf::of_unknown(group)]);
             return Ok(Outcome::Compared);
+        };
+        for (kind, count) in differences.kinds() {
+            pass.tally.add(kind, count);
+        }
+        let drift = differences.take_drift().into_iter();
+        pass.differ(drift.map(|(user_id, drift)| DriftOf {
+            group_id: group.clone(),
+            user_id,
+            drift,
+        }));
+        Ok(match trouble {
+            Some(trouble) => {
+                pass.leave(group, &trouble.to_string());
+                Outcome::Left
+            }
+            None => Outcome::Compared,
+        })
+    }
+
+    async fn settle(
+        &self,
+        group: &GroupId,
+        begun: &Begun,
+        fetched: Fetched,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        pass.has_read();
+        let known = self.known(group).await?;
+        let read = Read::of(&fetched);
+        let differences = self
+            .differences(group, known.as_ref(), fetched, pass)
+            .await?;
+        let Held::Against(differences) = differences else {
+            let why = CheckReason::NotInOpenim;
+            return Ok(self.leave_marked(group, known.as_ref(), why, pass));
+        };
+        let Some(removals) = pass.removals else {
+            return Ok(Outcome::Compared); // cannot be: a dry run settles nothing
         };
         let (removed, members) = (differences.removed(), differences.current);
         let removed = pass.unannounced(group, removed);
@@ -220,25 +447,33 @@ impl Inner {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
-        let repaired = self
-            .repair(group, began_at, differences, version, pass)
-            .await;
+        let repaired = self.repair(group, begun, differences, &read, pass).await;
         if repaired.is_err() {
             removals.give_back(removed);
         }
-        repaired
+        let Some(trouble) = read.trouble else {
+            return repaired;
+        };
+        repaired?;
+        let code = CheckReason::ReadInPart.code();
+        if known.is_none_or(|known| known.check_reason.as_deref() != Some(code)) {
+            self.ingest
+                .want_check(group.clone(), CheckReason::ReadInPart);
+        }
+        pass.leave(group, &trouble.to_string());
+        Ok(Outcome::InPart)
     }
 
     async fn repair(
         &self,
         group: &GroupId,
-        began_at: OffsetDateTime,
+        begun: &Begun,
         differences: Differences,
-        version: Option<Version>,
+        read: &Read,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         let kinds: Vec<_> = differences.kinds().collect();
-        for repair in differences.into_repairs(began_at) {
+        for repair in differences.into_repairs(begun) {
             // It is never closed.
             let _turn = self.writing.acquire().await;
             self.ingest.repair(group.clone(), repair).await?;
@@ -247,10 +482,10 @@ impl Inner {
             pass.tally.add(kind, count);
             self.metrics.repaired(kind, count);
         }
-        let version = version.as_ref();
+        let (version, delay) = (read.version.as_ref(), self.settings.delay);
         let finished = self
             .store
-            .finish_check(group, began_at, version, self.settings.delay);
+            .finish_check(group, begun, version, read.what(), delay);
         let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;

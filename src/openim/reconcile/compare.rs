@@ -1,12 +1,11 @@
 //! Holds what was read of a group against what is stored, a page of rows at a time.
 
-use super::super::fetch::View;
+use super::super::view::View;
 use crate::domain::{
     Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
     group_verdict, member_verdict,
 };
-use crate::store::{self, KnownGroup, Store};
-use time::OffsetDateTime;
+use crate::store::{self, Begun, KnownGroup, Store};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Members in one repair: so many rows are locked at a time.
@@ -98,8 +97,10 @@ impl Differences {
             group: held,
             mut members,
             absent,
+            unshown,
             is_whole,
             version: _,
+            trouble: _,
             room,
         } = view;
         if let Some(held) = held {
@@ -114,7 +115,10 @@ impl Differences {
                 }
                 for row in page {
                     let held = members.remove(&row.user_id);
-                    self.compare_member(row.user_id, Some(&row.member), held);
+                    // Whoever may be a member whom OpenIM does not show stays as the mirror has it.
+                    if held.is_some() || !unshown.may_be(&row.user_id) {
+                        self.compare_member(row.user_id, Some(&row.member), held);
+                    }
                 }
                 if is_last {
                     break;
@@ -137,8 +141,8 @@ impl Differences {
         Ok(())
     }
 
-    /// What makes the mirror the same, in parts. `began_at`: before OpenIM was asked.
-    pub(super) fn into_repairs(self, began_at: OffsetDateTime) -> impl Iterator<Item = Repair> {
+    /// What makes the mirror the same, in parts.
+    pub(super) fn into_repairs(self, begun: &Begun) -> impl Iterator<Item = Repair> {
         let Self {
             mut group,
             present,
@@ -160,7 +164,8 @@ impl Differences {
                 some.push((user, held));
             }
             let repair = Repair {
-                began_at,
+                began_at: begun.at,
+                fence: begun.fence.clone(),
                 group: group.take(),
                 absent: absent.by_ref().take(MOST - some.len()).collect(),
                 present: some,

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +27,8 @@ enum Missed {
     Nothing,
     /// At the start, and after an outage, a cycle has to begin.
     Now,
-    /// One that has begun after this moment, by the database's clock, will do, whoever did it.
-    Until(OffsetDateTime),
+    /// One that has begun after the run of this number will do, whoever did it.
+    After(i64),
 }
 
 impl Inner {
@@ -87,15 +86,16 @@ impl Inner {
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
-        let now = self.store.clock().await?;
+        let (last, going_on) = self.store.last_runs().await?;
         if matches!(missed, Missed::Now) {
-            *missed = Missed::Until(now);
+            let runs = [&last, &going_on].into_iter().flatten();
+            *missed = Missed::After(runs.map(|run| run.id).max().unwrap_or(0));
         }
-        let (last, _) = self.store.last_runs().await?;
         let is_over = |run: &Run| run.stopped_by.is_none() || run.has_too_many_removals();
         if let Some(last) = last.filter(is_over) {
-            let was_before = matches!(missed, Missed::Until(until) if last.started_at < *until);
-            let age = (now - last.started_at).try_into().unwrap_or_default();
+            let was_before = matches!(missed, Missed::After(run) if last.id <= *run);
+            // A run that begins in the future was noted before a clock was set back.
+            let age = Duration::try_from_secs_f64(last.age).unwrap_or(Duration::MAX);
             let rest = self.settings.interval.saturating_sub(age);
             // What an earlier process left undone only this one looks for.
             let was_before = was_before || !self.has_looked_back.load(Ordering::Relaxed);

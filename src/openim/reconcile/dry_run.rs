@@ -77,8 +77,17 @@ impl Inner {
         let tally = Tally::default();
         let again = Pass::dry(&tally, true);
         self.check_all(groups, &again).await?;
+        // Of a group that is read in part both looks say so.
+        let before = pass.tally.left_groups();
+        let is_new = |group: &GroupId| {
+            before
+                .iter()
+                .all(|(other, _)| other.as_ref() != Some(group))
+        };
         for (group, why) in tally.left_groups() {
-            pass.tally.left(&group, &why);
+            if let Some(group) = group.filter(is_new) {
+                pass.tally.left(&group, &why);
+            }
         }
         let still: HashSet<DriftOf> = again.take_drift().into_iter().collect();
         for drift in once {

@@ -1,6 +1,7 @@
 //! Groups of which a hint says that something has happened to them: looked at as soon as they are due, by
 //! whichever process has got the hint.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,15 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::super::pace::paced;
+use super::super::wire::Delta;
 use super::check::Outcome;
 use super::pass::Pass;
 use super::removals::Removals;
+use super::walk::Asked;
 use super::{Error, Inner, Tally};
-use crate::domain::{CheckReason, GroupId};
+use crate::domain::{CheckReason, Fence, GroupId};
 use crate::ingest::{Due, LookEnd};
+use crate::store::KnownGroup;
 
 /// Groups that are taken at a time: so many can be asked about in one call.
 const AT_ONCE: usize = 100;
@@ -59,7 +63,8 @@ impl<'a> Looked<'a> {
         match checked {
             // What came meanwhile has marked the group, or made it due again.
             Ok(Outcome::Compared | Outcome::Meanwhile) => self.end_as(LookEnd::Done, COMPARED),
-            Ok(Outcome::ToDecide) => self.end_as(LookEnd::Done, LEFT),
+            // Whoever looks after marks goes on with it.
+            Ok(Outcome::ToDecide | Outcome::InPart) => self.end_as(LookEnd::Done, LEFT),
             Ok(Outcome::Left) => drop(self),
             Ok(Outcome::Skipped) => self.end_as(LookEnd::Again, AGAIN),
             Err(error @ Error::TooManyRemovals { .. }) => {
@@ -196,7 +201,15 @@ impl Inner {
 
     /// Compares groups, each of which is ended when it is done with.
     async fn look_some(&self, groups: Vec<Looked<'_>>, pass: &Pass<'_>) {
-        let mut rest = groups.into_iter();
+        let singly = match self.look_together(groups, pass).await {
+            Ok(singly) => singly,
+            Err(error) => {
+                let error = error.to_string();
+                tracing::debug!(error, "groups that hints are about were not compared");
+                return;
+            }
+        };
+        let mut rest = singly.into_iter();
         let mut looks = FuturesUnordered::new();
         loop {
             while looks.len() < self.settings.concurrency
@@ -208,6 +221,125 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    /// Asks in one call what has changed in groups, and in another how many members they have. Returns
+    /// those that have to be looked at one by one.
+    async fn look_together<'a>(
+        &self,
+        groups: Vec<Looked<'a>>,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Looked<'a>>, Error> {
+        if groups.len() < 2 {
+            return Ok(groups);
+        }
+        let ids: Vec<GroupId> = groups.iter().map(|looked| looked.group().clone()).collect();
+        let known = self.store.known_groups(&ids).await?.into_iter();
+        let mut known: HashMap<GroupId, KnownGroup> =
+            known.map(|known| (known.group_id.clone(), known)).collect();
+        let (mut together, mut singly) = (Vec::new(), Vec::new());
+        for looked in groups {
+            // One without an owner would spoil it for all.
+            let known = known.remove(looked.group());
+            let known = known.filter(|known| known.group.owner.is_some());
+            match known.and_then(|known| self.asked(known, pass)) {
+                Some(asked) => together.push((looked, asked)),
+                None => singly.push(looked),
+            }
+        }
+        let fence = self.store.fence().await?;
+        let versions: Vec<_> = together.iter().map(|(_, asked)| asked.version()).collect();
+        let deltas = match self.fetch.client.changes_of(&versions).await {
+            Ok(deltas) => deltas,
+            Err(error) if error.is_of_call() => vec![],
+            Err(error) => return Err(error.into()),
+        };
+        let mut deltas: HashMap<GroupId, Delta> = deltas.into_iter().collect();
+        let mut together = together.into_iter();
+        let mut updates = FuturesUnordered::new();
+        let mut compared = Vec::new();
+        loop {
+            while updates.len() < self.settings.concurrency
+                && let Some((looked, asked)) = together.next()
+            {
+                let delta = deltas.remove(looked.group());
+                updates.push(self.take_changes(looked, asked, delta, &fence, pass));
+            }
+            match updates.next().await {
+                None => break,
+                Some((looked, None)) => singly.push(looked),
+                Some((looked, Some(Ok(Outcome::Compared | Outcome::Meanwhile)))) => {
+                    compared.push(looked);
+                }
+                Some((looked, Some(updated))) => looked.end(updated).await,
+            }
+        }
+        singly.extend(self.with_other_totals(compared).await?);
+        Ok(singly)
+    }
+
+    /// Takes what a call for several groups tells of one; nothing where it does not tell all.
+    async fn take_changes<'a>(
+        &self,
+        looked: Looked<'a>,
+        asked: Asked,
+        delta: Option<Delta>,
+        fence: &Fence,
+        pass: &Pass<'_>,
+    ) -> (Looked<'a>, Option<Result<Outcome, Error>>) {
+        let Some(delta) = delta.filter(|delta| !delta.full) else {
+            return (looked, None);
+        };
+        let is_as_it_was = delta.is_at(&asked.version);
+        if is_as_it_was && !asked.known.is_touched && !asked.has_group {
+            return (looked, Some(Ok(Outcome::Compared)));
+        }
+        let updated = self.update(&asked, fence, delta, pass).await;
+        (looked, Some(updated))
+    }
+
+    /// Ends those looks whose groups have as many members here as in OpenIM; the others have to be looked
+    /// at one by one, for the count of this answer may be out of date.
+    async fn with_other_totals<'a>(
+        &self,
+        compared: Vec<Looked<'a>>,
+    ) -> Result<Vec<Looked<'a>>, Error> {
+        let ids: Vec<&GroupId> = compared.iter().map(|looked| looked.group()).collect();
+        if ids.is_empty() {
+            return Ok(compared);
+        }
+        let infos = match self.fetch.client.group_infos(&ids).await {
+            Ok(infos) => infos,
+            Err(error) if error.is_of_call() => vec![],
+            Err(error) => return Err(error.into()),
+        };
+        let totals = infos
+            .into_iter()
+            .map(|info| (info.group_id, info.member_count));
+        let totals: HashMap<String, u64> = totals.collect();
+        let mut others = Vec::new();
+        for looked in compared {
+            let here = self.store.count_members_of(looked.group()).await?;
+            match totals.get(looked.group().as_str()) == Some(&here) {
+                true => looked.end(Ok(Outcome::Compared)).await,
+                false => others.push(looked),
+            }
+        }
+        Ok(others)
+    }
+
+    /// What to ask of a group where its changes are enough.
+    fn asked(&self, known: KnownGroup, pass: &Pass<'_>) -> Option<Asked> {
+        let read_at = known.read_at?;
+        if !self.is_enough(read_at, pass) {
+            return None;
+        }
+        Some(Asked {
+            version: known.version.clone()?,
+            has_group: known.wanted_since.is_some(),
+            has_total: false,
+            known,
+        })
     }
 
     async fn look(&self, looked: Looked<'_>, pass: &Pass<'_>) {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::Fetch;
+use super::fetch::{Fetch, FetchError};
 use super::pace::Pace;
 use super::{Client, ClientError};
 use crate::domain::GroupId;
@@ -77,6 +77,9 @@ pub enum Error {
     /// OpenIM does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// One group cannot be read; said of that group alone.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The database does not.
     #[error("the database: {0}")]
     Store(#[from] store::Error),
@@ -122,7 +125,7 @@ impl Error {
     /// As `reconcile_runs` has it; never renamed.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Client(_) => "openim_unavailable",
+            Self::Client(_) | Self::Fetch(_) => "openim_unavailable",
             Self::Store(_) | Self::Ingest(_) => "database_unavailable",
             Self::Spooling => "spooling",
             Self::TooManyRemovals { .. } => TOO_MANY_REMOVALS,

@@ -90,4 +90,10 @@ impl<'a> Pass<'a> {
         tracing::warn!(group = id, why, "a group is left as it is");
         self.tally.left(group, why);
     }
+
+    /// Leaves groups that OpenIM cannot list, and that the mirror does not know either.
+    pub(super) fn leave_unnamed(&self, groups: u64, why: &str) {
+        tracing::warn!(groups, why, "groups are left as they are");
+        self.tally.left_unnamed(groups, why);
+    }
 }

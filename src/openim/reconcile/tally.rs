@@ -22,7 +22,8 @@ pub struct Tally {
     changed: AtomicU64,
     details: AtomicU64,
     profiles: AtomicU64,
-    named: Mutex<Vec<(GroupId, String)>>,
+    /// `None`: OpenIM does not tell which.
+    named: Mutex<Vec<(Option<GroupId>, String)>>,
 }
 
 impl Tally {
@@ -57,10 +58,19 @@ impl Tally {
 
     /// A group was left as it is.
     pub(super) fn left(&self, group: &GroupId, why: &str) {
-        self.left.fetch_add(1, Ordering::Relaxed);
+        self.left_some(1, Some(group), why);
+    }
+
+    /// Groups were left of which nobody knows the ids.
+    pub(super) fn left_unnamed(&self, groups: u64, why: &str) {
+        self.left_some(groups, None, why);
+    }
+
+    fn left_some(&self, groups: u64, group: Option<&GroupId>, why: &str) {
+        self.left.fetch_add(groups, Ordering::Relaxed);
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if named.len() < MOST_NAMED {
-            named.push((group.clone(), why.to_owned()));
+            named.push((group.cloned(), why.to_owned()));
         }
     }
 
@@ -69,8 +79,9 @@ impl Tally {
         self.groups.load(Ordering::Relaxed)
     }
 
-    /// Some of the groups that were left as they are, and why.
-    pub fn left_groups(&self) -> Vec<(GroupId, String)> {
+    /// Some of the groups that were left as they are, and why; `None` for groups of which OpenIM does
+    /// not give the ids.
+    pub fn left_groups(&self) -> Vec<(Option<GroupId>, String)> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         named.clone()
     }

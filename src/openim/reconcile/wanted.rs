@@ -31,6 +31,9 @@ const TURN_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How soon a group is looked at again of which OpenIM does not give all: as long as OpenIM keeps in
+/// mind that there is no such row.
+const IN_PART_PAUSE: Duration = Duration::from_secs(60);
 /// Longest wait for another look at a group whose mark stays.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
@@ -159,13 +162,18 @@ impl Inner {
         still: &mut HashMap<GroupId, Again>,
     ) -> Result<(), Error> {
         let tally = Tally::default();
-        let pass = Pass::new(removals, &tally, true);
+        let pass = Pass::new(removals, &tally, false);
         let groups = due.keys().cloned().collect();
         let mut checks = pin!(self.check_each(groups, &pass));
         while let Some((group, checked)) = checks.next().await {
             let failures = due.get(&group).copied().unwrap_or(0);
             let failures = match checked {
                 Ok(Outcome::Compared) => continue,
+                Ok(Outcome::InPart) => {
+                    let at = Instant::now() + IN_PART_PAUSE;
+                    still.insert(group, Again { at, failures: 0 });
+                    continue;
+                }
                 Ok(Outcome::Meanwhile | Outcome::Skipped) => 0,
                 Ok(Outcome::Left | Outcome::ToDecide) => failures + 1,
                 Err(error @ Error::TooManyRemovals { .. }) => {

@@ -20,8 +20,10 @@ SELECT group_id, name, notification, introduction, face_url, owner_user_id, ex, 
     GROUP_BY_ROLE = "
 SELECT role_level,
        count(*) FILTER (WHERE left_at IS NULL
-                          AND NOT EXISTS (SELECT FROM groups AS g
-                                           WHERE g.group_id = $1 AND g.status = 2)) AS members,
+                          AND ((SELECT g.dismissals FROM groups AS g
+                                 WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+                            OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g
+                                                     WHERE g.group_id = $1))) AS members,
        max(updated_at) AS newest_change
   FROM group_members
  WHERE group_id = $1

@@ -17,7 +17,9 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
        mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
-   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
+   AND ((SELECT g.dismissals FROM groups AS g
+          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
  ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks the primary key and leaves out the few with another role.
@@ -28,7 +30,9 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
    AND role_level = 20 AND left_at IS NULL
-   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
+   AND ((SELECT g.dismissals FROM groups AS g
+          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
  ORDER BY group_id, user_id
  LIMIT $3";
     /// Walks group_members_by_role. Its predicate is repeated here because the planner cannot
@@ -40,7 +44,9 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
   FROM group_members
  WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
    AND role_level <> 20 AND left_at IS NULL
-   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
+   AND ((SELECT g.dismissals FROM groups AS g
+          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
  ORDER BY group_id, role_level, user_id
  LIMIT $3";
     /// Current members and others: walks the primary key.
@@ -48,8 +54,10 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
 SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
        role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
        mute_end_at,
-       COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
-                           WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
+       COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
        created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
@@ -57,7 +65,7 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
  ORDER BY group_id, user_id
  LIMIT $3";
     /// Those who left: walks group_members_left; and, where the group is dismissed, merges into
-    /// these, by the primary key, those who were there then.
+    /// these, by the primary key, those who were there then and whose rows do not say so yet.
     PAGE_OF_LEFT = "
 SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
        role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
@@ -72,12 +80,15 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
         SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
                role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
                mute_end_at,
-               (SELECT g.dismissed_at FROM groups AS g WHERE g.group_id = $1 AND g.status = 2),
+               (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1),
                created_at, updated_at
           FROM group_members
          WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
            AND ($4::integer IS NULL OR role_level = $4)
-           AND EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)) AS gone
+           AND (SELECT g.dismissals FROM groups AS g
+                 WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NOT NULL
+           AND came_at_dismissal IS DISTINCT FROM (SELECT g.dismissals FROM groups AS g
+                                                    WHERE g.group_id = $1)) AS gone
  ORDER BY group_id, user_id
  LIMIT $3";
     /// A look at an index for each of the users asked for, who are few; LIMIT 1 keeps the planner
@@ -91,8 +102,10 @@ SELECT m.group_id, m.user_id, m.nickname, m.display_nickname, m.face_url, m.disp
        (SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
                role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
                mute_end_at,
-               COALESCE(left_at, (SELECT g.dismissed_at FROM groups AS g
-                                   WHERE g.group_id = $1 AND g.status = 2)) AS left_at,
+               COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
                created_at, updated_at
           FROM group_members
          WHERE group_id = $1 AND user_id = asked.user_id
@@ -108,7 +121,9 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
        mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE group_id = $1 AND user_id = $2 AND left_at IS NULL
-   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)";
+   AND ((SELECT g.dismissals FROM groups AS g
+          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))";
     /// Walks group_members_by_user. The group is looked for by each row's id: as a join, the
     /// planner might read all dismissed groups first.
     PAGE_OF_USER = "
@@ -117,7 +132,9 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
        mute_end_at, left_at, created_at, updated_at
   FROM group_members AS m
  WHERE (user_id, group_id) > ($1, $2) AND user_id <= $1 AND left_at IS NULL
-   AND (SELECT true FROM groups AS g WHERE g.group_id = m.group_id AND g.status = 2) IS NULL
+   AND (SELECT true FROM groups AS g
+         WHERE g.group_id = m.group_id AND g.emptying_at IS NOT NULL
+           AND m.came_at_dismissal IS DISTINCT FROM g.dismissals) IS NULL
  ORDER BY user_id, group_id
  LIMIT $3";
     /// A look at an index for each pair, told apart by their places, from 1.
@@ -133,7 +150,8 @@ SELECT asked.place, m.group_id, m.user_id, m.nickname, m.display_nickname, m.fac
           FROM group_members
          WHERE group_id = asked.group_id AND user_id = asked.user_id AND left_at IS NULL
            AND NOT EXISTS (SELECT FROM groups AS g
-                            WHERE g.group_id = asked.group_id AND g.status = 2)
+                            WHERE g.group_id = asked.group_id AND g.emptying_at IS NOT NULL
+                              AND came_at_dismissal IS DISTINCT FROM g.dismissals)
          LIMIT 1) AS m";
 }
 

@@ -7,8 +7,9 @@
 //! says the same: with an equality the planner may take the order from the other index, which it
 //! believes to hold the group's members evenly spread, and read all the table to find them.
 //!
-//! A member is current who has not left a group that is not dismissed (status 2). Whether it is, is
-//! one look at `groups_by_status`, once where there is one group.
+//! A member is current who has not left. At a dismissal all leave, and for a while their rows do not
+//! say so: a look at `groups_emptying`, where there is nearly never anything, once where there is one
+//! group.
 
 mod groups;
 mod members;

@@ -1,54 +1,67 @@
-//! Comparisons of single groups: when each began, what it came to, and which are wanted.
+//! Comparisons of single groups: when each began, what it came to, whom callbacks have named since,
+//! and which are wanted.
 
 use std::time::Duration;
 
 use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use crate::domain::{CheckReason, GroupId, Version};
+use crate::domain::{CheckReason, Fence, FenceError, GroupId, UserId, Version};
+use crate::store::touched::{GROUP_ITSELF, Users};
 use crate::store::{Error, Store};
 
 statements! {
-    /// Forgets the version until the end: what becomes of the group meanwhile is not known.
+    /// What is known of the group stays until the end: where there is none, all of it is to be read.
+    /// The identity of a comparison is its time, later than that of the one before whatever the clock
+    /// says.
     BEGIN_CHECK = "
 INSERT INTO group_checks AS stored (group_id, compared_at, read_at)
 VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (group_id) DO UPDATE SET
-    version     = NULL,
-    version_id  = NULL,
-    compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond'),
-    read_at     = EXCLUDED.read_at,
-    is_touched  = false
-RETURNING compared_at";
-    /// The same where OpenIM was asked already, at $2, what has changed since a version.
+    compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
+RETURNING compared_at, pg_current_snapshot()::text AS now, version, version_id, fence, read_at,
+          touched, touches";
+    /// The same where OpenIM was asked already what has changed since a version, unless another
+    /// comparison has begun since that was known.
     BEGIN_UPDATE = "
-UPDATE group_checks SET version = NULL, version_id = NULL, compared_at = $2, is_touched = false
- WHERE group_id = $1 AND compared_at < $2 AND version = $3 AND version_id = $4";
+UPDATE group_checks AS stored SET
+    compared_at = greatest(clock_timestamp(), stored.compared_at + interval '1 microsecond')
+ WHERE group_id = $1 AND compared_at = $2 AND version = $3 AND version_id = $4
+RETURNING compared_at, pg_current_snapshot()::text AS now, version, version_id, fence, read_at,
+          touched, touches";
     /// Groups before their checks, as lanes lock them.
     LOCK_MARK = "SELECT FROM groups WHERE group_id = $1 AND check_wanted_since IS NOT NULL FOR UPDATE";
     /// Before that which is to see what others have written meanwhile: whoever touches a check has the
     /// row before or after, but not between. In the order of the ids, as everybody who locks several.
     LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
-    /// Notes the version, unless another comparison has begun since, or a callback was written, of
-    /// which nobody can tell whether it is in that version; and takes the mark away, unless the group
-    /// was marked again since, or so shortly before that what it announced may have come after.
+    /// Notes the version, unless another comparison has begun since. Whom callbacks have named since
+    /// stays noted. Takes the mark away, unless the group was marked again since, or so shortly before
+    /// that what it announced may have come after. (A mark of the future is one of a clock that was set
+    /// back.)
     FINISH_CHECK = "
 WITH marked AS MATERIALIZED (
-    SELECT check_wanted_since, check_marked_at
+    SELECT check_wanted_since, check_marked_at, check_marked_xid
       FROM groups
      WHERE group_id = $1 AND check_wanted_since IS NOT NULL),
 last AS MATERIALIZED (
     SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2),
 noted AS (
-    UPDATE group_checks AS c SET version = $3, version_id = $4
+    UPDATE group_checks AS c SET
+        version = $3, version_id = $4, fence = $6,
+        read_at = CASE WHEN $8 THEN $2 ELSE read_at END,
+        touched = CASE WHEN touches = $7 THEN '{}' ELSE touched END,
+        is_touched = false
       FROM last
-     WHERE c.group_id = last.group_id AND NOT c.is_touched
-       AND NOT EXISTS (SELECT FROM marked WHERE check_marked_at >= $2)),
+     WHERE c.group_id = last.group_id),
 cleared AS (
-    UPDATE groups AS g SET check_wanted_since = NULL, check_marked_at = NULL, check_reason = NULL
+    UPDATE groups AS g SET
+        check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
       FROM marked, last
-     WHERE g.group_id = $1
-       AND marked.check_marked_at < $2 - $5 * interval '1 millisecond'
+     WHERE g.group_id = $1 AND $9
+       AND (marked.check_marked_at < $2 - $5 * interval '1 millisecond'
+         OR marked.check_marked_at > clock_timestamp())
+       AND (marked.check_marked_xid IS NULL
+         OR pg_visible_in_snapshot(marked.check_marked_xid::text::xid8, $6::pg_snapshot))
     RETURNING g.group_id)
 SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
        clock_timestamp() AS finished_at,
@@ -56,14 +69,16 @@ SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
     /// Where nothing else has marked the group, before or since, nor the mark made its row: of a group that
     /// is known by it alone nothing else is known.
     TAKE_BACK_MARK = "
-UPDATE groups SET check_wanted_since = NULL, check_marked_at = NULL, check_reason = NULL
+UPDATE groups SET
+    check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
  WHERE group_id = $1 AND check_reason = $2 AND check_marked_at = check_wanted_since
    AND created_at < check_wanted_since";
     /// Walks groups_check_wanted.
     WANTED = "
 SELECT group_id
   FROM groups
- WHERE group_id > $1 AND check_wanted_since <= now() - $3 * interval '1 millisecond'
+ WHERE group_id > $1 AND check_wanted_since IS NOT NULL
+   AND (check_wanted_since <= now() - $3 * interval '1 millisecond' OR check_wanted_since > now())
  ORDER BY group_id
  LIMIT $2";
     /// Walks groups_check_wanted.
@@ -73,28 +88,163 @@ SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS si
  WHERE check_wanted_since IS NOT NULL
  GROUP BY check_reason
  ORDER BY check_reason";
-    /// Leaves a trace for a comparison that is under way.
+    /// Notes whom callbacks have named. NULL stands for too many to say.
     TOUCH = "
-UPDATE group_checks SET version = NULL, version_id = NULL, is_touched = true
- WHERE group_id = ANY($1) AND NOT is_touched";
-    /// Those of these groups of which a callback was written since they were compared, or whose
-    /// transaction began up to the longest that one takes before. As EXISTS or a join the planner might
-    /// read all members.
-    HEARD = "
-SELECT c.group_id
-  FROM group_checks AS c
- WHERE c.group_id = ANY($1) AND c.version IS NOT NULL
-   AND ((SELECT true FROM group_members AS m
-          WHERE m.group_id = c.group_id
-            AND m.last_callback_at >= c.compared_at - interval '65 seconds'
-          LIMIT 1)
-     OR (SELECT true FROM groups AS g
-          WHERE g.group_id = c.group_id
-            AND g.last_callback_at >= c.compared_at - interval '65 seconds'))";
+UPDATE group_checks AS c SET
+    touches = c.touches + 1,
+    touched = CASE
+        WHEN told.has_all AND cardinality(c.touched) + told.count <= $3
+        THEN c.touched || told.users
+    END
+  FROM (SELECT group_id, array_agg(user_id) AS users, count(*) AS count,
+               bool_and(user_id IS NOT NULL) AS has_all
+          FROM unnest($1::text[], $2::text[]) AS named (group_id, user_id)
+         GROUP BY group_id) AS told
+ WHERE c.group_id = told.group_id";
+    FORGET = "UPDATE group_checks SET version = NULL, version_id = NULL WHERE group_id = ANY($1)";
+    /// Whom callbacks have named in a group since its version was noted, by what is stored. Reads the
+    /// whole group.
+    NAMED_SINCE = "
+SELECT user_id
+  FROM group_members
+ WHERE group_id = $1
+   AND last_callback_xid >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint
+   AND NOT pg_visible_in_snapshot(last_callback_xid::text::xid8, $2::pg_snapshot)
+ LIMIT $3";
+    /// The same of several groups. As a join the planner might read all members.
+    NAMED_SINCE_ALL = "
+WITH noted AS MATERIALIZED (
+    SELECT group_id, fence::pg_snapshot AS fence,
+           pg_snapshot_xmin(fence::pg_snapshot)::text::bigint AS first
+      FROM group_checks
+     WHERE group_id = ANY($1) AND version IS NOT NULL AND fence IS NOT NULL)
+SELECT c.group_id, m.user_id
+  FROM noted AS c
+ CROSS JOIN LATERAL
+       (SELECT user_id
+          FROM group_members AS m
+         WHERE m.group_id = c.group_id AND m.last_callback_xid >= c.first
+           AND NOT pg_visible_in_snapshot(m.last_callback_xid::text::xid8, c.fence)
+         LIMIT $2) AS m
+ UNION ALL
+SELECT c.group_id, ''
+  FROM noted AS c
+ WHERE (SELECT true
+          FROM groups AS g
+         WHERE g.group_id = c.group_id AND g.last_callback_xid >= c.first
+           AND NOT pg_visible_in_snapshot(g.last_callback_xid::text::xid8, c.fence))";
 }
 
-/// Groups at a time of which versions are forgotten.
+/// Groups at a time of which it is noted whom callbacks have named.
 const SOME: usize = 1000;
+/// Users of a group that are kept by their ids.
+const MOST_TOUCHED: usize = 1000;
+/// Users of a group who are looked for where too many were named to say. If there are more, to read
+/// the group is no more work.
+const MOST_NAMED: usize = 5000;
+
+/// A comparison of a group that has begun.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// When, by the database's clock; no other of the group has the same.
+    pub at: OffsetDateTime,
+    /// What was written before OpenIM was asked.
+    pub fence: Fence,
+    /// What is known of the group; `None`: all of it has to be read.
+    pub known: Option<Noted>,
+    touches: i64,
+}
+
+/// Up to which version a group is known to be as in OpenIM.
+#[derive(Clone, Debug)]
+pub struct Noted {
+    /// The version.
+    pub version: Version,
+    /// When all of the group was read last.
+    pub read_at: OffsetDateTime,
+    /// Whom callbacks have named since; `None`: too many to say.
+    pub touched: Option<Named>,
+    fence: Fence,
+}
+
+/// What was read of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WasRead {
+    /// All of it.
+    Whole,
+    /// What has changed since a version.
+    Changes,
+    /// What OpenIM gives of it.
+    InPart,
+}
+
+/// Whom callbacks have named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Members, or users who were.
+    pub users: Vec<UserId>,
+    /// Whether the group itself was.
+    pub has_group: bool,
+}
+
+impl Named {
+    fn of(ids: Vec<String>) -> Self {
+        let has_group = ids.iter().any(|id| id == GROUP_ITSELF);
+        let mut users: Vec<UserId> = ids
+            .into_iter()
+            .filter_map(|id| UserId::parse(id).ok())
+            .collect();
+        users.sort_unstable();
+        users.dedup();
+        Self { users, has_group }
+    }
+}
+
+#[derive(FromRow)]
+struct BegunRow {
+    compared_at: OffsetDateTime,
+    now: String,
+    version: Option<i64>,
+    version_id: Option<String>,
+    fence: Option<String>,
+    read_at: OffsetDateTime,
+    touched: Option<Vec<String>>,
+    touches: i64,
+}
+
+impl BegunRow {
+    fn begun(self, asked: Option<&Fence>) -> Result<Begun, sqlx::Error> {
+        let now = self.now.parse().map_err(unreadable)?;
+        let fence: Option<Fence> = self
+            .fence
+            .map(|fence| fence.parse())
+            .transpose()
+            .map_err(unreadable)?;
+        let known = match (self.version, self.version_id, fence) {
+            (Some(number), Some(id), Some(fence)) => Some(Noted {
+                version: Version {
+                    id,
+                    number: number.cast_unsigned(),
+                },
+                read_at: self.read_at,
+                touched: self.touched.map(Named::of),
+                fence,
+            }),
+            _ => None,
+        };
+        Ok(Begun {
+            at: self.compared_at,
+            fence: asked.cloned().unwrap_or(now),
+            known,
+            touches: self.touches,
+        })
+    }
+}
+
+/// What the database wrote down itself, and is not as it writes it.
+pub(super) fn unreadable(error: FenceError) -> sqlx::Error {
+    sqlx::Error::Decode(error.into())
+}
 
 /// How a comparison ended.
 #[derive(Clone, Copy, Debug, FromRow)]
@@ -124,55 +274,104 @@ fn millis(time: Duration) -> i64 {
 }
 
 impl Store {
-    /// Begins a comparison of a group. Returns the database's time: OpenIM is to be asked after it.
+    /// Begins a comparison of a group: OpenIM is to be asked after this.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn begin_check(&self, group: &GroupId) -> Result<OffsetDateTime, Error> {
+    pub async fn begin_check(&self, group: &GroupId) -> Result<Begun, Error> {
+        // Whom this process has written of and not noted yet is known to it alone.
+        self.note_touched_of(group).await?;
         self.write(async |connection| {
-            sqlx::query_scalar(BEGIN_CHECK)
+            let row: BegunRow = sqlx::query_as(BEGIN_CHECK)
                 .bind(group.as_str())
                 .fetch_one(connection)
-                .await
+                .await?;
+            row.begun(None)
         })
         .await
     }
 
-    /// Begins one with what OpenIM, asked after `began_at`, has told of changes since `version`. False
-    /// where that is no longer the version that the group is known to have had.
+    /// Begins one with what OpenIM, asked after `fence`, has told of changes since `version`. `None`
+    /// where another comparison has begun after the one of `compared_at`.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn begin_update(
         &self,
         group: &GroupId,
-        began_at: OffsetDateTime,
+        compared_at: OffsetDateTime,
         version: &Version,
-    ) -> Result<bool, Error> {
+        fence: &Fence,
+    ) -> Result<Option<Begun>, Error> {
+        self.note_touched_of(group).await?;
         self.write(async |connection| {
-            let begun = sqlx::query(BEGIN_UPDATE)
+            let row: Option<BegunRow> = sqlx::query_as(BEGIN_UPDATE)
                 .bind(group.as_str())
-                .bind(began_at)
+                .bind(compared_at)
                 .bind(version.number.cast_signed())
                 .bind(&version.id)
-                .execute(connection)
+                .fetch_optional(connection)
                 .await?;
-            Ok(begun.rows_affected() == 1)
+            row.map(|row| row.begun(Some(fence))).transpose()
         })
         .await
     }
 
-    /// Ends the comparison that began at `began_at`: the group is as it was at `version`, or, where
-    /// OpenIM has told none, is to be read again by the next. A mark that came less than `delay` before
-    /// stays.
+    /// Whom callbacks have named in a group since its version was noted; `None`: more than are worth
+    /// being asked for one by one. `is_noted`: whether it is noted whom an earlier process has written
+    /// of; else the rows are looked at.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn named_since(
+        &self,
+        group: &GroupId,
+        noted: &Noted,
+        is_noted: bool,
+    ) -> Result<Option<Named>, Error> {
+        if let Some(named) = &noted.touched
+            && is_noted
+        {
+            return Ok(Some(named.clone()));
+        }
+        let most = i64::try_from(MOST_NAMED).unwrap_or(i64::MAX);
+        let found = self
+            .housekeep(async |connection| {
+                sqlx::query_scalar(NAMED_SINCE)
+                    .bind(group.as_str())
+                    .bind(noted.fence.as_str())
+                    .bind(most + 1)
+                    .fetch_all(connection)
+                    .await
+            })
+            .await;
+        let mut found: Vec<String> = match found {
+            // So large that to read OpenIM's is no more work.
+            Err(error) if error.is_of_time() => return Ok(None),
+            found => found?,
+        };
+        if let Some(named) = &noted.touched {
+            found.extend(named.users.iter().map(|user| user.as_str().to_owned()));
+        }
+        let named = Named {
+            has_group: true,
+            ..Named::of(found)
+        };
+        Ok((named.users.len() <= MOST_NAMED).then_some(named))
+    }
+
+    /// Ends a comparison: the group is as it was at `version` or, where there is none, all of it is to
+    /// be read by the next. A mark that came less than `delay` before stays, and so does that of a group
+    /// that was read in part.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn finish_check(
         &self,
         group: &GroupId,
-        began_at: OffsetDateTime,
+        begun: &Begun,
         version: Option<&Version>,
+        read: WasRead,
         delay: Duration,
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
@@ -187,10 +386,14 @@ impl Store {
                 .await?;
             let finished = sqlx::query_as(FINISH_CHECK)
                 .bind(group.as_str())
-                .bind(began_at)
+                .bind(begun.at)
                 .bind(version.map(|version| version.number.cast_signed()))
                 .bind(version.map(|version| &version.id))
                 .bind(millis(delay))
+                .bind(begun.fence.as_str())
+                .bind(begun.touches)
+                .bind(read != WasRead::Changes)
+                .bind(read != WasRead::InPart)
                 .fetch_one(&mut *transaction)
                 .await?;
             transaction.commit().await?;
@@ -250,25 +453,18 @@ impl Store {
             .await
     }
 
-    /// Forgets the versions of the groups that callbacks have changed since the last call:
-    /// a callback that OpenIM sent before the group was compared may have come after it, and then the
-    /// version says nothing of what is stored.
+    /// Notes whom callbacks have named since the last call: a callback that OpenIM sent before the
+    /// group was compared may have come after it, and then the version says nothing of these members.
     ///
     /// # Errors
     /// See [`Error`]; what could not be done is done by the next call.
-    pub async fn forget_versions(&self) -> Result<(), Error> {
-        let groups = self.touched.take();
-        let mut rest = groups.as_slice();
+    pub async fn note_touched(&self) -> Result<(), Error> {
+        let mut rest = self.touched.take();
         while !rest.is_empty() {
-            let (some, others) = rest.split_at(rest.len().min(SOME));
-            let ids: Vec<String> = some.iter().map(|group| group.as_str().into()).collect();
-            let forget = async |connection: &mut PgConnection| {
-                let mut transaction = connection.begin().await?;
-                touch(&mut transaction, &ids).await?;
-                transaction.commit().await
-            };
-            if let Err(error) = self.write(forget).await {
+            let others = rest.split_off(rest.len().min(SOME));
+            if let Err(error) = self.note(&rest).await {
                 self.touched.put_back(rest);
+                self.touched.put_back(others);
                 return Err(error);
             }
             rest = others;
@@ -276,36 +472,101 @@ impl Store {
         Ok(())
     }
 
-    /// The same for these groups, by what is stored: for what an earlier process did not come to. Reads
-    /// all of their members. Returns those that callbacks have changed.
+    async fn note_touched_of(&self, group: &GroupId) -> Result<(), Error> {
+        let Some(one) = self.touched.take_of(group) else {
+            return Ok(());
+        };
+        let noted = self.note(std::slice::from_ref(&one)).await;
+        if noted.is_err() {
+            self.touched.put_back(vec![one]);
+        }
+        noted
+    }
+
+    async fn note(&self, groups: &[(GroupId, Users)]) -> Result<(), Error> {
+        let (mut ids, mut users) = (Vec::new(), Vec::new());
+        for (group, named) in groups {
+            match named {
+                Some(named) => {
+                    ids.extend(named.iter().map(|_| group.as_str()));
+                    users.extend(named.iter().map(|user| Some(user.as_str())));
+                }
+                None => {
+                    ids.push(group.as_str());
+                    users.push(None);
+                }
+            }
+        }
+        self.write(async |connection| {
+            let mut transaction = connection.begin().await?;
+            touch(&mut transaction, &ids, &users).await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
+    /// Forgets the versions of groups, so that all of them is read by the next comparison.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn forget_versions_of_heard(
-        &self,
-        groups: &[&GroupId],
-    ) -> Result<Vec<String>, Error> {
+    pub async fn forget_versions(&self, groups: &[&GroupId]) -> Result<(), Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
-        self.housekeep(async |connection| {
-            let heard: Vec<String> = sqlx::query_scalar(HEARD)
+        self.write(async |connection| {
+            let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK_CHECKS)
                 .bind(&ids)
+                .execute(&mut *transaction)
+                .await?;
+            sqlx::query(FORGET)
+                .bind(&ids)
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
+    /// The same for these groups, by what is stored: for what an earlier process did not come to. Reads
+    /// all of their members.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn note_touched_before(&self, groups: &[&GroupId]) -> Result<(), Error> {
+        let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
+        let most = i64::try_from(MOST_TOUCHED).unwrap_or(i64::MAX);
+        self.housekeep(async |connection| {
+            let named: Vec<(String, String)> = sqlx::query_as(NAMED_SINCE_ALL)
+                .bind(&ids)
+                .bind(most + 1)
                 .fetch_all(&mut *connection)
                 .await?;
-            if !heard.is_empty() {
-                touch(connection, &heard).await?;
+            if named.is_empty() {
+                return Ok(());
             }
-            Ok(heard)
+            let groups: Vec<&str> = named.iter().map(|(group, _)| group.as_str()).collect();
+            let users: Vec<Option<&str>> =
+                named.iter().map(|(_, user)| Some(user.as_str())).collect();
+            touch(connection, &groups, &users).await
         })
         .await
     }
 }
 
-/// Notes that callbacks have changed these groups, in the transaction that the connection is in.
-async fn touch(connection: &mut PgConnection, groups: &[String]) -> Result<(), sqlx::Error> {
+/// Notes whom callbacks have named, in the transaction that the connection is in.
+async fn touch(
+    connection: &mut PgConnection,
+    groups: &[&str],
+    users: &[Option<&str>],
+) -> Result<(), sqlx::Error> {
     sqlx::query(LOCK_CHECKS)
         .bind(groups)
         .execute(&mut *connection)
         .await?;
-    sqlx::query(TOUCH).bind(groups).execute(connection).await?;
+    sqlx::query(TOUCH)
+        .bind(groups)
+        .bind(users)
+        .bind(i32::try_from(MOST_TOUCHED).unwrap_or(i32::MAX))
+        .execute(connection)
+        .await?;
     Ok(())
 }

@@ -4,22 +4,24 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
-use crate::domain::{Group, GroupId, Member, UserId, Version};
+use super::checks::unreadable;
+use crate::domain::{Fence, Group, GroupId, Member, UserId, Version};
 use crate::store::stored::{StoredGroup, StoredMember};
 use crate::store::{Error, Store};
 
 statements! {
-    CLOCK = "SELECT clock_timestamp()";
+    FENCE = "SELECT pg_current_snapshot()::text";
     /// By their ids.
     KNOWN_GROUPS = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
-       g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
-       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.read_at
+       g.created_in_openim_at, g.dismissed_at, g.dismissals, g.emptying_at, g.last_callback_xid,
+       g.created_at, g.check_wanted_since, g.check_reason, c.version, c.version_id, c.fence,
+       c.compared_at, c.read_at, c.touched IS DISTINCT FROM '{}' AS is_touched
   FROM unnest($1::text[]) AS asked (group_id)
   JOIN groups AS g ON g.group_id = asked.group_id
   LEFT JOIN LATERAL
-       (SELECT version, version_id, read_at
+       (SELECT version, version_id, fence, compared_at, read_at, touched
           FROM group_checks
          WHERE group_id = g.group_id
          LIMIT 1) AS c ON true";
@@ -28,11 +30,12 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
     GROUPS_TO_COMPARE = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
        g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
-       g.created_in_openim_at, g.dismissed_at, g.last_callback_at, g.created_at,
-       g.check_wanted_since, g.check_reason, c.version, c.version_id, c.read_at
+       g.created_in_openim_at, g.dismissed_at, g.dismissals, g.emptying_at, g.last_callback_xid,
+       g.created_at, g.check_wanted_since, g.check_reason, c.version, c.version_id, c.fence,
+       c.compared_at, c.read_at, c.touched IS DISTINCT FROM '{}' AS is_touched
   FROM groups AS g
   LEFT JOIN LATERAL
-       (SELECT version, version_id, read_at
+       (SELECT version, version_id, fence, compared_at, read_at, touched
           FROM group_checks
          WHERE group_id = g.group_id
          LIMIT 1) AS c ON true
@@ -42,8 +45,12 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
     /// Walks the primary key, those who left too.
     MEMBERS_TO_COMPARE = "
 SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
-       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
-       last_callback_at, created_at
+       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at,
+       COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
+       last_callback_xid, created_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
  ORDER BY group_id, user_id
@@ -52,15 +59,28 @@ SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, 
     MEMBERS_NAMED = "
 SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.display_nickname,
        m.display_face_url, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
-       m.mute_end_at, m.left_at, m.last_callback_at, m.created_at
+       m.mute_end_at,
+       COALESCE(m.left_at, CASE
+           WHEN m.came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
+       m.last_callback_xid, m.created_at
   FROM unnest($2::text[]) AS asked (user_id)
  CROSS JOIN LATERAL
        (SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
                display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
-               mute_end_at, left_at, last_callback_at, created_at
+               mute_end_at, left_at, came_at_dismissal, last_callback_xid, created_at
           FROM group_members
          WHERE group_id = $1 AND user_id = asked.user_id
          LIMIT 1) AS m";
+    /// Walks the primary key.
+    COUNT_MEMBERS_OF_GROUP = "
+SELECT count(*)
+  FROM group_members
+ WHERE group_id = $1 AND left_at IS NULL
+   AND ((SELECT g.dismissals FROM groups AS g
+          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
+     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))";
     /// Stops at so many.
     COUNT_CURRENT = "
 SELECT count(*)
@@ -68,7 +88,8 @@ SELECT count(*)
           FROM group_members AS m
          WHERE left_at IS NULL
            AND (SELECT true FROM groups AS g
-                 WHERE g.group_id = m.group_id AND g.status = 2) IS NULL
+                 WHERE g.group_id = m.group_id AND g.emptying_at IS NOT NULL
+                   AND m.came_at_dismissal IS DISTINCT FROM g.dismissals) IS NULL
          LIMIT $1) AS found";
 }
 
@@ -86,9 +107,12 @@ pub struct KnownGroup {
     pub wanted_since: Option<OffsetDateTime>,
     /// Why, as of the last time.
     pub check_reason: Option<String>,
-    /// The version that it was made equal to; `None`: that is not known, or callbacks
-    /// have changed it since.
+    /// The version that it was made equal to; `None`: that is not known.
     pub version: Option<Version>,
+    /// Whether callbacks have named it, or members of it, since then.
+    pub is_touched: bool,
+    /// When its last comparison began.
+    pub compared_at: Option<OffsetDateTime>,
     /// When all of it was last read.
     pub read_at: Option<OffsetDateTime>,
 }
@@ -100,15 +124,21 @@ impl FromRow<'_, PgRow> for KnownGroup {
         } = StoredGroup::from_row(row)?;
         let number: Option<i64> = row.try_get("version")?;
         let id: Option<String> = row.try_get("version_id")?;
+        let fence: Option<&str> = row.try_get("fence")?;
         Ok(Self {
             group_id,
             group,
             wanted_since: row.try_get("check_wanted_since")?,
             check_reason: row.try_get("check_reason")?,
-            version: id.zip(number).map(|(id, number)| Version {
-                id,
-                number: number.cast_unsigned(),
-            }),
+            version: id
+                .zip(number)
+                .filter(|_| fence.is_some())
+                .map(|(id, number)| Version {
+                    id,
+                    number: number.cast_unsigned(),
+                }),
+            is_touched: row.try_get("is_touched")?,
+            compared_at: row.try_get("compared_at")?,
             read_at: row.try_get("read_at")?,
         })
     }
@@ -133,13 +163,32 @@ impl From<StoredMember> for ComparedMember {
 }
 
 impl Store {
-    /// The database's time.
+    /// What is written by now.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn clock(&self) -> Result<OffsetDateTime, Error> {
-        self.read(async |connection| sqlx::query_scalar(CLOCK).fetch_one(connection).await)
-            .await
+    pub async fn fence(&self) -> Result<Fence, Error> {
+        self.read(async |connection| {
+            let text: String = sqlx::query_scalar(FENCE).fetch_one(connection).await?;
+            text.parse().map_err(unreadable)
+        })
+        .await
+    }
+
+    /// How many members a group has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_members_of(&self, group: &GroupId) -> Result<u64, Error> {
+        let count: i64 = self
+            .housekeep(async |connection| {
+                sqlx::query_scalar(COUNT_MEMBERS_OF_GROUP)
+                    .bind(group.as_str())
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        Ok(count.cast_unsigned())
     }
 
     /// Those of these groups that are known, in any order.

@@ -6,7 +6,7 @@ mod compared;
 mod runs;
 mod turn;
 
-pub use checks::{Finished, WantedByReason};
+pub use checks::{Begun, Finished, Named, Noted, WantedByReason, WasRead};
 pub use compared::{ComparedMember, KnownGroup};
 pub use runs::{Run, RunCounts, TOO_MANY_REMOVALS};
 pub use turn::{Turn, TurnOf};

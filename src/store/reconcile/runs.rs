@@ -31,7 +31,7 @@ SELECT COALESCE(sum(members_removed), 0)::bigint
     LAST_RUNS = "
 SELECT id, started_at, ended_at, is_full, stopped_by, groups_seen, groups_compared, groups_left,
        members_compared, members_added, members_removed, members_changed, details_changed,
-       groups_changed
+       groups_changed, extract(epoch FROM clock_timestamp() - started_at)::float8 AS age
   FROM reconcile_runs
  WHERE id = (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)
     OR id = (SELECT max(id) FROM reconcile_runs)
@@ -52,6 +52,8 @@ pub struct Run {
     pub stopped_by: Option<String>,
     #[sqlx(flatten)]
     pub counts: RunCounts,
+    /// How long ago it began, in seconds by the database's clock; negative after that was set back.
+    pub age: f64,
 }
 
 /// What a comparison came to. No number is negative.

@@ -15,8 +15,8 @@ statements! {
     /// before, the profile's is shown as before. What is shown becomes unknown only where the value
     /// itself changes, so `updated_at` need not look for that.
     ///
-    /// Nothing happens to a member who is unknown or gone, or whose role is the owner's and would
-    /// change: that is for `domain::apply`.
+    /// Nothing happens to a member who is unknown or gone, or may be gone by a dismissal, or whose role
+    /// is the owner's and would change: that is for `domain::apply`.
     PATCH_MEMBER = "
 UPDATE group_members AS stored SET
     nickname   = COALESCE(patch.nickname, stored.nickname),
@@ -44,11 +44,14 @@ UPDATE group_members AS stored SET
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
-    last_callback_at = now()
+    last_callback_at = now(),
+    last_callback_xid = pg_current_xact_id()::text::bigint
   FROM (VALUES ($1::text, $2::text, $3::text, $4::text, $5::integer, $6::text))
        AS patch (group_id, user_id, nickname, face_url, role_level, ex)
  WHERE stored.group_id = patch.group_id AND stored.user_id = patch.user_id
    AND stored.left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g
+                    WHERE g.group_id = patch.group_id AND g.emptying_at IS NOT NULL)
    AND (patch.role_level IS NULL OR stored.role_level IS DISTINCT FROM 100)";
     /// The same for several members, each there once; tells which it found, by their places from 1.
     /// Lanes' connections know no other plan than to look for one row after the other, so these are
@@ -80,11 +83,14 @@ UPDATE group_members AS stored SET
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
-    last_callback_at = now()
+    last_callback_at = now(),
+    last_callback_xid = pg_current_xact_id()::text::bigint
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[])
        WITH ORDINALITY AS patch (group_id, user_id, nickname, face_url, role_level, ex, place)
  WHERE stored.group_id = patch.group_id AND stored.user_id = patch.user_id
    AND stored.left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g
+                    WHERE g.group_id = patch.group_id AND g.emptying_at IS NOT NULL)
    AND (patch.role_level IS NULL OR stored.role_level IS DISTINCT FROM 100)
 RETURNING patch.place";
 }

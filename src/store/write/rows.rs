@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 
-use super::super::stored::{StoredGroup, StoredMember};
+use super::super::stored::{Emptying, StoredGroup, StoredMember};
 use super::fence::Position;
 use crate::domain::{self, Change, Event, Group, GroupId, GroupRows, Member, Text, UserId};
 
@@ -23,8 +23,8 @@ WITH moved AS (
     ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
 SELECT group_id, name, notification, introduction, face_url, ex,
        need_verification, look_member_info, apply_member_friend,
-       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, last_callback_at,
-       created_at
+       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals,
+       emptying_at, last_callback_xid, created_at
   FROM groups
  WHERE group_id = ANY($1)
  ORDER BY group_id
@@ -37,12 +37,17 @@ SELECT group_id, compared_at
  ORDER BY group_id
    FOR UPDATE";
     /// In the order of their keys. A statement of its own, so that it sees what whoever had the
-    /// groups before has written.
+    /// groups before has written. Who was there at a dismissal has left, though the row may not say so
+    /// yet.
     LOCK_MEMBERS = "
 SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored.role_level,
        stored.ex, stored.display_nickname, stored.display_face_url, stored.joined_at,
        stored.join_source, stored.inviter_user_id, stored.operator_user_id, stored.mute_end_at,
-       stored.left_at, stored.last_callback_at, stored.created_at
+       COALESCE(stored.left_at,
+                (SELECT g.emptying_at FROM groups AS g
+                  WHERE g.group_id = stored.group_id AND g.emptying_at IS NOT NULL
+                    AND stored.came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
+       stored.last_callback_xid, stored.created_at
   FROM unnest($1::text[], $2::text[]) AS asked (group_id, user_id)
   JOIN group_members AS stored
     ON stored.group_id = asked.group_id AND stored.user_id = asked.user_id
@@ -54,16 +59,18 @@ SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored
 INSERT INTO group_members AS stored
        (group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
         joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
-        created_at, updated_at, last_callback_at)
+        came_at_dismissal, created_at, updated_at, last_callback_at, last_callback_xid)
 SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
        joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
-       COALESCE(created_at, now()), now(), CASE WHEN is_named THEN now() END
+       came_at_dismissal, COALESCE(created_at, now()), now(), CASE WHEN is_named THEN now() END,
+       CASE WHEN is_named THEN pg_current_xact_id()::text::bigint END
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[],
               $7::text[], $8::text[], $9::timestamptz[], $10::integer[], $11::text[], $12::text[],
-              $13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::timestamptz[])
+              $13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::timestamptz[],
+              $17::integer[])
        AS written (group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
                    display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
-                   mute_end_at, left_at, is_named, created_at)
+                   mute_end_at, left_at, is_named, created_at, came_at_dismissal)
 ON CONFLICT (group_id, user_id) DO UPDATE SET
     nickname         = EXCLUDED.nickname,
     face_url         = EXCLUDED.face_url,
@@ -77,6 +84,7 @@ ON CONFLICT (group_id, user_id) DO UPDATE SET
     operator_user_id = EXCLUDED.operator_user_id,
     mute_end_at      = EXCLUDED.mute_end_at,
     left_at          = EXCLUDED.left_at,
+    came_at_dismissal = EXCLUDED.came_at_dismissal,
     updated_at = CASE
         WHEN (EXCLUDED.nickname, EXCLUDED.face_url, EXCLUDED.role_level, EXCLUDED.ex,
               EXCLUDED.display_nickname, EXCLUDED.display_face_url, EXCLUDED.joined_at,
@@ -90,31 +98,35 @@ ON CONFLICT (group_id, user_id) DO UPDATE SET
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
-    last_callback_at = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at)
+    last_callback_at  = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at),
+    last_callback_xid = COALESCE(EXCLUDED.last_callback_xid, stored.last_callback_xid)
  WHERE stored.created_at = EXCLUDED.created_at";
     /// The same for groups. A mark that is there stays; a new one counts from now on as the latest.
     WRITE_GROUPS = "
 INSERT INTO groups AS stored
        (group_id, name, notification, introduction, face_url, ex,
         need_verification, look_member_info, apply_member_friend,
-        owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
-        check_wanted_since, check_marked_at, check_reason,
-        last_callback_at, created_at, updated_at)
+        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
+        check_wanted_since, check_marked_at, check_marked_xid, check_reason,
+        last_callback_at, last_callback_xid, created_at, updated_at)
 SELECT group_id, name, notification, introduction, face_url, ex,
        need_verification, look_member_info, apply_member_friend,
-       owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
+       owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
        CASE WHEN check_reason IS NOT NULL THEN now() END,
        CASE WHEN check_reason IS NOT NULL THEN now() END,
+       CASE WHEN check_reason IS NOT NULL THEN pg_current_xact_id()::text::bigint END,
        check_reason,
-       CASE WHEN is_named THEN now() END, COALESCE(created_at, now()), now()
+       CASE WHEN is_named THEN now() END,
+       CASE WHEN is_named THEN pg_current_xact_id()::text::bigint END,
+       COALESCE(created_at, now()), now()
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
               $7::integer[], $8::integer[], $9::integer[],
               $10::text[], $11::integer[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
-              $15::text[], $16::boolean[], $17::timestamptz[])
+              $15::text[], $16::boolean[], $17::timestamptz[], $18::integer[], $19::timestamptz[])
        AS written (group_id, name, notification, introduction, face_url, ex,
                    need_verification, look_member_info, apply_member_friend,
                    owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
-                   check_reason, is_named, created_at)
+                   check_reason, is_named, created_at, dismissals, emptying_at)
 ON CONFLICT (group_id) DO UPDATE SET
     name                 = EXCLUDED.name,
     notification         = EXCLUDED.notification,
@@ -129,10 +141,14 @@ ON CONFLICT (group_id) DO UPDATE SET
     group_type           = EXCLUDED.group_type,
     created_in_openim_at = EXCLUDED.created_in_openim_at,
     dismissed_at         = EXCLUDED.dismissed_at,
+    dismissals           = EXCLUDED.dismissals,
+    emptying_at          = EXCLUDED.emptying_at,
     check_wanted_since   = COALESCE(stored.check_wanted_since, EXCLUDED.check_wanted_since),
     check_marked_at      = COALESCE(EXCLUDED.check_marked_at, stored.check_marked_at),
+    check_marked_xid     = COALESCE(EXCLUDED.check_marked_xid, stored.check_marked_xid),
     check_reason         = COALESCE(EXCLUDED.check_reason, stored.check_reason),
     last_callback_at     = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at),
+    last_callback_xid    = COALESCE(EXCLUDED.last_callback_xid, stored.last_callback_xid),
     updated_at = CASE
         WHEN (EXCLUDED.name, EXCLUDED.notification, EXCLUDED.introduction, EXCLUDED.face_url,
               EXCLUDED.ex, EXCLUDED.need_verification, EXCLUDED.look_member_info,
@@ -185,6 +201,7 @@ pub(super) async fn apply(
 #[derive(Debug, Default)]
 struct Stored {
     rows: BTreeMap<GroupId, GroupRows>,
+    emptying: HashMap<GroupId, Emptying>,
     groups_made: HashMap<GroupId, OffsetDateTime>,
     members_made: HashMap<(GroupId, UserId), OffsetDateTime>,
 }
@@ -210,14 +227,16 @@ impl Stored {
         for StoredGroup {
             group_id,
             group,
-            last_callback_at,
+            last_callback_xid,
+            emptying,
             created_at,
         } in groups
         {
             stored.groups_made.insert(group_id.clone(), created_at);
+            stored.emptying.insert(group_id.clone(), emptying);
             let rows = stored.rows.entry(group_id).or_default();
             rows.group = Some(group);
-            rows.heard_at = last_callback_at;
+            rows.heard = last_callback_xid;
         }
         let repairs: Vec<&str> = changes
             .iter()
@@ -259,18 +278,30 @@ impl Stored {
             group_id,
             user_id,
             member,
-            last_callback_at,
+            last_callback_xid,
             created_at,
         } in members
         {
             let rows = stored.rows.entry(group_id.clone()).or_default();
             rows.members.insert(user_id.clone(), member);
-            if let Some(at) = last_callback_at {
-                rows.members_heard_at.insert(user_id.clone(), at);
+            if let Some(xid) = last_callback_xid {
+                rows.members_heard.insert(user_id.clone(), xid);
             }
             stored.members_made.insert((group_id, user_id), created_at);
         }
         Ok(stored)
+    }
+
+    /// As it is to be: a dismissal is one write, of the group, and the rows of its members follow.
+    fn emptying(&self, group: &GroupId, rows: &GroupRows) -> Emptying {
+        let stored = self.emptying.get(group).copied().unwrap_or_default();
+        match rows.emptied_at {
+            None => stored,
+            at => Emptying {
+                dismissals: stored.dismissals.wrapping_add(1),
+                at,
+            },
+        }
     }
 
     /// Whether all of it could be written.
@@ -301,6 +332,11 @@ impl Stored {
                     .collect::<Vec<_>>()
             };
         }
+        let came = |group: &GroupId, member: &Member| {
+            let emptying = self.emptying(group, self.rows.get(group)?);
+            let has_come = emptying.at.is_some() && !member.is_gone();
+            has_come.then_some(emptying.dismissals)
+        };
         let made = |group: &GroupId, user: &UserId| {
             let key = (group.clone(), user.clone());
             self.members_made.get(&key).copied()
@@ -322,6 +358,7 @@ impl Stored {
             .bind(column!(|_, _, member, _| member.left_at))
             .bind(column!(|_, _, _, is_named| *is_named))
             .bind(column!(|group, user, _, _| made(group, user)))
+            .bind(column!(|group, _, member, _| came(group, member)))
             .execute(connection)
             .await?;
         Ok(done.rows_affected() == touched.len() as u64)
@@ -368,6 +405,8 @@ impl Stored {
             .bind(column!(|_, rows, _| rows.check.map(|reason| reason.code())))
             .bind(column!(|_, rows, _| rows.is_named))
             .bind(column!(|id, _, _| self.groups_made.get(*id).copied()))
+            .bind(column!(|id, rows, _| self.emptying(id, rows).dismissals))
+            .bind(column!(|id, rows, _| self.emptying(id, rows).at))
             .execute(connection)
             .await?;
         Ok(done.rows_affected() == touched.len() as u64)

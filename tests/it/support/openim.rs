@@ -5,8 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::openim_cache::Cache;
 use super::openim_callbacks::Callback;
+use super::openim_messages::Request;
+use super::openim_order::{Told, in_order};
+use super::openim_release::Release;
 use super::openim_versions::{Change, Versions};
+use super::random::Random;
 
 pub const ORDINARY: i32 = 20;
 pub const ADMIN: i32 = 60;
@@ -36,6 +41,8 @@ const NULLABLE: [&str; 4] = [
 ];
 const OF_MEMBER: [&str; 4] = ["nickName", "faceURL", "roleLevel", "ex"];
 
+/// Of the moments at which things are told.
+const ORDER: u64 = 0x0dde7;
 /// What the clock begins with.
 const START_MILLIS: i64 = 1_760_000_000_000;
 
@@ -52,6 +59,14 @@ pub struct OpenIm {
     pub now_millis: i64,
     /// Whether what has changed of a group comes with its profile where only members have changed.
     pub tells_group_with_members: bool,
+    pub release: Release,
+    /// Whether the service is away that dismisses a dismissed group a second time, now with its members.
+    pub push_is_away: bool,
+    /// The largest answer of a service behind the API, in bytes, where it is not the release's.
+    pub largest_answer: Option<usize>,
+    /// Groups that nobody knows and whose ids were asked for, whereby OpenIM has made a version of
+    /// each: a fault of who asks.
+    pub versions_of_nothing: Vec<String>,
     /// As many operations as there were, for ids that nothing else has.
     done: u64,
 }
@@ -72,12 +87,16 @@ pub struct Group {
     pub members: BTreeMap<String, Member>,
     /// What has changed, and when.
     pub versions: Versions,
+    /// Who is not shown though there.
+    pub(super) cache: Cache,
     /// Who waits for an approval.
     applicants: BTreeSet<String>,
     /// Brought back from a dismissal, and nothing was told since that proves it.
     pub is_back_unheard: bool,
-    /// Dismissed at some time with its members deleted, of which no callback tells.
-    pub was_emptied: bool,
+    /// How many members it is said to have, where that is not what they are.
+    pub(super) stale_count: Option<u64>,
+    /// As many messages as it had.
+    pub(super) messages: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +117,8 @@ pub struct Member {
 pub enum Operation {
     Create(Creation),
     Invite(String),
+    /// Of several at once. It ends at the first who is a member, and who stands before stays in.
+    InviteAll(Vec<String>),
     /// Of somebody who has asked to join.
     Approve(String),
     /// Or to ask for it, where an approval is needed.
@@ -117,6 +138,7 @@ pub enum Operation {
     /// Until a moment, in milliseconds.
     MuteMember(String, i64),
     UnmuteMember(String),
+    /// Without them they are gone a moment later all the same, unless the push service is away.
     Dismiss {
         with_members: bool,
     },
@@ -161,6 +183,9 @@ pub struct Refused;
 struct Moment {
     millis: i64,
     id: String,
+    operation_id: String,
+    release: Release,
+    push_is_away: bool,
 }
 
 impl Default for OpenIm {
@@ -170,49 +195,94 @@ impl Default for OpenIm {
             users: BTreeMap::new(),
             now_millis: START_MILLIS,
             tells_group_with_members: false,
+            release: Release::default(),
+            push_is_away: false,
+            largest_answer: None,
+            versions_of_nothing: vec![],
             done: 0,
         }
     }
 }
 
 impl OpenIm {
-    /// Does what is asked of a group, and gives what is told of it.
+    /// Does what is asked of a group, and gives the callbacks that tell of it. Of what is done to
+    /// the end though the caller is told an error there may be none.
     pub fn apply(&mut self, group: &str, operation: &Operation) -> Result<Vec<Callback>, Refused> {
         let moment = Moment {
             millis: self.now_millis,
             id: format!("68e5f{:019x}", self.done),
+            operation_id: self.operation_id(),
+            release: self.release,
+            push_is_away: self.push_is_away,
         };
-        let told = if let Operation::Create(creation) = operation {
-            require(!self.groups.contains_key(group))?;
-            let made = Group::new(group, creation, &moment);
-            let told = made.creation(creation);
-            self.groups.insert(group.to_owned(), made);
-            vec![told]
-        } else {
-            let group = self.groups.get_mut(group).ok_or(Refused)?;
-            group.apply(operation, &moment)?.into_iter().collect()
-        };
+        let mut callbacks = self.done_by(group, operation, &moment)?;
+        for callback in &mut callbacks {
+            callback.operation_id.clone_from(&moment.operation_id);
+        }
         self.now_millis += 1;
         self.done += 1;
-        Ok(told)
+        Ok(callbacks)
     }
 
-    /// A user has another profile, which is a change of every group that shows it.
-    pub fn set_user(&mut self, user: &str, nickname: &str, face_url: &str) {
+    /// And the messages too, each with how much later it comes, in that order.
+    pub fn perform(&mut self, group: &str, operation: &Operation) -> Result<Vec<Told>, Refused> {
+        let request = Request::new(self, group, operation);
+        let mut random = Random::new(ORDER, self.done);
+        let callbacks = self.apply(group, operation)?;
+        let messages = request.messages(self);
+        Ok(in_order(operation, callbacks, messages, &mut random))
+    }
+
+    /// Of the next request.
+    pub(super) fn operation_id(&self) -> String {
+        format!("op{}{:06}", self.now_millis, self.done)
+    }
+
+    fn done_by(
+        &mut self,
+        group: &str,
+        operation: &Operation,
+        moment: &Moment,
+    ) -> Result<Vec<Callback>, Refused> {
+        if let Operation::Create(creation) = operation {
+            require(!self.groups.contains_key(group))?;
+            let made = Group::new(group, creation, moment);
+            let told = made.creation(creation);
+            self.groups.insert(group.to_owned(), made);
+            return Ok(vec![told]);
+        }
+        let group = self.groups.get_mut(group).ok_or(Refused)?;
+        group.apply(operation, moment)
+    }
+
+    /// A user has another profile, which is a change of every group that shows it; the messages
+    /// of it.
+    pub fn set_user(&mut self, user: &str, nickname: &str, face_url: &str) -> Vec<Told> {
         let profile = Profile {
             nickname: nickname.to_owned(),
             face_url: face_url.to_owned(),
         };
         let before = self.users.insert(user.to_owned(), profile.clone());
         if before.unwrap_or_default() == profile {
-            return;
+            return vec![];
         }
+        let mut showing = vec![];
         for group in self.groups.values_mut() {
             let member = group.members.get(user);
             if member.is_some_and(|member| member.has_no("nickName") || member.has_no("faceURL")) {
                 group.versions.members_changed([user], Change::Update);
+                showing.push(group.id.clone());
             }
         }
+        let mut random = Random::new(ORDER, self.done);
+        let operation = Operation::SetMember(user.to_owned(), [("nickName", json!(""))].into());
+        let mut messages = vec![];
+        for group in showing {
+            let request = Request::new(self, &group, &operation);
+            messages.extend(request.messages(self));
+        }
+        self.done += 1;
+        in_order(&operation, vec![], messages, &mut random)
     }
 }
 
@@ -228,16 +298,33 @@ impl Group {
                 (user.clone(), member)
             })
             .collect();
+        let versions = Versions::new(moment.id.clone(), members.keys());
+        Self {
+            created_millis: creation.created_millis,
+            versions,
+            ..Self::new_as_read(id, creation.profile.clone(), members)
+        }
+    }
+
+    /// Without a past.
+    pub(super) fn new_as_read(
+        id: &str,
+        profile: Values,
+        members: BTreeMap<String, Member>,
+    ) -> Self {
         Self {
             id: id.to_owned(),
-            profile: creation.profile.clone(),
+            profile,
             status: NORMAL,
-            created_millis: creation.created_millis,
-            versions: Versions::new(moment.id.clone(), members.keys()),
+            created_millis: START_MILLIS,
+            // Of 24 digits as each, and of nobody else's counter.
+            versions: Versions::new(format!("{:024x}", members.len()), members.keys()),
             members,
+            cache: Cache::default(),
             applicants: BTreeSet::new(),
             is_back_unheard: false,
-            was_emptied: false,
+            stale_count: None,
+            messages: 0,
         }
     }
 
@@ -251,14 +338,11 @@ impl Group {
         self.status == DISMISSED
     }
 
-    fn apply(
-        &mut self,
-        operation: &Operation,
-        moment: &Moment,
-    ) -> Result<Option<Callback>, Refused> {
-        match operation {
+    fn apply(&mut self, operation: &Operation, moment: &Moment) -> Result<Vec<Callback>, Refused> {
+        let told = match operation {
             Operation::Create(_) => Err(Refused),
             Operation::Invite(user) => self.invite(user, moment).map(|()| None),
+            Operation::InviteAll(users) => self.invite_all(users, moment).map(|()| None),
             Operation::Approve(user) => self.approve(user, moment).map(|()| None),
             Operation::Join(user) => self.join(user, moment),
             Operation::Quit(user) => self.quit(user).map(Some),
@@ -274,16 +358,48 @@ impl Group {
             Operation::Unmute => Ok(self.set_status(NORMAL)),
             Operation::MuteMember(user, until) => self.mute_member(user, *until).map(|()| None),
             Operation::UnmuteMember(user) => self.mute_member(user, 0).map(|()| None),
-            Operation::Dismiss { with_members } => self.dismiss(*with_members, moment).map(Some),
-        }
+            Operation::Dismiss { with_members } => return self.dismiss(*with_members, moment),
+        };
+        Ok(told?.into_iter().collect())
     }
 
     fn invite(&mut self, user: &str, moment: &Moment) -> Result<(), Refused> {
         require(!self.is_dismissed() && !self.members.contains_key(user))?;
+        let member = self.invited(moment);
+        self.let_in_silently(user, member);
+        Ok(())
+    }
+
+    fn invited(&self, moment: &Moment) -> Member {
         let inviter = self.owner().map_or(ADMIN_ID, String::as_str).to_owned();
         let mut member = Member::new(ORDINARY, moment.millis);
         member.invited_by(&inviter);
-        self.let_in_silently(user, member);
+        member
+    }
+
+    /// Where one of them is a member the caller is told an error, but who stands before is in the
+    /// database all the same: no version has moved and no cache was emptied for it.
+    fn invite_all(&mut self, users: &[String], moment: &Moment) -> Result<(), Refused> {
+        require(!self.is_dismissed())?;
+        let is_member = |user: &&String| self.members.contains_key(*user);
+        let new: Vec<String> = users
+            .iter()
+            .take_while(|user| !is_member(user))
+            .cloned()
+            .collect();
+        let is_whole = new.len() == users.len();
+        require(!new.is_empty())?;
+        for user in &new {
+            let mut member = self.invited(moment);
+            member.is_unheard = true;
+            self.members.insert(user.clone(), member);
+            if !is_whole {
+                self.cache.hide(user);
+            }
+        }
+        if is_whole {
+            self.members_came_or_left(&new, Change::Insert);
+        }
         Ok(())
     }
 
@@ -306,7 +422,22 @@ impl Group {
 
     fn let_in(&mut self, user: &str, member: Member) {
         self.members.insert(user.to_owned(), member);
-        self.versions.members_changed([user], Change::Insert);
+        self.members_came_or_left([user], Change::Insert);
+    }
+
+    /// Every cache of who is a member is emptied.
+    fn members_came_or_left(
+        &mut self,
+        users: impl IntoIterator<Item = impl AsRef<str>> + Clone,
+        change: Change,
+    ) {
+        let named: Vec<_> = users.into_iter().collect();
+        let named = || named.iter().map(AsRef::as_ref);
+        self.versions.members_changed(named(), change);
+        self.cache.ids_forgotten();
+        for user in named() {
+            self.cache.row_forgotten(user);
+        }
     }
 
     fn join(&mut self, user: &str, moment: &Moment) -> Result<Option<Callback>, Refused> {
@@ -318,12 +449,16 @@ impl Group {
         // Where the joiner came from is not stored.
         let mut member = Member::new(ORDINARY, moment.millis);
         user.clone_into(&mut member.operator_user_id);
+        if moment.release == Release::Patch16 {
+            self.let_in_silently(user, member);
+            return Ok(None);
+        }
         self.let_in(user, member);
         self.is_back_unheard = false;
         Ok(Some(Callback::new(
             "callbackAfterJoinGroupCommand",
             json!({
-                "operationID": "imAdmin",
+                "operationID": moment.operation_id,
                 "groupID": self.id,
                 "reqMessage": "",
                 "joinSource": BY_SEARCH,
@@ -339,7 +474,9 @@ impl Group {
         Ok(Callback::new("callbackAfterQuitGroupCommand", fields))
     }
 
+    /// Not from a group without an owner.
     fn kick(&mut self, users: &[String]) -> Result<Callback, Refused> {
+        require(self.owner().is_some())?;
         self.remove(users)?;
         let fields = json!({"groupID": self.id, "kickedUserIDs": users, "reason": ""});
         Ok(Callback::new("callbackAfterKickGroupCommand", fields))
@@ -352,10 +489,7 @@ impl Group {
     ) -> Result<(), Refused> {
         let may_go = |user| self.members.get(user).is_some_and(|m| m.role() != OWNER);
         require(users.clone().into_iter().all(may_go))?;
-        self.versions.members_changed(
-            users.clone().into_iter().map(String::as_str),
-            Change::Delete,
-        );
+        self.members_came_or_left(users.clone(), Change::Delete);
         for user in users {
             self.members.remove(user);
         }
@@ -371,6 +505,7 @@ impl Group {
         member.is_unheard = false;
         if !values.is_empty() {
             self.versions.members_changed([user], Change::Update);
+            self.cache.row_forgotten(user);
         }
         let mut fields = json!({"groupID": self.id, "userID": user});
         for name in OF_MEMBER {
@@ -442,7 +577,7 @@ impl Group {
         values: &Values,
         unchanged_plain: &Value,
     ) -> Result<Option<Callback>, Refused> {
-        require(!self.is_dismissed())?;
+        require(!self.is_dismissed() && self.owner().is_some())?;
         if values.is_empty() {
             return Ok(None);
         }
@@ -467,15 +602,25 @@ impl Group {
         None
     }
 
-    /// With its members it can be dismissed again. They are deleted before they are listed.
-    fn dismiss(&mut self, with_members: bool, moment: &Moment) -> Result<Callback, Refused> {
+    /// With its members it can be dismissed again, as long as it has an owner. Whoever dismisses it
+    /// without them has the push service dismiss it with them.
+    fn dismiss(&mut self, with_members: bool, moment: &Moment) -> Result<Vec<Callback>, Refused> {
         require(with_members || !self.is_dismissed())?;
+        let mut told = vec![self.dismiss_once(with_members, moment)?];
+        if !with_members && !moment.push_is_away {
+            told.push(self.dismiss_once(true, moment)?);
+        }
+        Ok(told)
+    }
+
+    /// Members are deleted before they are listed.
+    fn dismiss_once(&mut self, with_members: bool, moment: &Moment) -> Result<Callback, Refused> {
         let owner = self.owner().cloned().ok_or(Refused)?;
         self.status = DISMISSED;
         self.is_back_unheard = false;
         if with_members {
             self.members.clear();
-            self.was_emptied = true;
+            self.cache = Cache::default();
             self.versions = Versions::new(moment.id.clone(), []);
         } else {
             self.versions.group_changed();
@@ -488,7 +633,7 @@ impl Group {
                 "ownerID": owner,
                 // The character with that code.
                 "groupType": "\u{2}",
-                "membersID": if with_members { Value::Null } else { json!(members) },
+                "membersID": members,
             }),
         ))
     }

@@ -8,27 +8,38 @@ use super::openim::{ADMIN, Creation, Group, NORMAL, ORDINARY, OWNER, WORKING_GRO
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Callback {
     /// The last part of the path.
-    pub command: &'static str,
+    pub command: String,
     pub body: String,
+    /// Of the request that it tells of; others of the same request have it too. It is in the head.
+    pub operation_id: String,
 }
 
 impl Callback {
-    pub(super) fn new(command: &'static str, fields: Value) -> Self {
+    pub(super) fn new(command: &str, fields: Value) -> Self {
         let mut body = Map::from_iter([("callbackCommand".to_owned(), json!(command))]);
         let Value::Object(fields) = fields else {
             panic!("{fields} is no body");
         };
         body.extend(fields);
-        // As Go writes JSON.
-        let mut text = Value::Object(body).to_string();
-        for (plain, escaped) in [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026")] {
-            text = text.replace(plain, escaped);
-        }
+        Self::of(command, &Value::Object(body))
+    }
+
+    pub(super) fn of(command: &str, body: &Value) -> Self {
         Self {
-            command,
-            body: text + "\n",
+            command: command.to_owned(),
+            body: go_json(body) + "\n",
+            operation_id: String::new(),
         }
     }
+}
+
+/// As Go writes JSON.
+pub(super) fn go_json(value: &Value) -> String {
+    let mut text = value.to_string();
+    for (plain, escaped) in [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026")] {
+        text = text.replace(plain, escaped);
+    }
+    text
 }
 
 impl Group {

@@ -12,6 +12,8 @@ const BOUND: Duration = Duration::from_secs(20);
 pub(super) enum Place {
     BeforeAnswer,
     AfterAnswer,
+    /// Where the ids are read and their version is not.
+    BeforeVersion,
 }
 
 /// What makes a call wait.

@@ -222,10 +222,11 @@ impl Pair {
     /// A member's row.
     pub async fn member(&self, group: &str, user: &str) -> Option<Value> {
         let sql = format!(
-            "select nickname, face_url, role_level, ex, display_nickname, display_face_url,
+            "select nickname, m.face_url, role_level, m.ex, display_nickname, display_face_url,
                     join_source, inviter_user_id, mute_end_at is not null as is_muted,
-                    left_at is not null as is_gone
-               from group_members where group_id = '{group}' and user_id = '{user}'"
+                    not ({CURRENT}) as is_gone
+               from group_members m join groups using (group_id)
+              where group_id = '{group}' and user_id = '{user}'"
         );
         self.db.rows(&sql).await.pop()
     }
@@ -286,7 +287,7 @@ fn id(group: &str) -> GroupId {
 
 /// Tells a mirror what OpenIM tells.
 pub async fn tell(ingest: &Ingest, callback: &Callback, at: OffsetDateTime) {
-    let Callback { command, body } = callback;
+    let Callback { command, body, .. } = callback;
     let change = understand(&format!("/{command}"), body.as_bytes(), at);
     let change = change.unwrap_or_else(|why| panic!("{why}: {body}"));
     ingest.submit(change).await.unwrap();
@@ -322,6 +323,10 @@ const OF_MEMBER: [&str; 9] = [
     "muteEndTime",
 ];
 
+/// Whether a member is current, of `group_members` with `groups`.
+pub const CURRENT: &str = "left_at is null and status is distinct from 2
+    and (emptying_at is null or came_at_dismissal = dismissals)";
+
 /// As OpenIM shows it. Of a dismissed group there is only that it is.
 fn held(openim: &OpenIm) -> Facts {
     let mut facts = Facts::new();
@@ -338,7 +343,9 @@ fn held(openim: &OpenIm) -> Facts {
             add("", name, shown[name].clone());
         }
         for user in group.members.keys() {
-            let shown = openim.shown_member(group_id, user).unwrap();
+            let Some(shown) = openim.shown_member(group_id, user) else {
+                continue;
+            };
             for name in OF_MEMBER {
                 add(user, name, shown[name].clone());
             }
@@ -368,7 +375,7 @@ async fn mirrored(db: &TestDb) -> Facts {
                   inviter_user_id as "inviterUserID", operator_user_id as "operatorUserID",
                   {} as "muteEndTime", m.nickname as own_nickname, m.face_url as own_face
              from group_members m join groups g using (group_id)
-            where left_at is null and status is distinct from 2"#,
+            where {CURRENT}"#,
         millis("joined_at"),
         millis("mute_end_at")
     );
@@ -395,7 +402,9 @@ async fn mirrored(db: &TestDb) -> Facts {
         // What the mirror takes for a member's own is what OpenIM shows, or nothing.
         for (own, shown) in [("own_nickname", "nickname"), ("own_face", "faceURL")] {
             let is_own = row[own].as_str().is_some_and(|own| !own.is_empty());
-            assert!(!is_own || row[own] == row[shown], "{row}");
+            if is_own && row[own] != row[shown] {
+                facts.insert(key(own), row[own].clone());
+            }
         }
     }
     facts

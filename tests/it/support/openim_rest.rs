@@ -2,19 +2,25 @@
 //! of OpenIM.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::openim::{Group, Member, OpenIm, WORKING_GROUP};
+use super::openim::{Group, Member, OpenIm, Operation, WORKING_GROUP};
 use super::openim_versions::{Change, Since};
 use super::random::Random;
 
 pub(super) const ARGUMENTS: i64 = 1001;
 pub(super) const NO_PERMISSION: i64 = 1002;
 const NOT_FOUND: i64 = 1004;
+const GROUP_UNKNOWN: i64 = 1201;
 const DISMISSED: i64 = 1204;
+
+/// The end of the path of the call for all ids of a group.
+pub(super) const GET_IDS: &str = "get_full_group_member_user_ids";
+const NOBODYS_VERSION: &str = "68e5f000000000000000ffff";
 
 /// Ids in one request.
 const MOST_IDS: usize = 1000;
@@ -74,6 +80,14 @@ struct GetMembersInfo {
 }
 
 #[derive(Deserialize)]
+struct GetIds {
+    #[serde(rename = "groupID")]
+    group_id: String,
+    #[serde(default, rename = "idHash")]
+    id_hash: u64,
+}
+
+#[derive(Deserialize)]
 struct GetIncremental {
     #[serde(default, rename = "groupID")]
     group_id: String,
@@ -92,13 +106,17 @@ struct GetIncrementalBatch {
 impl OpenIm {
     /// The data of an answer. Nothing where there is no such call.
     pub(super) fn answer(
-        &self,
+        &mut self,
         path: &str,
         request: &Value,
         random: &mut Random,
     ) -> Option<Result<Value, Code>> {
         Some(match path.strip_prefix("/group/")? {
             "get_groups" => parse(request).map(|asked| self.get_groups(&asked)),
+            GET_IDS => parse(request).and_then(|asked| self.get_ids(&asked)),
+            "get_group_abstract_info" => {
+                parse(request).and_then(|asked| self.get_abstracts(&asked))
+            }
             "get_groups_info" => {
                 parse(request).and_then(|asked| self.get_groups_info(&asked, random))
             }
@@ -123,11 +141,46 @@ impl OpenIm {
         self.groups.get(group).map(Group::shown)
     }
 
+    /// Whoever is hidden by a cache shows, by the next who comes and 60 s.
+    pub fn uncover(&mut self) {
+        let groups = self
+            .groups
+            .values()
+            .filter(|group| group.cache.hides_anybody());
+        let groups: Vec<String> = groups.map(|group| group.id.clone()).collect();
+        for group in groups {
+            let invite = Operation::Invite(format!("uncovers-{}", self.now_millis));
+            self.apply(&group, &invite).unwrap();
+        }
+        self.entries_expire();
+    }
+
+    /// What is only hidden by a cache for 60 s shows.
+    pub fn entries_expire(&mut self) {
+        for group in self.groups.values_mut() {
+            group.cache.entries_expire();
+        }
+    }
+
+    /// The bytes of the largest answer of a service behind the API.
+    pub(super) fn largest_answer(&self) -> usize {
+        let of_release = self.release.largest_answer();
+        self.largest_answer.unwrap_or(of_release)
+    }
+
     /// A member as REST shows it, with the user's profile where the group has nothing of its own.
     pub fn shown_member(&self, group: &str, user: &str) -> Option<Value> {
         let group = self.groups.get(group)?;
         let member = group.members.get(user)?;
+        group.cache.has_row(user).then_some(())?;
         Some(self.show(group, user, member))
+    }
+
+    pub(super) fn shown_members(&self, group: &str) -> Vec<Value> {
+        let group = &self.groups[group];
+        let members = group.with_ids();
+        let members = members.map(|(user, member)| self.show(group, user, member));
+        members.collect()
     }
 
     fn show(&self, group: &Group, user: &str, member: &Member) -> Value {
@@ -188,21 +241,81 @@ impl OpenIm {
         let Some(group) = self.groups.get(&asked.group_id) else {
             return json!({"total": 0, "members": null});
         };
-        let mut members: Vec<_> = group.members.iter().collect();
+        let mut members: Vec<_> = group.with_ids().collect();
+        let total = members.len();
         members.sort_by_cached_key(|(_, member)| std::cmp::Reverse(member.role()));
         let mut page = asked.pagination.page(members);
         shuffle(&mut page, random);
         let members = page.into_iter();
+        let members = members.filter(|(user, _)| group.cache.has_row(user));
         let members = members.map(|(user, member)| self.show(group, user, member));
-        json!({"total": group.members.len(), "members": list(members)})
+        json!({"total": total, "members": list(members)})
     }
 
-    fn get_members_info(&self, asked: &GetMembersInfo) -> Result<Value, Code> {
+    /// Who has no row is remembered.
+    fn get_members_info(&mut self, asked: &GetMembersInfo) -> Result<Value, Code> {
         bounded(&asked.user_ids)?;
         let users: BTreeSet<&String> = asked.user_ids.iter().collect();
-        let members = users.into_iter();
-        let members = members.filter_map(|user| self.shown_member(&asked.group_id, user));
+        let mut members = vec![];
+        for user in users {
+            if let Some(member) = self.shown_member(&asked.group_id, user) {
+                members.push(member);
+            } else if let Some(group) = self.groups.get_mut(&asked.group_id) {
+                group.cache.looked_for_in_vain(user);
+            }
+        }
         Ok(json!({"members": list(members)}))
+    }
+
+    /// The ids of all members, with the version, which is read after them. Of a group that nobody
+    /// knows a version is made.
+    fn get_ids(&mut self, asked: &GetIds) -> Result<Value, Code> {
+        let Some(group) = self.groups.get(&asked.group_id) else {
+            self.versions_of_nothing.push(asked.group_id.clone());
+            let nothing =
+                json!({"version": 1, "versionID": NOBODYS_VERSION, "equal": asked.id_hash == 0});
+            return Ok(nothing);
+        };
+        let ids: Vec<Value> = group.with_ids().map(|(user, _)| json!(user)).collect();
+        let is_equal = asked.id_hash == hash(&ids);
+        Ok(json!({
+            "version": group.versions.version,
+            "versionID": group.versions.id,
+            "equal": is_equal,
+            "userIDs": if is_equal { None } else { list(ids) },
+        }))
+    }
+
+    /// What [`Self::get_ids`] has read second, as it is now.
+    pub(super) fn renew_version(&self, request: &Value, ids: &mut Value) {
+        let group = request["groupID"].as_str();
+        if let Some(group) = group.and_then(|group| self.groups.get(group)) {
+            ids["version"] = json!(group.versions.version);
+            ids["versionID"] = json!(group.versions.id);
+        }
+    }
+
+    /// Each once, and all of them known.
+    fn get_abstracts(&self, asked: &GetGroupsInfo) -> Result<Value, Code> {
+        bounded(&asked.group_ids)?;
+        let ids: BTreeSet<&String> = asked.group_ids.iter().collect();
+        if ids.len() < asked.group_ids.len() {
+            return Err(ARGUMENTS);
+        }
+        let row = |id: &String| {
+            let group = self.groups.get(id).ok_or(GROUP_UNKNOWN)?;
+            let members = group.with_ids();
+            let members: Vec<_> = members
+                .map(|(user, member)| self.show(group, user, member))
+                .collect();
+            Ok(json!({
+                "groupID": id,
+                "groupMemberNumber": members.len(),
+                "groupMemberListHash": hash(&members),
+            }))
+        };
+        let rows: Result<Vec<Value>, Code> = asked.group_ids.iter().map(row).collect();
+        Ok(json!({"groupAbstractInfos": rows?}))
     }
 
     fn get_incremental(&self, asked: &GetIncremental) -> Result<Value, Code> {
@@ -218,7 +331,9 @@ impl OpenIm {
                     (members, false, group || with_members)
                 }
             };
-        if tells_group && group.owner().is_none() {
+        // Whoever owns the group is looked for wherever there is something to tell.
+        let is_told = tells_group || !members.is_empty();
+        if is_told && group.owner().is_none() {
             return Err(NOT_FOUND);
         }
         let of = |wanted| members.iter().filter(move |(_, change)| *change == wanted);
@@ -260,7 +375,13 @@ impl OpenIm {
 }
 
 impl Group {
-    fn shown(&self) -> Value {
+    /// Members that OpenIM counts.
+    fn with_ids(&self) -> impl Iterator<Item = (&String, &Member)> {
+        let members = self.members.iter();
+        members.filter(|(user, _)| self.cache.has_id(user))
+    }
+
+    pub(super) fn shown(&self) -> Value {
         let profile = |name| &self.profile[name];
         json!({
             "groupID": self.id,
@@ -270,7 +391,7 @@ impl Group {
             "faceURL": profile("faceURL"),
             "ownerUserID": self.owner().map_or("", String::as_str),
             "createTime": self.created_millis,
-            "memberCount": self.members.len(),
+            "memberCount": self.stale_count.unwrap_or(self.with_ids().count() as u64),
             "ex": profile("ex"),
             "status": self.status,
             "creatorUserID": "",
@@ -293,6 +414,16 @@ pub(super) fn without_rows(path: &str) -> Option<Value> {
         "get_group_members_info" => Some(json!({"members": null})),
         _ => None,
     }
+}
+
+/// As OpenIM's: other lists have others, and an empty one has 0. Its own is of an MD5 sum.
+fn hash(rows: &[Value]) -> u64 {
+    if rows.is_empty() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    json!(rows).to_string().hash(&mut hasher);
+    hasher.finish()
 }
 
 fn parse<T: DeserializeOwned>(request: &Value) -> Result<T, Code> {

@@ -18,15 +18,20 @@ use tokio::sync::oneshot;
 use super::openim::{ADMIN_ID, OpenIm};
 use super::openim_faults::{RestFault, RestFaults, cut_off, garbage, status, too_large};
 use super::openim_gates::{Gates, Held, Place};
-use super::openim_rest::{ARGUMENTS, Code, NO_PERMISSION, without_rows};
+use super::openim_rest::{ARGUMENTS, Code, GET_IDS, NO_PERMISSION, without_rows};
 use super::random::Random;
 
 /// What a token is given for.
 pub const SECRET: &str = "openIM123";
 
+/// Follows the path of a call that asks for no rows, where calls are counted.
+pub const ONLY_TOTAL: &str = " (total)";
+
 const GET_TOKEN: &str = "/auth/get_admin_token";
 const TOKEN_INVALID: Code = 1502;
 const TOKEN_REPLACED: Code = 1507;
+/// Of gRPC.
+const EXHAUSTED: Code = 8;
 
 type Hook = Box<dyn FnMut(&str, &Value, &mut OpenIm) + Send>;
 
@@ -145,6 +150,11 @@ impl OpenImServer {
         self.shared.state().faults.add_random(seed, one_in);
     }
 
+    /// Until told otherwise, calls of paths with this end go wrong.
+    pub fn fail_until_told(&self, path_suffix: &str, fault: RestFault) {
+        self.fail_next(path_suffix, fault, u64::MAX);
+    }
+
     /// From now on nothing goes wrong.
     pub fn stop_failing(&self) {
         self.shared.state().faults = RestFaults::default();
@@ -170,6 +180,11 @@ impl OpenImServer {
             .state()
             .gates
             .add(path_suffix, Place::AfterAnswer)
+    }
+
+    /// The next call for a group's ids waits where it has the ids and not yet the version.
+    pub fn hold_before_version(&self) -> Held {
+        self.shared.state().gates.add(GET_IDS, Place::BeforeVersion)
     }
 
     /// From now on, whatever page is asked for, the first is given.
@@ -307,9 +322,16 @@ impl Endpoint for Rest {
         let Self(shared) = self;
         let path = request.uri().path().to_owned();
         let body = request.take_body().into_bytes().await?;
-        *shared.state().calls.entry(path.clone()).or_default() += 1;
-        shared.wait_at_gate(&path, Place::BeforeAnswer).await;
         let asked: Option<Value> = serde_json::from_slice(&body).ok();
+        let mut call = path.clone();
+        let size = asked
+            .as_ref()
+            .map(|asked| &asked["pagination"]["showNumber"]);
+        if size.is_some_and(|size| *size == 0) {
+            call.push_str(ONLY_TOTAL);
+        }
+        *shared.state().calls.entry(call).or_default() += 1;
+        shared.wait_at_gate(&path, Place::BeforeAnswer).await;
         if let Some(hook) = &mut *shared.hook.lock().unwrap() {
             let asked = asked.as_ref().unwrap_or(&Value::Null);
             hook(&path, asked, &mut lock(&shared.openim));
@@ -326,30 +348,52 @@ impl Endpoint for Rest {
             }
             Some(RestFault::CutOff) | None => None,
         };
-        let Some(answer) = answer else {
+        let Some(mut answer) = answer else {
             return Ok(StatusCode::NOT_FOUND.into());
         };
+        if let (true, Ok(ids)) = (path.ends_with(GET_IDS), &mut answer) {
+            shared.wait_at_gate(&path, Place::BeforeVersion).await;
+            let asked = asked.as_ref().unwrap_or(&Value::Null);
+            lock(&shared.openim).renew_version(asked, ids);
+        }
         shared.wait_at_gate(&path, Place::AfterAnswer).await;
-        Ok(respond(&request, &envelope(answer), fault))
+        // The token's service is another, and its answer is small.
+        let is_of_group = path.starts_with("/group/");
+        let most = is_of_group.then(|| lock(&shared.openim).largest_answer());
+        Ok(respond(&request, envelope(answer, most), fault))
     }
 }
 
-fn envelope(answer: Result<Value, Code>) -> Value {
-    match answer {
-        Ok(data) => json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": data}),
-        Err(code) => json!({
-            "errCode": code,
-            "errMsg": message(code),
-            "errDlt": format!("{code} {}", message(code)),
-        }),
-    }
+/// An answer that is too large for its way from the service to the API is an error.
+fn envelope(answer: Result<Value, Code>, most: Option<usize>) -> Vec<u8> {
+    let code = match answer {
+        Ok(data) => {
+            let whole = json!({"errCode": 0, "errMsg": "", "errDlt": "", "data": data});
+            let whole = whole.to_string().into_bytes();
+            if most.is_none_or(|most| whole.len() <= most) {
+                return whole;
+            }
+            EXHAUSTED
+        }
+        Err(code) => code,
+    };
+    let error = json!({
+        "errCode": code,
+        "errMsg": message(code),
+        "errDlt": format!("{code} {}", message(code)),
+    });
+    error.to_string().into_bytes()
 }
 
 fn message(code: Code) -> &'static str {
     match code {
+        4 => "context deadline exceeded",
+        8 => "grpc: received message larger than max",
+        14 => "no children to pick from",
         1001 => "ArgsError",
         1002 => "NoPermissionError",
         1004 => "RecordNotFoundError",
+        1201 => "GroupIDNotFoundError",
         1204 => "DismissedAlreadyError",
         1501 => "TokenExpiredError",
         1502 => "TokenInvalidError",
@@ -359,8 +403,7 @@ fn message(code: Code) -> &'static str {
     }
 }
 
-fn respond(request: &Request, envelope: &Value, fault: Option<RestFault>) -> Response {
-    let mut body = envelope.to_string().into_bytes();
+fn respond(request: &Request, mut body: Vec<u8>, fault: Option<RestFault>) -> Response {
     let mut response = Response::builder().content_type("application/json; charset=utf-8");
     let offered = header_of(request.headers(), header::ACCEPT_ENCODING.as_str());
     if offered.is_some_and(|offered| offered.contains("gzip")) {

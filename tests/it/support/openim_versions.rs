@@ -48,6 +48,16 @@ impl Versions {
         }
     }
 
+    /// A counter that has come so far, of which the past is not known.
+    pub(super) fn at(id: String, version: u64) -> Self {
+        Self {
+            id,
+            version,
+            members: BTreeMap::new(),
+            group: None,
+        }
+    }
+
     /// One change, of one or more members.
     pub(super) fn members_changed<'a>(
         &mut self,

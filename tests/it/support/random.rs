@@ -28,6 +28,10 @@ impl Random {
         self.below(many) == 0
     }
 
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
     pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
         from[usize::try_from(self.next() % from.len() as u64).unwrap()].clone()
     }

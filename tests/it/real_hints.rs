@@ -1,0 +1,172 @@
+//! Random histories that are told well, with the messages that tell of every change.
+
+#![expect(clippy::print_stdout, reason = "the seed, and what was counted")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::histories::seed;
+use crate::real_histories::{AT_A_TIME, Bed, Setup, histories};
+use crate::support::{Creation, Operation, Random, Release, Way, until};
+
+/// From the last operation until the mirror is equal, at most. `HISTORY_BOUND_MS` is for machines
+/// that have nothing else to do.
+fn bound() -> Duration {
+    let millis = std::env::var("HISTORY_BOUND_MS");
+    let millis = millis.map_or(20_000, |millis| millis.parse().expect("a number"));
+    Duration::from_millis(millis)
+}
+
+/// Equal by looks alone: the only cycle is the one at the start.
+async fn equal_at_once(release: Release) {
+    let seed = seed();
+    println!("hints: HISTORY_SEED={seed}");
+    let bed = Bed::new(Setup {
+        release,
+        hints: true,
+        api: true,
+        partial: false,
+        way: Way::GOOD,
+    })
+    .await;
+    bed.compared_once().await;
+    bed.pair.server.reset_calls();
+    let mut took = vec![];
+    let step = usize::try_from(AT_A_TIME).unwrap();
+    for start in (0..histories()).step_by(step) {
+        let part = start..histories().min(start + AT_A_TIME);
+        let story = format!("HISTORY_SEED={seed}, {part:?} of {release:?}");
+        bed.begin(seed, part).join_all().await;
+        let ended = Instant::now();
+        loop {
+            let differences = bed.pair.differences().await;
+            if differences.is_empty() {
+                break;
+            }
+            let late = ended.elapsed() > bound();
+            assert!(!late, "{story}: {} {differences:#?}", differences.len());
+            sleep(Duration::from_millis(20)).await;
+        }
+        took.push(ended.elapsed());
+        bed.delivery.settled().await;
+    }
+    took.sort();
+    let delivered = bed.delivery.delivered();
+    println!("{release:?}: {delivered:?}; equal after {took:?}");
+    assert_eq!(delivered.lost + delivered.odd, 0);
+    let calls = bed.pair.server.calls();
+    assert_eq!(calls.get("/group/get_groups"), None, "{calls:?}");
+    let odd = bed.pair.openim().versions_of_nothing.clone();
+    assert!(odd.is_empty(), "{odd:?}");
+    let drift = bed.pair.drift().await;
+    assert!(drift.is_empty(), "{drift:?}");
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_hints_the_mirror_of_patch_16_is_equal_at_once() {
+    equal_at_once(Release::Patch16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_hints_the_mirror_of_patch_15_is_equal_at_once() {
+    equal_at_once(Release::Patch15).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_hints_the_mirror_of_main_is_equal_at_once() {
+    equal_at_once(Release::Main).await;
+}
+
+/// On the release that tells by no callback who comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_82_who_comes_is_there_within_a_second_of_a_message_that_tells_nobodys_name() {
+    let bed = Bed::new(Setup {
+        release: Release::Patch16,
+        hints: true,
+        api: true,
+        partial: false,
+        way: Way::GOOD,
+    })
+    .await;
+    let random = &mut Random::new(82, 0);
+    let mut creation = Creation::open("Kayaks", "boss", &["u1"]);
+    let mut does = |operation: &Operation| {
+        let told = bed.pair.openim().perform("g", operation).unwrap();
+        bed.delivery.tell(told, random);
+    };
+    creation.profile.insert("ex", json!("x"));
+    does(&Operation::Create(creation));
+    bed.compared_once().await;
+    let ask = |answer| Operation::SetProfileEx([("needVerification", json!(answer))].into());
+    for (user, operations) in [
+        ("invited", vec![Operation::Invite("invited".into())]),
+        ("joined", vec![Operation::Join("joined".into())]),
+        (
+            "approved",
+            vec![
+                ask(1),
+                Operation::Join("approved".into()),
+                Operation::Approve("approved".into()),
+            ],
+        ),
+    ] {
+        for operation in &operations {
+            does(operation);
+        }
+        let began = Instant::now();
+        until("who comes is there", async || {
+            bed.pair.member("g", user).await.is_some()
+        })
+        .await;
+        println!("{user} is there after {:?}", began.elapsed());
+        assert!(began.elapsed() < bound());
+    }
+    until("the mirror is equal", async || {
+        bed.pair.differences().await.is_empty()
+    })
+    .await;
+    bed.delivery.settled().await;
+    bed.close().await;
+}
+
+/// Who is a member here and there, by group; where they differ, the group wants a check.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_api_hints_mark_the_groups_whose_members_are_others() {
+    let seed = seed();
+    println!("hints: HISTORY_SEED={seed}");
+    let bed = Bed::new(Setup {
+        release: Release::Patch16,
+        hints: true,
+        api: false,
+        partial: false,
+        way: Way::GOOD,
+    })
+    .await;
+    bed.begin(seed, 0..AT_A_TIME).join_all().await;
+    bed.delivery.settled().await;
+    let wrong = async || {
+        let differences = bed.pair.differences().await;
+        // Names that are shown, and mutes, are told to nobody.
+        let of_role = differences
+            .iter()
+            .filter(|line| line.contains("\"roleLevel\""));
+        let mut wrong: Vec<String> = of_role.cloned().collect();
+        for group in marked(&bed).await {
+            wrong.retain(|line| !line.contains(&format!("\"{group}\"")));
+        }
+        wrong
+    };
+    // A mark of a join waits for 5 s for its callback.
+    until("they are marked", async || wrong().await.is_empty()).await;
+    bed.close().await;
+}
+
+async fn marked(bed: &Bed) -> Vec<String> {
+    let sql = "select group_id from groups where check_wanted_since is not null";
+    let rows = bed.pair.db.rows(sql).await;
+    let id = |row: &Value| row["group_id"].as_str().unwrap().to_owned();
+    rows.iter().map(id).collect()
+}
