@@ -455,8 +455,8 @@ impl Inner {
             return repaired;
         };
         repaired?;
-        let code = CheckReason::ReadInPart.code();
-        if known.is_none_or(|known| known.check_reason.as_deref() != Some(code)) {
+        // A mark that is there stays.
+        if known.is_none_or(|known| known.check_reason.is_none()) {
             self.ingest
                 .want_check(group.clone(), CheckReason::ReadInPart);
         }
