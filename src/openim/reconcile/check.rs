@@ -173,7 +173,7 @@ impl Inner {
             let looked = Looked {
                 group,
                 begun: &begun,
-                has_group: named.has_group,
+                has_group: named.has_group || pass.has_group(group),
                 has_total: true,
             };
             match self.settle_look(looked, fetched, pass).await? {
