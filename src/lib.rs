@@ -20,6 +20,10 @@
 //! against OpenIM, as `openim` then does. What cannot be written, for the database is away, goes to the
 //! spool on disk, and from there to the store when it is back.
 //!
+//! OpenIM's notifications come by the first door too, each as a `domain::Hint` that something has happened
+//! to a group. `ingest::hints` keeps them in memory and says when which group is to be looked at, and
+//! `openim` looks; without access to OpenIM's API some become marks.
+//!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
 //! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
 //! server that is used where no other is named.

@@ -86,7 +86,7 @@ fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), F
         }
         Command::Migrate => runtime.block_on(app::migrate(config))?,
         Command::Openapi => writeln!(&stdout, "{}", http::openapi_json()?)?,
-        Command::OpenimConfig { url } => app::openim_config(config, url, stdout)?,
+        Command::OpenimConfig(asked) => app::openim_config(config, asked, stdout)?,
         Command::Healthcheck => runtime.block_on(app::healthcheck(config))?,
         Command::Drain => runtime.block_on(app::drain(config))?,
         Command::Rejected(command) => {

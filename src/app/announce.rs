@@ -3,32 +3,10 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-
-use crate::config::AccessSettings;
+use super::webhooks;
+use crate::config::{AccessSettings, ConfigFormat};
 use crate::local_postgres::Server;
 use crate::store::Database;
-
-/// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
-/// OpenIM's switches of what tells about groups and their members. Not beforeMemberJoinGroup, which
-/// tells more: with it on, nobody can join a group while this service is away.
-const SWITCHES: [&str; 9] = [
-    "afterCreateGroup",
-    "afterJoinGroup",
-    "afterQuitGroup",
-    "afterKickGroupMember",
-    "afterDismissGroup",
-    "afterTransferGroupOwner",
-    "afterSetGroupInfo",
-    "afterSetGroupInfoEx",
-    "afterSetGroupMemberInfo",
-];
 
 /// In one line each.
 pub(super) fn announce(
@@ -57,7 +35,8 @@ pub(super) fn announce(
             _ => " (openim-config prints the password)",
         }
     )?;
-    webhooks(&mut out, &url, access, |_| "***".into())?;
+    let url = webhooks::with_password(&url, access, |_| "***".into());
+    webhooks::write(&mut out, &url, None, ConfigFormat::Yaml)?;
     out.flush()
 }
 
@@ -68,31 +47,4 @@ pub(super) fn url_of(addr: SocketAddr) -> String {
     } else {
         format!("http://{addr}")
     }
-}
-
-/// The lines for OpenIM's config/webhooks.yml: where it reaches us, with the key in the URL, which
-/// OpenIM's client sends as HTTP Basic.
-pub(super) fn webhooks(
-    mut out: impl Write,
-    url: &str,
-    access: &AccessSettings,
-    show: impl FnOnce(&str) -> String,
-) -> io::Result<()> {
-    let url = match (access.callback_passwords.first(), url.split_once("://")) {
-        (Some(password), Some((scheme, rest))) => {
-            let user = utf8_percent_encode(&access.callback_username, ENCODED);
-            format!("{scheme}://{user}:{}@{rest}", show(password.expose()))
-        }
-        _ => url.to_owned(),
-    };
-    writeln!(out, "url: {url}")?;
-    for switch in SWITCHES {
-        writeln!(out, "{switch}: {{ enable: true, timeout: 5 }}")?;
-    }
-    Ok(())
-}
-
-/// As in a URL.
-pub(super) fn encode(password: &str) -> String {
-    utf8_percent_encode(password, ENCODED).to_string()
 }

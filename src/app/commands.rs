@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::database::{self, Private};
-use super::{Error, PRIVATE_STOP, announce};
-use crate::config::Config;
+use super::{Error, PRIVATE_STOP, announce, webhooks};
+use crate::config::{Config, OpenimConfig};
 
 /// How long a healthy service may take to say so.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,15 +24,20 @@ pub async fn migrate(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the lines for OpenIM's config/webhooks.yml, with the real password. `url` is how OpenIM
-/// reaches us; `None`: as the settings have it.
+/// Writes the settings that OpenIM needs, with the real password.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn openim_config(config: &Config, url: Option<String>, out: impl Write) -> Result<(), Error> {
+pub fn openim_config(config: &Config, asked: OpenimConfig, out: impl Write) -> Result<(), Error> {
+    let OpenimConfig {
+        url,
+        openim,
+        format,
+    } = asked;
     let url = url.unwrap_or_else(|| announce::url_of(config.listen_addr));
     let url = url.trim_end_matches('/');
-    announce::webhooks(out, url, &config.access, announce::encode)?;
+    let url = webhooks::with_password(url, &config.access, webhooks::encode);
+    webhooks::write(out, &url, openim, format)?;
     Ok(())
 }
 

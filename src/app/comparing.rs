@@ -28,6 +28,8 @@ impl Comparing {
             .metrics
             .begin_comparing(settings.interval, &openim::Error::OF_RUN);
         let reconciler = Reconciler::new(client, settings, parts);
+        // Before anything is served.
+        reconciler.begin_looks();
         let closing = comparing.closing.clone();
         comparing
             .running

@@ -8,6 +8,7 @@ mod progress;
 mod reconcile;
 mod rejected;
 mod spool;
+mod webhooks;
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::{Config, Errors};
 use crate::domain::{GroupId, IdError};
@@ -35,11 +35,7 @@ pub enum Command {
     /// Print the OpenAPI document as JSON, and end
     Openapi,
     /// Print the lines for OpenIM's config/webhooks.yml, with the real password, and end
-    OpenimConfig {
-        /// How OpenIM reaches this service, such as http://mirror:8080; unset: LISTEN_ADDR
-        #[arg(long, value_name = "URL", value_parser = base_url)]
-        url: Option<String>,
-    },
+    OpenimConfig(OpenimConfig),
     /// Ask the running service on LISTEN_ADDR whether it is alive; fails if not
     Healthcheck,
     /// Write what waits in the spool to the database, and end; not beside a running service
@@ -51,6 +47,41 @@ pub enum Command {
     /// Look at callbacks whose body could not be understood, send them in again, or delete them
     #[command(subcommand)]
     Rejected(RejectedCommand),
+}
+
+/// Which lines to print.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenimConfig {
+    /// How OpenIM reaches this service, such as http://mirror:8080; unset: LISTEN_ADDR
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub url: Option<String>,
+    /// Which OpenIM they are for; unset: what all have in common
+    #[arg(long, value_enum)]
+    pub openim: Option<OpenimVersion>,
+    /// In which form
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ConfigFormat,
+}
+
+/// OpenIM's versions, as far as they are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpenimVersion {
+    /// v3.8.2 to v3.8.3-patch.16: notifications too, which tell of what no callback does
+    Patch,
+    /// Newer ones, and older: there the notifications would bring every message
+    Main,
+}
+
+/// Forms of OpenIM's settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConfigFormat {
+    /// Lines of config/webhooks.yml
+    #[default]
+    Yaml,
+    /// Environment variables, which OpenIM's single-process form does not read
+    Env,
+    /// The same for a docker-compose file
+    Compose,
 }
 
 /// What to compare, and how.

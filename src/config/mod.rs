@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use flags::{Command, Reconcile, RejectedCommand, Selection};
+pub use flags::{
+    Command, ConfigFormat, OpenimConfig, OpenimVersion, Reconcile, RejectedCommand, Selection,
+};
 
 use crate::ingest::Retention;
 use crate::local_postgres::Search;

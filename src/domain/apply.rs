@@ -60,6 +60,14 @@ enum Found {
 /// Does to `rows` what `change` says. There are the rows of all whom the change names, as far as
 /// they are stored.
 pub fn apply(rows: &mut GroupRows, change: &Change) {
+    let before = rows.check;
+    apply_event(rows, change);
+    if change.is_looked_after && !change.event.is_mark() {
+        rows.check = before;
+    }
+}
+
+fn apply_event(rows: &mut GroupRows, change: &Change) {
     let at = change.received_at;
     if let Event::Create(creation) = &change.event {
         rows.create(creation, at);
@@ -68,6 +76,12 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     if let Event::Repair(repair) = &change.event {
         return rows.repair(repair);
     }
+    if let Event::WantCheckIfDismissed(reason) = &change.event {
+        if rows.group.as_ref().is_some_and(Group::is_dismissed) {
+            rows.want_check(*reason);
+        }
+        return;
+    }
     let is_unknown = rows.group.is_none();
     if is_unknown {
         rows.group = Some(Group::default());
@@ -75,7 +89,7 @@ pub fn apply(rows: &mut GroupRows, change: &Change) {
     }
     match &change.event {
         // Above.
-        Event::Create(_) | Event::Repair(_) => {}
+        Event::Create(_) | Event::Repair(_) | Event::WantCheckIfDismissed(_) => {}
         Event::Join(user) => rows.join(user, at),
         Event::Quit(user) => rows.leave(user, at),
         Event::Kick(users) => rows.kick(users, at),
@@ -113,7 +127,10 @@ impl GroupRows {
     }
 
     pub(super) fn want_check(&mut self, reason: CheckReason) {
-        self.check = Some(reason);
+        // That of a notification may be taken back, and must not take another along.
+        if reason != CheckReason::Notified || self.check.is_none() {
+            self.check = Some(reason);
+        }
     }
 
     /// OpenIM refuses to let anyone into, or to change, a dismissed group.
@@ -373,5 +390,98 @@ fn filled(member: &Member, told: &Member) -> Member {
         joined_at: member.joined_at.or(told.joined_at),
         // The rest no callback tells.
         ..member.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::GroupId;
+    use super::*;
+
+    fn user(id: &str) -> UserId {
+        UserId::parse(id.into()).unwrap()
+    }
+
+    fn change(event: Event, is_looked_after: bool) -> Change {
+        let group = GroupId::parse("g".into()).unwrap();
+        Change {
+            is_looked_after,
+            ..Change::new(group, OffsetDateTime::UNIX_EPOCH, event)
+        }
+    }
+
+    fn group(status: i32) -> GroupRows {
+        let group = Group {
+            status: Some(status),
+            ..Group::default()
+        };
+        GroupRows {
+            group: Some(group),
+            ..GroupRows::default()
+        }
+    }
+
+    #[test]
+    fn of_a_group_that_is_looked_after_everything_is_done_but_the_mark() {
+        for (mut rows, event) in [
+            (group(0), Event::Quit(user("u"))),
+            (group(DISMISSED), Event::Join(user("u"))),
+            (GroupRows::default(), Event::Dismiss),
+        ] {
+            let mut marked = rows.clone();
+            apply(&mut marked, &change(event.clone(), false));
+            assert!(marked.check.is_some());
+            apply(&mut rows, &change(event, true));
+            assert_eq!(rows.check, None);
+            marked.check = None;
+            assert_eq!(rows, marked);
+        }
+    }
+
+    #[test]
+    fn a_mark_stays_one_and_so_do_those_of_other_changes() {
+        let mut rows = group(0);
+        let lost = CheckReason::CallbackLost;
+        apply(&mut rows, &change(Event::WantCheck(lost), true));
+        assert_eq!(rows.check, Some(lost));
+        apply(&mut rows, &change(Event::Quit(user("u")), true));
+        assert_eq!(rows.check, Some(lost));
+        apply(&mut rows, &change(Event::Quit(user("v")), false));
+        assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+    }
+
+    #[test]
+    fn that_a_group_may_have_come_back_marks_one_that_is_dismissed_and_makes_none() {
+        let came_back = Event::WantCheckIfDismissed(CheckReason::Notified);
+        for (mut rows, expected) in [
+            (group(DISMISSED), Some(CheckReason::Notified)),
+            (group(0), None),
+            (GroupRows::default(), None),
+        ] {
+            let before = rows.clone();
+            apply(&mut rows, &change(came_back.clone(), false));
+            assert_eq!(rows.check, expected);
+            rows.check = None;
+            assert_eq!(rows, before);
+        }
+    }
+
+    /// It may be taken back.
+    #[test]
+    fn a_notification_takes_no_other_mark_of_the_same_moment_away() {
+        let notified = Event::WantCheck(CheckReason::Notified);
+        for is_first in [true, false] {
+            let mut rows = group(0);
+            let quit = change(Event::Quit(user("u")), false);
+            let hint = change(notified.clone(), false);
+            let changes = match is_first {
+                true => [hint, quit],
+                false => [quit, hint],
+            };
+            for change in &changes {
+                apply(&mut rows, change);
+            }
+            assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+        }
     }
 }

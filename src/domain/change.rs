@@ -19,6 +19,10 @@ pub struct Change {
     pub received_at: OffsetDateTime,
     /// What happened.
     pub event: Event,
+    /// Whether the group is looked at soon anyway, so that what does not fit need not mark it. Of one that
+    /// waits on disk nobody can tell when it is written.
+    #[serde(skip)]
+    pub is_looked_after: bool,
 }
 
 /// What happened to a group.
@@ -48,10 +52,19 @@ pub enum Event {
     SetMember(MemberPatch),
     /// Nothing that we know of; the group is to be checked.
     WantCheck(CheckReason),
+    /// The same, where the group is known and dismissed; else nothing at all.
+    WantCheckIfDismissed(CheckReason),
     /// OpenIM was asked, and holds something else than the mirror. Never waits on disk: when the
     /// database is back, OpenIM is asked again.
     #[serde(skip)]
     Repair(Repair),
+}
+
+impl Event {
+    /// Whether it marks its group to be checked, and does nothing else.
+    pub fn is_mark(&self) -> bool {
+        matches!(self, Self::WantCheck(_) | Self::WantCheckIfDismissed(_))
+    }
 }
 
 /// Users as a callback lists them.
@@ -113,6 +126,7 @@ impl Change {
             // As Postgres keeps it, so that what is computed is what is read back.
             received_at: to_micros(received_at),
             event,
+            is_looked_after: false,
         }
     }
 
@@ -134,6 +148,7 @@ impl Change {
             | Event::Transfer { .. }
             | Event::SetProfile(_)
             | Event::WantCheck(_)
+            | Event::WantCheckIfDismissed(_)
             | Event::Repair(_) => false,
         }
     }
@@ -150,7 +165,10 @@ impl Change {
             } => Box::new([old_owner, new_owner].into_iter()),
             Event::SetMember(patch) => Box::new(iter::once(&patch.user_id)),
             Event::Repair(repair) => Box::new(repair.user_ids()),
-            Event::Dismiss | Event::SetProfile(_) | Event::WantCheck(_) => Box::new(iter::empty()),
+            Event::Dismiss
+            | Event::SetProfile(_)
+            | Event::WantCheck(_)
+            | Event::WantCheckIfDismissed(_) => Box::new(iter::empty()),
         }
     }
 }

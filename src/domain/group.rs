@@ -130,6 +130,8 @@ reasons! {
     /// OpenIM asked whether somebody may come in: an invitation or an approval may follow, of which
     /// it tells nothing.
     JoinAnnounced = "join_announced";
+    /// OpenIM has sent a notification of something that no callback tells.
+    Notified = "notified";
     /// A callback could not be understood.
     CallbackRejected = "callback_rejected";
     /// A callback could not be written.

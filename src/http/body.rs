@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Door, Error};
 use super::memory::{BodyLimits, Shares};
+use super::operation_id;
 
 /// Parsing a longer body would keep others waiting, who share the thread.
 const LONG: usize = 256 << 10;
@@ -130,6 +131,8 @@ pub(super) struct JsonBody<T: FromBody> {
     pub(super) parsed: T::Parsed,
     /// When it was whole: the moment that orders it among others.
     pub(super) received_at: OffsetDateTime,
+    /// See [`operation_id`].
+    pub(super) operation_id: Option<String>,
     _shares: Shares,
 }
 
@@ -175,6 +178,7 @@ where
             Ok(parsed) => Ok(Self {
                 parsed,
                 received_at: OffsetDateTime::now_utc(),
+                operation_id: operation_id::text_of(request).map(str::to_owned),
                 _shares: received.shares,
             }),
             Err(error) => Err(error.with_body(received).into()),
@@ -197,18 +201,29 @@ impl<'a> ApiExtractor<'a> for Unread {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let limits = request.extensions().get::<Arc<BodyLimits>>();
-        let (Some(limits), Ok(body)) = (limits, body.take()) else {
-            return Ok(Self);
-        };
-        let deadline = Instant::now() + limits.patience.body;
-        let mut left = limits.at(Door::Callback).max_bytes;
-        let mut chunks = std::pin::pin!(body.into_bytes_stream());
-        while let Ok(Some(Ok(chunk))) = timeout_at(deadline, chunks.next()).await
-            && chunk.len() <= left
-        {
-            left -= chunk.len();
-        }
+        pass_through(request, body, |_| {}).await;
         Ok(Self)
+    }
+}
+
+/// Shows a body to `look` as it comes, and keeps nothing of it. What is too long or too late is not waited
+/// for.
+pub(super) async fn pass_through(
+    request: &Request,
+    body: &mut RequestBody,
+    mut look: impl FnMut(&[u8]),
+) {
+    let limits = request.extensions().get::<Arc<BodyLimits>>();
+    let (Some(limits), Ok(body)) = (limits, body.take()) else {
+        return;
+    };
+    let deadline = Instant::now() + limits.patience.body;
+    let mut left = limits.at(Door::Callback).max_bytes;
+    let mut chunks = std::pin::pin!(body.into_bytes_stream());
+    while let Ok(Some(Ok(chunk))) = timeout_at(deadline, chunks.next()).await
+        && chunk.len() <= left
+    {
+        left -= chunk.len();
+        look(&chunk);
     }
 }

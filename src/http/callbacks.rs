@@ -5,12 +5,13 @@ use poem_openapi::{ApiResponse, OpenApi};
 
 use super::auth::CallbackKey;
 use super::body::{FromBody, JsonBody, Unread};
+use super::message::{self, Message};
 use super::payload::{self, ProfileEcho, Told};
 use super::reply::{CallbackFailure, CallbackReply};
 use super::written::Written;
 use super::{Tag, commands};
 use crate::domain::{Change, CheckReason};
-use crate::ingest::Ingest;
+use crate::ingest::{Hinted, Ingest};
 use crate::telemetry::Metrics;
 
 pub(super) struct Callbacks {
@@ -54,7 +55,8 @@ impl Callbacks {
     {
         let Told { group_id, event } = body.parsed;
         let change = Change::new(group_id, body.received_at, event);
-        self.ingest.submit(change).await?;
+        let operation_id = body.operation_id.as_deref();
+        self.ingest.take(change, operation_id).await?;
         Ok(Done::with(0))
     }
 
@@ -66,6 +68,20 @@ impl Callbacks {
         Heard::Heard(Written(CallbackReply::success(0)))
     }
 }
+
+/// What becomes of hints that tell no group, and of those whose mark is not written.
+const UNREADABLE: &str = "unreadable";
+const FAILED: &str = "failed";
+
+/// Every outcome of a hint.
+pub(super) fn hint_outcomes() -> impl Iterator<Item = &'static str> {
+    let taken = Hinted::ALL.into_iter().map(Hinted::label);
+    taken.chain([UNREADABLE, FAILED])
+}
+
+/// The commands of messages, by which these are counted where they tell nothing.
+const SENT: &str = "callbackAfterSendGroupMsgCommand";
+const PUSHED: &str = "callbackBeforeGroupOnlinePushCommand";
 
 #[OpenApi(tag = "Tag::Callbacks")]
 impl Callbacks {
@@ -287,6 +303,62 @@ impl Callbacks {
         body: JsonBody<payload::BeforeSetGroupInfoEx>,
     ) -> Result<Echoed, CallbackFailure> {
         Ok(Echoed::Echoed(Written(body.parsed)))
+    }
+
+    /// After send group message
+    ///
+    /// OpenIM calls this after a message was sent into a group. Of a notification (`contentType` 1501 to
+    /// 1520) the group is compared with OpenIM soon. Without access to OpenIM's API it is marked where
+    /// no callback tells what the notification announces, and the answer is sent when that is written.
+    /// Every other message is answered at once and counted. A body that is odd is no error.
+    #[oai(
+        path = "/callbackAfterSendGroupMsgCommand",
+        method = "post",
+        operation_id = "callbackAfterSendGroupMsg"
+    )]
+    async fn after_send_group_msg(
+        &self,
+        _key: CallbackKey,
+        message: Message<payload::SentGroupMessage>,
+    ) -> Result<Done, CallbackFailure> {
+        match message.told {
+            message::Told::Nothing => self.metrics.passed_over(SENT),
+            message::Told::Unreadable(kind) => self.metrics.hinted(kind, UNREADABLE),
+            message::Told::Hint(hint) => {
+                let kind = hint.kind;
+                let hinted = self.ingest.hint(hint).await;
+                let outcome = hinted.as_ref().map_or(FAILED, |hinted| hinted.label());
+                self.metrics.hinted(kind, outcome);
+                hinted?;
+            }
+        }
+        Ok(Done::with(0))
+    }
+
+    /// Before group online push
+    ///
+    /// OpenIM calls this before a message is pushed to those of a group who are online, and waits for the
+    /// answer. It is taken as the one above is, but that nothing is waited for.
+    #[oai(
+        path = "/callbackBeforeGroupOnlinePushCommand",
+        method = "post",
+        operation_id = "callbackBeforeGroupOnlinePush"
+    )]
+    async fn before_group_online_push(
+        &self,
+        _key: CallbackKey,
+        message: Message<payload::PushedGroupMessage>,
+    ) -> Result<Heard, CallbackFailure> {
+        match message.told {
+            message::Told::Nothing => self.metrics.passed_over(PUSHED),
+            message::Told::Unreadable(kind) => self.metrics.hinted(kind, UNREADABLE),
+            message::Told::Hint(hint) => {
+                let kind = hint.kind;
+                let outcome = self.ingest.hint_unwaited(hint).label();
+                self.metrics.hinted(kind, outcome);
+            }
+        }
+        Ok(Heard::Heard(Written(CallbackReply::success(0))))
     }
 
     /// Any other callback

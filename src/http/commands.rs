@@ -59,5 +59,5 @@ pub(super) fn labels() -> impl Iterator<Item = &'static str> {
 
 /// A command for examples.
 pub(super) fn example() -> String {
-    "callbackAfterSendGroupMsgCommand".into()
+    "callbackAfterSendSingleMsgCommand".into()
 }

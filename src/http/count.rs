@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use poem::http::StatusCode;
 
-use super::commands;
 use super::document::{Route, Routes};
 use super::error::{Code, Door};
+use super::{callbacks, commands};
 use crate::telemetry::{Answer, Metrics};
 
 /// What stands for every path that is not documented.
@@ -24,6 +24,7 @@ pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
     let kept = Code::told_at(Door::Callback).filter(|code| is_kept(code.status()));
     metrics.begin_rejected(kept.map(Code::name));
     metrics.begin_passed_over(commands::labels());
+    metrics.begin_hinted(callbacks::hint_outcomes());
 }
 
 /// Whether a callback that was answered with this status is kept: its body was not understood.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::FutureExt;
 use poem::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use poem::http::uri::PathAndQuery;
-use poem::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use poem::http::{HeaderValue, Method, StatusCode, Uri};
 use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, Level, Span};
@@ -18,15 +18,10 @@ use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::memory::BodyLimits;
-use super::{answers, payload, problem, reply};
+use super::{answers, operation_id, payload, problem, reply};
 use crate::domain::{CheckReason, MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
-
-/// OpenIM's request header, also an answer's. It is chosen by whoever called OpenIM, and several
-/// callbacks share one, so it tells nothing apart; it is for finding lines in logs.
-const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
-const MAX_OPERATION_ID_CHARS: usize = 128;
 
 /// What the edge works with.
 pub(super) struct Edge {
@@ -60,11 +55,7 @@ pub(super) async fn around<E: Endpoint<Output = Response>>(
         straighten(&mut request);
     }
     let path = request.uri().path().to_owned();
-    let operation_id = request
-        .headers()
-        .get(OPERATION_ID)
-        .filter(|value| is_echoable(value))
-        .cloned();
+    let operation_id = operation_id::of(&request).cloned();
     let asked = Asked {
         method: method.clone(),
         is_callback: method == Method::POST && !is_posted_read(&edge.routes, &path),
@@ -147,7 +138,7 @@ impl Edge {
         }
         count.status = Some(status);
         if let Some(value) = asked.operation_id {
-            response.headers_mut().insert(OPERATION_ID, value);
+            response.headers_mut().insert(operation_id::HEADER, value);
         }
         if let_in.how() == Admitted::ByOlder {
             self.metrics.older_key(asked.is_callback);
@@ -268,10 +259,4 @@ fn straighten(request: &mut Request) {
             *request.uri_mut() = uri;
         }
     }
-}
-
-/// Visible ASCII only: it goes into a log line and a header.
-fn is_echoable(value: &HeaderValue) -> bool {
-    (1..=MAX_OPERATION_ID_CHARS).contains(&value.len())
-        && value.as_bytes().iter().all(u8::is_ascii_graphic)
 }

@@ -9,8 +9,8 @@ use super::error::Error;
 use super::memberships::MembershipQuery;
 use super::page::Scope;
 use super::payload::{
-    BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, SetGroupMemberInfo, Told, group_of,
-    understand,
+    BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, Looked, Notice, SetGroupMemberInfo, Told,
+    group_of, understand,
 };
 use crate::domain::{Event, GroupId, MemberPatch, Text, UserId};
 
@@ -32,6 +32,7 @@ const COMMANDS: [&str; 11] = [
 /// Any bytes as a body.
 pub fn body(bytes: &[u8]) {
     let told = COMMANDS.map(|command| understand(command, bytes));
+    message(bytes);
     let pairs = body::parse::<MembershipQuery>(bytes);
     let echoes = [
         body::parse::<BeforeSetGroupInfo>(bytes),
@@ -56,6 +57,23 @@ pub fn body(bytes: &[u8]) {
     }
     if let Ok(pairs) = pairs {
         assert!(pairs.len() <= 1000);
+    }
+}
+
+/// A message says the same however it is cut, and what it says stands in it.
+fn message(bytes: &[u8]) {
+    let look = |parts: &[&[u8]]| {
+        let mut looked = Looked::default();
+        for part in parts {
+            looked.look(part);
+        }
+        looked.end()
+    };
+    let whole = look(&[bytes]);
+    let (first, rest) = bytes.split_at(bytes.len() / 2);
+    assert_eq!(look(&[first, rest]), whole);
+    if let (Notice::Notification { kind, .. }, Ok(text)) = (whole, str::from_utf8(bytes)) {
+        assert!(text.contains(kind.label()));
     }
 }
 

@@ -20,6 +20,8 @@ mod json;
 mod members;
 mod memberships;
 mod memory;
+mod message;
+mod operation_id;
 mod ops;
 mod page;
 mod pages;

@@ -1,6 +1,7 @@
 //! The queue between the doors and the wall: takes a change, answers when it is durable.
 
 mod drain;
+mod hints;
 mod lane;
 mod lanes;
 mod marks;
@@ -16,14 +17,16 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::{Change, CheckReason, Event, GroupId, Rejected, Repair};
+use crate::domain::{Change, CheckReason, Event, GroupId, Hint, Rejected, Repair};
 use crate::store::{self, Store};
 use drain::Drain;
+use hints::Heard;
 use lanes::Lanes;
 use marks::Marks;
 use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
+pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
 pub use rejected::Retention;
 pub use spool::{OpenError, Refused, Spool, SpoolState};
 
@@ -52,8 +55,10 @@ pub enum Error {
 /// Takes changes and writes them.
 #[derive(Clone, Debug)]
 pub struct Ingest {
+    store: Store,
     lanes: Lanes,
     marks: Marks,
+    hints: Hints,
     spool: Option<Spool>,
     /// Writes the marks until it is told to end.
     marking: Task,
@@ -69,6 +74,22 @@ pub struct Ingest {
     /// How long a change waits for a place in the queue.
     patience: Duration,
     under_way: TaskTracker,
+}
+
+/// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
+/// waited for that or not.
+struct Told<'a> {
+    hints: &'a Hints,
+    group: &'a GroupId,
+    operation_id: Option<&'a str>,
+    is_looked_after: bool,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.hints
+            .written(self.group, self.operation_id, self.is_looked_after);
+    }
 }
 
 /// Something that goes on until it is told to end.
@@ -127,8 +148,10 @@ impl Ingest {
             move |closing| fill_in_leaves(store, closing)
         });
         Self {
+            store: store.clone(),
             lanes,
             marks,
+            hints: Hints::default(),
             spool,
             marking,
             draining,
@@ -171,6 +194,96 @@ impl Ingest {
             Ok(written) => written,
             Err(_panicked) => Err(Error::Lost),
         }
+    }
+
+    /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one
+    /// change have one `operation_id`.
+    ///
+    /// # Errors
+    /// See [`Error`]; the change may still have been written.
+    pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
+        let group = change.group_id.clone();
+        let is_join = matches!(change.event, Event::Join(_));
+        let is_looked_after = self.hints.is_looked_after(&group);
+        let told = Told {
+            hints: &self.hints,
+            group: &group,
+            operation_id,
+            is_looked_after,
+        };
+        self.submit(Change {
+            is_looked_after,
+            ..change
+        })
+        .await?;
+        drop(told);
+        if is_join && self.hints.joined(&group, operation_id) {
+            self.take_back_mark(&group).await;
+        }
+        Ok(())
+    }
+
+    /// Takes a notification. Where OpenIM's API cannot be asked and it is one that no callback is about,
+    /// resolves when its group is marked, durably as a change is.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn hint(&self, hint: Hint) -> Result<Hinted, Error> {
+        match self.hear(&hint) {
+            Heard::Done(done) => Ok(done),
+            heard => {
+                self.mark(hint, heard).await?;
+                Ok(Hinted::Marked)
+            }
+        }
+    }
+
+    /// The same without waiting for the mark.
+    pub fn hint_unwaited(&self, hint: Hint) -> Hinted {
+        match self.hear(&hint) {
+            Heard::Done(done) => done,
+            heard => {
+                let ingest = self.clone();
+                // What is not written marks its group itself.
+                self.under_way
+                    .spawn(async move { ingest.mark(hint, heard).await });
+                Hinted::Marked
+            }
+        }
+    }
+
+    fn hear(&self, hint: &Hint) -> Heard {
+        let is_spooling = self.spool.as_ref().is_some_and(Spool::is_open);
+        self.hints.hear(hint, is_spooling)
+    }
+
+    async fn mark(&self, hint: Hint, heard: Heard) -> Result<(), Error> {
+        let reason = CheckReason::Notified;
+        let (event, key) = match heard {
+            Heard::Done(_) => return Ok(()),
+            Heard::Mark(key) => (Event::WantCheck(reason), key),
+            Heard::MarkIfDismissed => (Event::WantCheckIfDismissed(reason), None),
+        };
+        let change = Change::new(hint.group_id.clone(), hint.received_at, event);
+        self.submit(change).await?;
+        if key.is_some_and(|key| self.hints.marked(key)) {
+            self.take_back_mark(&hint.group_id).await;
+        }
+        Ok(())
+    }
+
+    /// Takes back the mark of somebody who entered, for the callback has told who.
+    async fn take_back_mark(&self, group: &GroupId) {
+        if let Err(error) = self.store.take_back_mark(group).await {
+            // It is one that need not be, and no more.
+            let error = error.to_string();
+            tracing::debug!(error, "a mark that has turned out to be unfounded stays");
+        }
+    }
+
+    /// What is known from hints.
+    pub fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     /// Makes a part of a group what OpenIM holds; resolves when that is committed. Rows that a callback

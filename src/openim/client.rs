@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Access;
 use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION};
+use super::pace;
 use super::wire::{Envelope, Token};
 use crate::config::Secret;
 use crate::telemetry::Metrics;
@@ -186,6 +187,9 @@ impl Client {
         body: bytes::Bytes,
         token: Option<&Secret>,
     ) -> Result<T, Error> {
+        if pace::turn().await {
+            self.metrics.look_called();
+        }
         let sent = self.exchange(path, body, token).await;
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
         self.metrics.called_openim(path, outcome);

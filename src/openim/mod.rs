@@ -6,6 +6,7 @@ mod client;
 mod error;
 mod fetch;
 mod list;
+mod pace;
 mod pages;
 mod reconcile;
 mod view;

@@ -27,7 +27,7 @@ impl Touched {
     pub(super) fn add(&self, changes: &[&Change]) {
         let mut groups = self.groups();
         for change in changes {
-            if matches!(change.event, Event::WantCheck(_) | Event::Repair(_)) {
+            if matches!(change.event, Event::Repair(_)) || change.event.is_mark() {
                 continue;
             }
             let named = match groups.get_mut(&change.group_id) {

@@ -10,7 +10,7 @@ use prometheus::{
 };
 use time::OffsetDateTime;
 
-use crate::domain::RepairKind;
+use crate::domain::{HintKind, RepairKind};
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
@@ -22,6 +22,11 @@ const BUCKETS: [f64; 13] = [
 
 /// Seconds; a mark waits for RECONCILE_DELAY_MS, and for OpenIM.
 const CHECK_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+
+/// Seconds; a look waits for 50 ms after most hints, for 1 s at most after some, and for OpenIM.
+const HINT_BUCKETS: [f64; 12] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 
 /// The metrics of one running service.
 #[derive(Clone, Debug)]
@@ -36,6 +41,10 @@ struct Inner {
     read_seconds: HistogramVec,
     rejected: IntCounterVec,
     passed_over: IntCounterVec,
+    hints: IntCounterVec,
+    looks: IntCounterVec,
+    look_calls: IntCounter,
+    hint_seconds: Histogram,
     older_keys: IntCounterVec,
     connections: IntGauge,
     accept_errors: IntCounter,
@@ -166,6 +175,31 @@ impl Metrics {
                 ),
                 &["command"],
             )?,
+            hints: IntCounterVec::new(
+                Opts::new(
+                    "hints_total",
+                    "OpenIM's notifications of groups, by content type and outcome: due (the group is to be looked at), merged (it was already), dropped (all groups are compared instead), marked or ignored (without OpenIM's API), unreadable (without a group), or failed (the mark was not written).",
+                ),
+                &["type", "outcome"],
+            )?,
+            looks: IntCounterVec::new(
+                Opts::new(
+                    "looks_total",
+                    "Groups that were looked at because of hints, by outcome: compared, left (as they are, for a person to decide), unknown (to OpenIM), again (somebody else looked just then) or failed (not read or not written; due again after a pause).",
+                ),
+                &["outcome"],
+            )?,
+            look_calls: IntCounter::new(
+                "look_calls_total",
+                "Calls of OpenIM's API for these looks, 200 a second at most.",
+            )?,
+            hint_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "hint_delay_seconds",
+                    "Time from the first hint of a group to the end of the look that followed it.",
+                )
+                .buckets(HINT_BUCKETS.to_vec()),
+            )?,
             older_keys: IntCounterVec::new(
                 Opts::new(
                     "older_keys_total",
@@ -295,6 +329,10 @@ impl Metrics {
             read_seconds,
             rejected,
             passed_over,
+            hints,
+            looks,
+            look_calls,
+            hint_seconds,
             older_keys,
             connections,
             accept_errors,
@@ -321,13 +359,17 @@ impl Metrics {
             oldest_check,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 31] = [
+        let all: [Box<dyn Collector>; 35] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
             Box::new(read_seconds.clone()),
             Box::new(rejected.clone()),
             Box::new(passed_over.clone()),
+            Box::new(hints.clone()),
+            Box::new(looks.clone()),
+            Box::new(look_calls.clone()),
+            Box::new(hint_seconds.clone()),
             Box::new(older_keys.clone()),
             Box::new(connections.clone()),
             Box::new(accept_errors.clone()),
@@ -410,6 +452,44 @@ impl Metrics {
     /// Counts a callback that says nothing of the mirror.
     pub fn passed_over(&self, command: &str) {
         self.0.passed_over.with_label_values(&[command]).inc();
+    }
+
+    /// The same for notifications.
+    pub fn begin_hinted<'a>(&self, outcomes: impl Iterator<Item = &'a str>) {
+        for outcome in outcomes {
+            for kind in HintKind::ALL {
+                let labels = [kind.label(), outcome];
+                self.0.hints.with_label_values(&labels);
+            }
+        }
+    }
+
+    /// Counts a notification.
+    pub fn hinted(&self, kind: HintKind, outcome: &str) {
+        self.0
+            .hints
+            .with_label_values(&[kind.label(), outcome])
+            .inc();
+    }
+
+    /// Starts the counts of looks at zero.
+    pub fn begin_looks<'a>(&self, outcomes: impl Iterator<Item = &'a str>) {
+        for outcome in outcomes {
+            self.0.looks.with_label_values(&[outcome]);
+        }
+    }
+
+    /// Counts a look at a group that a hint has asked for so long ago, if it was one.
+    pub fn looked(&self, outcome: &str, since: Option<Duration>) {
+        self.0.looks.with_label_values(&[outcome]).inc();
+        if let Some(since) = since {
+            self.0.hint_seconds.observe(since.as_secs_f64());
+        }
+    }
+
+    /// Counts a call of OpenIM's API for such a look.
+    pub fn look_called(&self) {
+        self.0.look_calls.inc();
     }
 
     /// Counts a request that was let in by a key that is to be dropped.

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use crate::support::{
-    ADMIN, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Random, TestDb, Values,
-    new_seed,
+    ADMIN, CURRENT, Callback, Creation, Group, ORDINARY, OWNER, OpenIm, Operation, Random, Release,
+    TestDb, Values, new_seed,
 };
 
 /// Of each kind.
@@ -64,7 +64,7 @@ impl Random {
     }
 
     /// So many users at most, the first being any.
-    fn users(&mut self, most: u64) -> Vec<String> {
+    pub fn users(&mut self, most: u64) -> Vec<String> {
         let mut users = USERS.map(str::to_owned).to_vec();
         for place in (1..users.len()).rev() {
             users.swap(
@@ -183,6 +183,7 @@ struct Step {
 #[derive(Debug)]
 struct History {
     kind: Kind,
+    release: Release,
     group_id: String,
     steps: Vec<Step>,
     /// Whether somebody took the owner's role away, for which a check is always wanted.
@@ -202,6 +203,9 @@ impl History {
         let group_id = format!("h{seed}-{number}");
         let mut at = OffsetDateTime::from_unix_timestamp(1_750_000_000).unwrap();
         let mut openim = OpenIm::default();
+        // The newest tells nobody of who joins.
+        let releases = if kind.is_silent { 3 } else { 2 };
+        openim.release = random.pick(&Release::ALL[..releases]);
         let mut takes_owners_role = false;
         let mut operation = Operation::Create(random.creation(at));
         let mut steps = Vec::new();
@@ -240,6 +244,7 @@ impl History {
         let (arrivals, swaps) = arrivals(random, kind, &steps);
         Self {
             kind,
+            release: openim.release,
             steps,
             takes_owners_role,
             group: openim.groups.remove(&group_id).unwrap(),
@@ -264,6 +269,7 @@ impl History {
             steps.swap(one, other);
         }
         let mut openim = OpenIm::default();
+        openim.release = self.release;
         for step in steps {
             let before = openim.clone();
             if let (Operation::Join(user), Some(_)) = (&step.operation, &step.told)
@@ -402,9 +408,6 @@ enum Why {
     MuteUnheard,
     /// No longer dismissed, and nothing was told since that proves it.
     BackUnheard,
-    /// The same, and a member was named: that proves it where all had been deleted. Of deletions
-    /// nothing is kept.
-    DeletionUnread,
     /// Two patches of one member that both set the value.
     PatchesSwapped,
     /// The same of the group's profile.
@@ -424,7 +427,6 @@ struct Stored {
     check: Option<String>,
 }
 
-/// Those of a dismissed group too: the status alone says that nobody is current there.
 fn facts(group: &Group) -> Facts {
     let of_group =
         |(name, value): (&&str, &Value)| ((String::new(), (*name).to_owned()), value.clone());
@@ -449,12 +451,10 @@ fn differences(group: &Group, stored: &Stored) -> Vec<(String, String)> {
     let held = facts(group);
     let keys: BTreeSet<_> = held.keys().chain(stored.facts.keys()).collect();
     let differs = |key: &&&(String, String)| held.get(**key) != stored.facts.get(**key);
-    // Not what is kept of the members who were deleted with the group: it stays dismissed.
-    let is_compared = |(subject, field): &&(String, String)| {
-        !group.was_emptied || subject.is_empty() && field != "owner"
-    };
-    let keys = keys.into_iter().filter(is_compared);
-    keys.filter(|key| differs(&key)).cloned().collect()
+    keys.iter()
+        .filter(differs)
+        .map(|&key| key.clone())
+        .collect()
 }
 
 /// Why a value differs of which nothing was told.
@@ -470,12 +470,7 @@ fn silence(group: &Group, stored: &Stored, subject: &str, field: &str) -> Option
     if group.is_dismissed() || kept != Some(&json!(DISMISSED)) {
         return (!group.is_dismissed()).then_some(Why::MuteUnheard);
     }
-    let was_named = group.members.values().any(|member| !member.is_unheard);
-    match group.is_back_unheard {
-        true if group.was_emptied && was_named => Some(Why::DeletionUnread),
-        true => Some(Why::BackUnheard),
-        false => None,
-    }
+    group.is_back_unheard.then_some(Why::BackUnheard)
 }
 
 async fn stored(db: &TestDb) -> BTreeMap<String, Stored> {
@@ -486,16 +481,17 @@ async fn stored(db: &TestDb) -> BTreeMap<String, Stored> {
                apply_member_friend as "applyMemberFriend", status, owner_user_id as owner,
                (extract(epoch from created_in_openim_at) * 1000)::bigint as "createTime"
           from groups"#;
-    let members = r#"
-        select group_id, user_id, nickname as "nickName", face_url as "faceURL",
-               role_level as "roleLevel", ex
-          from group_members where left_at is null"#;
+    let members = format!(
+        r#"select group_id, user_id, nickname as "nickName", m.face_url as "faceURL",
+                  role_level as "roleLevel", m.ex
+             from group_members m join groups using (group_id) where {CURRENT}"#
+    );
     let mut all: BTreeMap<String, Stored> = BTreeMap::new();
     for row in db
         .rows(groups)
         .await
         .into_iter()
-        .chain(db.rows(members).await)
+        .chain(db.rows(&members).await)
     {
         let Value::Object(mut row) = row else {
             unreachable!("a row is an object");
@@ -536,7 +532,10 @@ async fn open() -> (TestDb, Store, Ingest) {
 
 /// The history, for whoever has to find out what is wrong.
 fn story(history: &History, stored: &Stored) -> String {
-    let mut story = format!("{:?}, {}\n\nOpenIM:\n", history.kind, history.group_id);
+    let mut story = format!(
+        "{:?}, {:?}, {}\n\nOpenIM:\n",
+        history.kind, history.release, history.group_id
+    );
     for (place, Step { at, operation, .. }) in history.steps.iter().enumerate() {
         writeln!(story, "{place:3} {at} {operation:?}").unwrap();
     }

@@ -26,6 +26,10 @@ const SWITCHES: [&str; 9] = [
     "afterSetGroupMemberInfo",
 ];
 
+/// The line that names both kinds of OpenIM.
+const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or joins stay unheard: \
+                      openim-config --openim patch; others need these: openim-config --openim main\n";
+
 /// Sends a callback; the reply, or what kept it away.
 async fn callback(service: &str, body: String) -> Result<Value, reqwest::Error> {
     let url = format!("{service}/callbackAfterSetGroupMemberInfoCommand");
@@ -177,7 +181,7 @@ fn it_says_what_one_needs_to_use_it() {
          database      postgres://postgres:***@[{}]/openim_group_mirror \
          (private, ends with this process)\n\
          for OpenIM's config/webhooks.yml:\n\
-         url: {base}\n\
+         {CHOICE}url: {base}\n\
          {}",
         postgres.display(),
         SWITCHES
@@ -501,6 +505,66 @@ fn a_misspelt_name_in_dotenv_is_told() {
     assert_eq!(out.code, Some(0));
     let told = "./.env: not settings of this program names=\"CALLBACK_PASWORD_PREVIOUS\"\n";
     assert!(out.stderr.ends_with(told), "{}", out.stderr);
+}
+
+#[test]
+fn what_openim_is_to_be_told_depends_on_its_version_and_comes_in_three_forms() {
+    let config = |arguments: &[&str]| {
+        let url = ["openim-config", "--url", "https://mirror.example/a$b/"];
+        let variables = [("CALLBACK_PASSWORD", "p@ss $1\"")];
+        let out = Service::to_end(&[&url[..], arguments].concat(), &variables);
+        assert_eq!(
+            (out.code, out.stderr.as_str()),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+        out.stdout
+    };
+    let url = "https://openim:p%40ss%20%241%22@mirror.example/a$b";
+    let lines = SWITCHES.map(|switch| format!("{switch}: {{ enable: true, timeout: 5 }}\n"));
+    let main = format!("url: {url}\n{}", lines.concat());
+    let notifications =
+        "afterSendGroupMsg: { enable: true, timeout: 5, allowedTypes: [\"1501-1520\"] }\n";
+    assert_eq!(config(&[]), format!("{CHOICE}{main}"));
+    assert_eq!(config(&["--openim", "main"]), main);
+    assert_eq!(config(&["--openim", "main", "--format", "yaml"]), main);
+    assert_eq!(config(&["--openim", "patch"]), main + notifications);
+
+    let variable = |name: &str, value: &str| {
+        let name = format!("IMENV_WEBHOOKS_{}", name.to_uppercase());
+        (name, value.to_owned())
+    };
+    let mut main = vec![variable("url", url)];
+    for switch in SWITCHES {
+        main.push(variable(&format!("{switch}_enable"), "true"));
+        main.push(variable(&format!("{switch}_timeout"), "5"));
+    }
+    let mut patch = main.clone();
+    for (name, value) in [
+        ("enable", "true"),
+        ("timeout", "5"),
+        ("allowedTypes", "1501-1520"),
+    ] {
+        patch.push(variable(&format!("afterSendGroupMsg_{name}"), value));
+    }
+    for (openim, expected) in [("main", main), ("patch", patch)] {
+        let printed = config(&["--openim", openim, "--format", "env"]);
+        let lines: Vec<String> = expected.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        assert_eq!(printed.lines().collect::<Vec<_>>(), lines);
+
+        let printed = config(&["--openim", openim, "--format", "compose"]);
+        let map: Value = serde_yaml::from_str(&printed).unwrap();
+        let expected = expected.into_iter().map(|(name, value)| {
+            // What compose makes a dollar of again.
+            (name, json!(value.replace('$', "$$")))
+        });
+        assert_eq!(
+            map,
+            json!({"environment": Value::Object(expected.collect())})
+        );
+    }
+    let commented = config(&["--format", "compose"]);
+    assert!(commented.starts_with(CHOICE), "{commented}");
 }
 
 #[test]

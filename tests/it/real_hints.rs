@@ -4,12 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::histories::seed;
 use crate::real_histories::{AT_A_TIME, Bed, Setup, histories};
-use crate::support::{Release, Way, until};
+use crate::support::{Creation, Operation, Random, Release, Way, until};
 
 /// From the last operation until the mirror is equal, at most. `HISTORY_BOUND_MS` is for machines
 /// that have nothing else to do.
@@ -27,6 +27,7 @@ async fn equal_at_once(release: Release) {
         release,
         hints: true,
         api: true,
+        partial: false,
         way: Way::GOOD,
     })
     .await;
@@ -79,6 +80,58 @@ async fn with_hints_the_mirror_of_main_is_equal_at_once() {
     equal_at_once(Release::Main).await;
 }
 
+/// On the release that tells by no callback who comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_82_who_comes_is_there_within_a_second_of_a_message_that_tells_nobodys_name() {
+    let bed = Bed::new(Setup {
+        release: Release::Patch16,
+        hints: true,
+        api: true,
+        partial: false,
+        way: Way::GOOD,
+    })
+    .await;
+    let random = &mut Random::new(82, 0);
+    let mut creation = Creation::open("Kayaks", "boss", &["u1"]);
+    let mut does = |operation: &Operation| {
+        let told = bed.pair.openim().perform("g", operation).unwrap();
+        bed.delivery.tell(told, random);
+    };
+    creation.profile.insert("ex", json!("x"));
+    does(&Operation::Create(creation));
+    bed.compared_once().await;
+    let ask = |answer| Operation::SetProfileEx([("needVerification", json!(answer))].into());
+    for (user, operations) in [
+        ("invited", vec![Operation::Invite("invited".into())]),
+        ("joined", vec![Operation::Join("joined".into())]),
+        (
+            "approved",
+            vec![
+                ask(1),
+                Operation::Join("approved".into()),
+                Operation::Approve("approved".into()),
+            ],
+        ),
+    ] {
+        for operation in &operations {
+            does(operation);
+        }
+        let began = Instant::now();
+        until("who comes is there", async || {
+            bed.pair.member("g", user).await.is_some()
+        })
+        .await;
+        println!("{user} is there after {:?}", began.elapsed());
+        assert!(began.elapsed() < bound());
+    }
+    until("the mirror is equal", async || {
+        bed.pair.differences().await.is_empty()
+    })
+    .await;
+    bed.delivery.settled().await;
+    bed.close().await;
+}
+
 /// Who is a member here and there, by group; where they differ, the group wants a check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_an_api_hints_mark_the_groups_whose_members_are_others() {
@@ -88,6 +141,7 @@ async fn without_an_api_hints_mark_the_groups_whose_members_are_others() {
         release: Release::Patch16,
         hints: true,
         api: false,
+        partial: false,
         way: Way::GOOD,
     })
     .await;

@@ -280,5 +280,7 @@ async fn after_random_operations_the_mirror_is_what_was_read() {
     app.stop().await;
     pair.compare(&[], ACCEPTING).await.unwrap();
     pair.assert_equal().await;
+    let drift = pair.drift().await;
+    assert!(drift.is_empty(), "{drift:?}");
     pair.close().await;
 }

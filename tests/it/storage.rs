@@ -49,10 +49,14 @@ async fn groups_that_are_known_by_their_members_get_a_stub_that_wants_a_check() 
     let db = TestDb::new().await;
     // As the version before groups left it.
     db.execute(
-        "drop table groups;
+        "drop table groups, group_checks, reconcile_runs;
+         drop function group_mirror_dismissed, group_mirror_called_back cascade;
          drop index group_members_left;
-         alter table group_members drop column joined_at;
-         delete from _sqlx_migrations where version = 3;
+         alter table group_members
+            drop column joined_at, drop column display_nickname, drop column display_face_url,
+            drop column join_source, drop column inviter_user_id, drop column operator_user_id,
+            drop column mute_end_at, drop column last_callback_xid, drop column came_at_dismissal;
+         delete from _sqlx_migrations where version in (3, 5, 6);
          insert into group_members (group_id, user_id, role_level, created_at, updated_at)
          values ('g', 'u', 60, now(), now()), ('g', 'v', 20, now(), now()), ('h', 'u', 20, now(), now())",
     )

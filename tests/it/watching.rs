@@ -103,6 +103,8 @@ async fn what_alerts_ask_for_is_there_before_it_happens() {
         "http_accept_errors_total 0\n",
         "reconcile_cycles_total{outcome=\"too_many_removals\"} 0\n",
         "reconcile_interval_seconds 600\n",
+        "hints_total{outcome=\"due\",type=\"1509\"} 0\n",
+        "looks_total{outcome=\"failed\"} 0\n",
     ] {
         assert!(
             text.contains(&format!("\nopenim_group_mirror_{line}")),
@@ -209,7 +211,7 @@ async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
         assert!(missing.is_empty(), "{what}: {missing:?}");
     }
     // And for values of labels that there are: every outcome is a code of the document, or one of
-    // comparisons.
+    // comparisons or hints.
     let document: serde_json::Value =
         serde_json::from_str(&openim_group_mirror::http::openapi_json().unwrap()).unwrap();
     let operations = document["paths"].as_object().unwrap().values();
@@ -225,9 +227,11 @@ async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
         let values = found.get(1).unwrap().as_str();
         values.split('|').map(str::to_owned).collect::<Vec<_>>()
     }) {
-        let of_cycles = format!("_reconcile_cycles_total{{outcome=\"{asked}\"}}");
-        let is_there =
-            asked == "unanswered" || outcomes.contains(&asked) || served.contains(&of_cycles);
+        let of_others = ["reconcile_cycles", "hints", "looks"]
+            .map(|name| format!("_{name}_total{{outcome=\"{asked}\""))
+            .into_iter()
+            .any(|series| served.contains(&series));
+        let is_there = asked == "unanswered" || outcomes.contains(&asked) || of_others;
         assert!(is_there, "{asked}");
         count += 1;
     }

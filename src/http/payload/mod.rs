@@ -5,6 +5,7 @@
 mod hint;
 mod member;
 mod membership;
+mod message;
 mod profile;
 
 use poem_openapi::types::Any;
@@ -15,6 +16,7 @@ pub(super) use member::SetGroupMemberInfo;
 pub(super) use membership::{
     CreateGroup, DismissGroup, JoinGroup, KickGroup, QuitGroup, TransferGroupOwner,
 };
+pub(super) use message::{Looked, Notice, PushedGroupMessage, SentGroupMessage};
 pub(super) use profile::{
     BeforeSetGroupInfo, BeforeSetGroupInfoEx, ProfileEcho, SetGroupInfo, SetGroupInfoEx,
 };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 
-use crate::domain::{Change, Event, Rejected};
+use crate::domain::{Change, Rejected};
 
 /// Something that waits.
 #[derive(Clone)]
@@ -74,7 +74,7 @@ impl EntryRef<'_> {
 
     /// Whether it only marks a group to be checked.
     pub(super) fn is_mark(self) -> bool {
-        matches!(self, Self::Change(change) if matches!(change.event, Event::WantCheck(_)))
+        matches!(self, Self::Change(change) if change.event.is_mark())
     }
 
     pub(super) fn encode(self) -> serde_json::Result<Vec<u8>> {
@@ -191,6 +191,7 @@ mod tests {
             r#"{"group_id":"g","received_at":1,"event":{"transfer":{"old_owner":"a","new_owner":"b"}}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"kick":{"user_ids":["a"],"is_incomplete":false}}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"want_check":"callback_lost"}}"#,
+            r#"{"group_id":"g","received_at":1,"event":{"want_check_if_dismissed":"notified"}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"set_member":{"user_id":"u","nickname":"","face_url":null,"role_level":20,"ex":null}}}"#,
         ] {
             assert_eq!(decode(record).unwrap(), record);

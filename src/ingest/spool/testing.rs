@@ -192,6 +192,7 @@ fn event() -> impl Strategy<Value = Event> {
         any_profile().prop_map(Event::SetProfile),
         patch,
         proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheck),
+        proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheckIfDismissed),
     ]
 }
 

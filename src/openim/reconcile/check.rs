@@ -33,6 +33,8 @@ pub(super) enum Outcome {
     InPart,
     /// Left as it is.
     Left,
+    /// Left and marked, for a person to decide.
+    ToDecide,
     /// Somebody else is at it.
     Skipped,
 }
@@ -51,8 +53,10 @@ enum Look {
 struct Looked<'a> {
     group: &'a GroupId,
     begun: &'a Begun,
-    /// Whether callbacks have named the group itself.
+    /// Whether the group itself is to be looked at.
     has_group: bool,
+    /// Whether the number of members is.
+    has_total: bool,
 }
 
 /// What was read, without the members.
@@ -170,6 +174,7 @@ impl Inner {
                 group,
                 begun: &begun,
                 has_group: named.has_group,
+                has_total: true,
             };
             match self.settle_look(looked, fetched, pass).await? {
                 Look::Done(outcome) => return Ok(outcome),
@@ -230,6 +235,7 @@ impl Inner {
             known,
             version,
             has_group,
+            has_total,
         } = asked;
         let group = &known.group_id;
         let Some(compared_at) = known.compared_at else {
@@ -253,6 +259,7 @@ impl Inner {
             group,
             begun: &begun,
             has_group: named.has_group || *has_group,
+            has_total: *has_total,
         };
         self.settle_look(looked, fetched, pass).await
     }
@@ -269,6 +276,7 @@ impl Inner {
             group,
             begun,
             has_group,
+            has_total,
         } = looked;
         let Fetched::View(mut view) = fetched else {
             return Ok(Look::NotEnough);
@@ -288,7 +296,7 @@ impl Inner {
             return Ok(Look::NotEnough);
         }
         let outcome = self.settle(group, begun, Fetched::View(view), pass).await?;
-        if !matches!(outcome, Outcome::Compared | Outcome::Meanwhile) {
+        if !has_total || !matches!(outcome, Outcome::Compared | Outcome::Meanwhile) {
             return Ok(Look::Done(outcome));
         }
         let total = self.fetch.client.count_members(group).await?;
@@ -434,6 +442,7 @@ impl Inner {
             return Ok(Outcome::Compared); // cannot be: a dry run settles nothing
         };
         let (removed, members) = (differences.removed(), differences.current);
+        let removed = pass.unannounced(group, removed);
         if removals.allow(removed, members, &self.store).await? == Allowed::No {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
@@ -506,7 +515,7 @@ impl Inner {
             pass.leave(group, why.code());
             self.ingest.want_check(group.clone(), why);
         }
-        Outcome::Left
+        Outcome::ToDecide
     }
 }
 

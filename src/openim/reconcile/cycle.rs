@@ -38,6 +38,10 @@ impl Inner {
         let mut missed = Missed::Now;
         let mut spooled = self.spooled();
         loop {
+            // What was dropped until now the next one makes up for.
+            if self.ingest.hints().take_wants_cycle() {
+                missed = Missed::Now;
+            }
             let pause = match self.cycle_if_due(&mut missed, closing).await {
                 Ok(pause) => {
                     failures = 0;
@@ -64,6 +68,9 @@ impl Inner {
                 if self.spooled() != spooled && !self.is_spooling() {
                     spooled = self.spooled();
                     missed = Missed::Now;
+                    break;
+                }
+                if self.ingest.hints().wants_cycle() && !self.is_spooling() {
                     break;
                 }
             }

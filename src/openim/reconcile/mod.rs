@@ -10,6 +10,7 @@ mod check;
 mod compare;
 mod cycle;
 mod dry_run;
+mod hinted;
 mod pass;
 mod removals;
 mod tally;
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::{Fetch, FetchError};
+use super::pace::Pace;
 use super::{Client, ClientError};
 use crate::domain::GroupId;
 use crate::ingest::{self, Ingest};
@@ -151,6 +153,8 @@ struct Inner {
     writing: Semaphore,
     /// Groups that are looked at just now.
     claimed: Mutex<HashSet<GroupId>>,
+    /// Turns to call OpenIM because of hints.
+    pace: Arc<Pace>,
     /// Whether this process has looked at what an earlier one left undone.
     has_looked_back: AtomicBool,
 }
@@ -172,18 +176,27 @@ impl Reconciler {
             metrics,
             settings,
             claimed: Mutex::default(),
+            pace: Arc::default(),
             has_looked_back: AtomicBool::new(false),
         }))
     }
 
-    /// Compares for as long as the service runs: all groups at the start and every interval, and
-    /// those that want a check soon after they were marked.
+    /// Compares for as long as the service runs: all groups at the start and every interval, those
+    /// that want a check soon after they were marked, and those that hints are about.
     pub async fn run(&self, closing: CancellationToken) {
+        self.begin_looks();
         tokio::join!(
             self.0.run_cycles(&closing),
             self.0.run_checks(&closing),
+            self.0.run_hints(&closing),
             closing.run_until_cancelled(self.0.count_checks()),
         );
+    }
+
+    /// From now on hints are kept for [`Self::run`], which is to follow.
+    pub fn begin_looks(&self) {
+        self.0.metrics.begin_looks(hinted::OUTCOMES.into_iter());
+        self.0.ingest.hints().begin_looks();
     }
 
     /// Compares these groups or, where there are none, all; once. Only for all of them a turn is taken,

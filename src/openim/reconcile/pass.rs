@@ -1,5 +1,6 @@
 //! What a look at several groups has in common.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,6 +24,8 @@ pub(super) struct Pass<'a> {
     drift: Mutex<Vec<DriftOf>>,
     /// Groups that could not be read, one after the other.
     failures: AtomicU32,
+    /// Members who have left, by what hints say of their groups.
+    announced: HashMap<GroupId, u64>,
 }
 
 impl<'a> Pass<'a> {
@@ -41,7 +44,19 @@ impl<'a> Pass<'a> {
             is_full,
             drift: Mutex::default(),
             failures: AtomicU32::new(0),
+            announced: HashMap::new(),
         }
+    }
+
+    /// Expects so many members of these groups to be gone.
+    pub(super) fn with_announced(self, announced: HashMap<GroupId, u64>) -> Self {
+        Self { announced, ..self }
+    }
+
+    /// How many of the members who are gone nobody has announced: only these count for the limits.
+    pub(super) fn unannounced(&self, group: &GroupId, removed: u64) -> u64 {
+        let announced = self.announced.get(group).copied().unwrap_or(0);
+        removed.saturating_sub(announced)
     }
 
     pub(super) fn is_dry(&self) -> bool {

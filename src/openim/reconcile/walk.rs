@@ -66,10 +66,12 @@ pub(super) struct Asked {
     pub(super) version: Version,
     /// Whether the group itself is to be looked at in any case.
     pub(super) has_group: bool,
+    /// Whether the number of members is to be held against OpenIM's.
+    pub(super) has_total: bool,
 }
 
 impl Asked {
-    fn version(&self) -> (&GroupId, &Version) {
+    pub(super) fn version(&self) -> (&GroupId, &Version) {
         (&self.known.group_id, &self.version)
     }
 
@@ -219,6 +221,7 @@ impl Inner {
                 let is_as_stored = group_verdict(Some(&known.group), &held).is_none();
                 Some(Asked {
                     has_group: !is_as_stored || known.wanted_since.is_some(),
+                    has_total: true,
                     version: known.version.clone()?,
                     known,
                 })

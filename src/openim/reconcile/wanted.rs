@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::StreamExt;
@@ -50,7 +51,7 @@ struct Marks {
     turn: Option<Turn>,
     again: HashMap<GroupId, Again>,
     /// Since the run of this number.
-    removals: (Option<i64>, Removals),
+    removals: (Option<i64>, Arc<Removals>),
 }
 
 impl Inner {
@@ -174,7 +175,7 @@ impl Inner {
                     continue;
                 }
                 Ok(Outcome::Meanwhile | Outcome::Skipped) => 0,
-                Ok(Outcome::Left) => failures + 1,
+                Ok(Outcome::Left | Outcome::ToDecide) => failures + 1,
                 Err(error @ Error::TooManyRemovals { .. }) => {
                     tracing::error!("{error}");
                     self.store.note_too_many_removals().await?;
@@ -193,9 +194,9 @@ impl Inner {
     }
 
     /// What checks remove is counted from one cycle to the next, of whichever process.
-    async fn begin_anew_after_a_cycle(
+    pub(super) async fn begin_anew_after_a_cycle(
         &self,
-        (since, removals): &mut (Option<i64>, Removals),
+        (since, removals): &mut (Option<i64>, Arc<Removals>),
     ) -> Result<(), Error> {
         let (last, _) = self.store.last_runs().await?;
         // One that did not come to its end has told nothing.
@@ -204,7 +205,8 @@ impl Inner {
             && (last.stopped_by.is_none() || last.has_too_many_removals())
         {
             let is_exceeded = last.has_too_many_removals();
-            (*since, *removals) = (Some(last.id), Removals::new(false, is_exceeded, 0));
+            let anew = Removals::new(false, is_exceeded, 0);
+            (*since, *removals) = (Some(last.id), Arc::new(anew));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use crate::domain::{Fence, FenceError, GroupId, UserId, Version};
+use crate::domain::{CheckReason, Fence, FenceError, GroupId, UserId, Version};
 use crate::store::touched::{GROUP_ITSELF, Users};
 use crate::store::{Error, Store};
 
@@ -66,6 +66,13 @@ cleared AS (
 SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
        clock_timestamp() AS finished_at,
        EXISTS (SELECT FROM cleared) AS is_cleared";
+    /// Where nothing else has marked the group, before or since, nor the mark made its row: of a group that
+    /// is known by it alone nothing else is known.
+    TAKE_BACK_MARK = "
+UPDATE groups SET
+    check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
+ WHERE group_id = $1 AND check_reason = $2 AND check_marked_at = check_wanted_since
+   AND created_at < check_wanted_since";
     /// Walks groups_check_wanted.
     WANTED = "
 SELECT group_id
@@ -391,6 +398,22 @@ impl Store {
                 .await?;
             transaction.commit().await?;
             Ok(finished)
+        })
+        .await
+    }
+
+    /// Takes away the mark of a notification that told nothing new.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn take_back_mark(&self, group: &GroupId) -> Result<(), Error> {
+        self.write(async |connection| {
+            sqlx::query(TAKE_BACK_MARK)
+                .bind(group.as_str())
+                .bind(CheckReason::Notified.code())
+                .execute(connection)
+                .await?;
+            Ok(())
         })
         .await
     }

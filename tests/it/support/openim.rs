@@ -93,8 +93,6 @@ pub struct Group {
     applicants: BTreeSet<String>,
     /// Brought back from a dismissal, and nothing was told since that proves it.
     pub is_back_unheard: bool,
-    /// Dismissed at some time with its members deleted, of which no callback tells.
-    pub was_emptied: bool,
     /// How many members it is said to have, where that is not what they are.
     pub(super) stale_count: Option<u64>,
     /// As many messages as it had.
@@ -325,7 +323,6 @@ impl Group {
             cache: Cache::default(),
             applicants: BTreeSet::new(),
             is_back_unheard: false,
-            was_emptied: false,
             stale_count: None,
             messages: 0,
         }
@@ -624,7 +621,6 @@ impl Group {
         if with_members {
             self.members.clear();
             self.cache = Cache::default();
-            self.was_emptied = true;
             self.versions = Versions::new(moment.id.clone(), []);
         } else {
             self.versions.group_changed();

@@ -53,6 +53,10 @@ impl Cache {
         self.hidden.retain(|_, hidden| *hidden == Hidden::All);
     }
 
+    pub(super) fn hides_anybody(&self) -> bool {
+        !self.hidden.is_empty()
+    }
+
     /// Whether the member is among the ids.
     pub(super) fn has_id(&self, user: &str) -> bool {
         self.hidden.get(user) != Some(&Hidden::All)

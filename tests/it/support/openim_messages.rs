@@ -1,7 +1,7 @@
 //! The messages by which OpenIM tells a group's members what has changed, as they come to one who
 //! has its callbacks about messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -52,6 +52,8 @@ pub(super) struct Request<'a> {
     operation: &'a Operation,
     operation_id: String,
     before: BTreeMap<&'a str, Value>,
+    /// Those of them who were members, shown or not.
+    members_before: BTreeSet<&'a str>,
 }
 
 impl Operation {
@@ -80,12 +82,16 @@ impl Operation {
 impl<'a> Request<'a> {
     pub(super) fn new(openim: &OpenIm, group: &'a str, operation: &'a Operation) -> Self {
         let named = operation.named().into_iter();
-        let rows = named.filter_map(|user| Some((user, openim.shown_member(group, user)?)));
+        let rows = named.clone();
+        let rows = rows.filter_map(|user| Some((user, openim.shown_member(group, user)?)));
+        let there = openim.groups.get(group);
+        let is_member = |user: &&str| there.is_some_and(|group| group.members.contains_key(*user));
         Self {
             group,
             operation,
             operation_id: openim.operation_id(),
             before: rows.collect(),
+            members_before: named.filter(is_member).collect(),
         }
     }
 
@@ -99,7 +105,7 @@ impl<'a> Request<'a> {
 
     /// What is told, after it was done.
     fn types(&self, openim: &OpenIm) -> Vec<u32> {
-        let was_member = |user: &str| self.before.contains_key(user);
+        let was_member = |user: &str| self.members_before.contains(user);
         let is_member = |user: &str| openim.groups[self.group].members.contains_key(user);
         let when = |condition: bool, content_type| {
             if condition {
@@ -112,7 +118,7 @@ impl<'a> Request<'a> {
             Operation::Create(_) => vec![types::CREATED],
             Operation::Invite(_) => vec![types::INVITED],
             // It failed half-way.
-            Operation::InviteAll(_) => when(self.before.is_empty(), types::INVITED),
+            Operation::InviteAll(_) => when(self.members_before.is_empty(), types::INVITED),
             Operation::Approve(user) => when(!was_member(user), types::ENTERED),
             // Not where it only asks for an approval.
             Operation::Join(user) => when(is_member(user), types::ENTERED),
@@ -131,8 +137,9 @@ impl<'a> Request<'a> {
                 role.into_iter().chain(others).collect()
             }
             Operation::Transfer { new_owner, .. } => {
-                let until = &self.before[new_owner.as_str()]["muteEndTime"];
-                let was_muted = until.as_i64() > Some(openim.now_millis);
+                let row = self.before.get(new_owner.as_str());
+                let until = row.and_then(|row| row["muteEndTime"].as_i64());
+                let was_muted = until > Some(openim.now_millis);
                 let unmuted = was_muted.then_some(types::MEMBER_UNMUTED);
                 unmuted.into_iter().chain([types::TRANSFERRED]).collect()
             }

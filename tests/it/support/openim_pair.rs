@@ -222,10 +222,11 @@ impl Pair {
     /// A member's row.
     pub async fn member(&self, group: &str, user: &str) -> Option<Value> {
         let sql = format!(
-            "select nickname, face_url, role_level, ex, display_nickname, display_face_url,
+            "select nickname, m.face_url, role_level, m.ex, display_nickname, display_face_url,
                     join_source, inviter_user_id, mute_end_at is not null as is_muted,
-                    left_at is not null as is_gone
-               from group_members where group_id = '{group}' and user_id = '{user}'"
+                    not ({CURRENT}) as is_gone
+               from group_members m join groups using (group_id)
+              where group_id = '{group}' and user_id = '{user}'"
         );
         self.db.rows(&sql).await.pop()
     }
@@ -322,8 +323,9 @@ const OF_MEMBER: [&str; 9] = [
     "muteEndTime",
 ];
 
-/// Whether a member `m` of a group `g` is current.
-pub const CURRENT: &str = "left_at is null and status is distinct from 2";
+/// Whether a member is current, of `group_members` with `groups`.
+pub const CURRENT: &str = "left_at is null and status is distinct from 2
+    and (emptying_at is null or came_at_dismissal = dismissals)";
 
 /// As OpenIM shows it. Of a dismissed group there is only that it is.
 fn held(openim: &OpenIm) -> Facts {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::openim::{Group, Member, OpenIm, WORKING_GROUP};
+use super::openim::{Group, Member, OpenIm, Operation, WORKING_GROUP};
 use super::openim_versions::{Change, Since};
 use super::random::Random;
 
@@ -139,6 +139,20 @@ impl OpenIm {
     /// A group as REST shows it.
     pub fn shown_group(&self, group: &str) -> Option<Value> {
         self.groups.get(group).map(Group::shown)
+    }
+
+    /// Whoever is hidden by a cache shows, by the next who comes and 60 s.
+    pub fn uncover(&mut self) {
+        let groups = self
+            .groups
+            .values()
+            .filter(|group| group.cache.hides_anybody());
+        let groups: Vec<String> = groups.map(|group| group.id.clone()).collect();
+        for group in groups {
+            let invite = Operation::Invite(format!("uncovers-{}", self.now_millis));
+            self.apply(&group, &invite).unwrap();
+        }
+        self.entries_expire();
     }
 
     /// What is only hidden by a cache for 60 s shows.

@@ -24,6 +24,9 @@ use super::random::Random;
 /// What a token is given for.
 pub const SECRET: &str = "openIM123";
 
+/// Follows the path of a call that asks for no rows, where calls are counted.
+pub const ONLY_TOTAL: &str = " (total)";
+
 const GET_TOKEN: &str = "/auth/get_admin_token";
 const TOKEN_INVALID: Code = 1502;
 const TOKEN_REPLACED: Code = 1507;
@@ -319,9 +322,16 @@ impl Endpoint for Rest {
         let Self(shared) = self;
         let path = request.uri().path().to_owned();
         let body = request.take_body().into_bytes().await?;
-        *shared.state().calls.entry(path.clone()).or_default() += 1;
-        shared.wait_at_gate(&path, Place::BeforeAnswer).await;
         let asked: Option<Value> = serde_json::from_slice(&body).ok();
+        let mut call = path.clone();
+        let size = asked
+            .as_ref()
+            .map(|asked| &asked["pagination"]["showNumber"]);
+        if size.is_some_and(|size| *size == 0) {
+            call.push_str(ONLY_TOTAL);
+        }
+        *shared.state().calls.entry(call).or_default() += 1;
+        shared.wait_at_gate(&path, Place::BeforeAnswer).await;
         if let Some(hook) = &mut *shared.hook.lock().unwrap() {
             let asked = asked.as_ref().unwrap_or(&Value::Null);
             hook(&path, asked, &mut lock(&shared.openim));

@@ -1,0 +1,123 @@
+//! What OpenIM has to be told: where we are, and which callbacks to send.
+
+use std::io::{self, Write};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::config::{AccessSettings, ConfigFormat, OpenimVersion};
+
+/// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// OpenIM's switches of what tells about groups and their members. Not beforeMemberJoinGroup, which
+/// tells more: with it on, nobody can join a group while this service is away.
+const SWITCHES: [&str; 9] = [
+    "afterCreateGroup",
+    "afterJoinGroup",
+    "afterQuitGroup",
+    "afterKickGroupMember",
+    "afterDismissGroup",
+    "afterTransferGroupOwner",
+    "afterSetGroupInfo",
+    "afterSetGroupInfoEx",
+    "afterSetGroupMemberInfo",
+];
+
+/// The switch of messages, and those of them that are notifications of groups. Only where OpenIM knows
+/// allowedTypes: elsewhere every message would come.
+const MESSAGES: &str = "afterSendGroupMsg";
+const NOTIFICATIONS: &str = "1501-1520";
+
+/// Seconds.
+const TIMEOUT: &str = "5";
+
+/// What is said where it is not known which OpenIM it is.
+const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or joins stay unheard: \
+                      openim-config --openim patch; others need these: openim-config --openim main";
+
+/// The URL with the key in it, which OpenIM's client sends as HTTP Basic.
+pub(super) fn with_password(
+    url: &str,
+    access: &AccessSettings,
+    show: impl FnOnce(&str) -> String,
+) -> String {
+    match (access.callback_passwords.first(), url.split_once("://")) {
+        (Some(password), Some((scheme, rest))) => {
+            let user = utf8_percent_encode(&access.callback_username, ENCODED);
+            format!("{scheme}://{user}:{}@{rest}", show(password.expose()))
+        }
+        _ => url.to_owned(),
+    }
+}
+
+/// As in a URL.
+pub(super) fn encode(password: &str) -> String {
+    utf8_percent_encode(password, ENCODED).to_string()
+}
+
+/// Writes the settings, in the form of OpenIM's config/webhooks.yml or of the environment.
+pub(super) fn write(
+    mut out: impl Write,
+    url: &str,
+    openim: Option<OpenimVersion>,
+    format: ConfigFormat,
+) -> io::Result<()> {
+    if openim.is_none() {
+        writeln!(out, "{CHOICE}")?;
+    }
+    let has_notifications = openim == Some(OpenimVersion::Patch);
+    match format {
+        ConfigFormat::Yaml => {
+            writeln!(out, "url: {url}")?;
+            for switch in SWITCHES {
+                writeln!(out, "{switch}: {{ enable: true, timeout: {TIMEOUT} }}")?;
+            }
+            if has_notifications {
+                writeln!(
+                    out,
+                    "{MESSAGES}: {{ enable: true, timeout: {TIMEOUT}, allowedTypes: [\"{NOTIFICATIONS}\"] }}"
+                )?;
+            }
+        }
+        ConfigFormat::Env => {
+            for (name, value) in variables(url, has_notifications) {
+                writeln!(out, "{name}={value}")?;
+            }
+        }
+        ConfigFormat::Compose => {
+            writeln!(out, "environment:")?;
+            for (name, value) in variables(url, has_notifications) {
+                writeln!(out, "  {name}: {}", quoted(&value))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// OpenIM's names for its settings where they stand in the environment.
+fn variables(url: &str, has_notifications: bool) -> Vec<(String, String)> {
+    let variable = |name: &str, value: &str| {
+        let name = format!("IMENV_WEBHOOKS_{}", name.to_ascii_uppercase());
+        (name, value.to_owned())
+    };
+    let mut all = vec![variable("url", url)];
+    let messages = has_notifications.then_some(MESSAGES);
+    for switch in SWITCHES.into_iter().chain(messages) {
+        all.push(variable(&format!("{switch}_enable"), "true"));
+        all.push(variable(&format!("{switch}_timeout"), TIMEOUT));
+    }
+    if has_notifications {
+        all.push(variable(&format!("{MESSAGES}_allowedTypes"), NOTIFICATIONS));
+    }
+    all
+}
+
+/// As a docker-compose file takes it: a string, of which nothing is taken for a variable.
+fn quoted(value: &str) -> String {
+    let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", escaped.replace('$', "$$"))
+}

@@ -1,0 +1,88 @@
+//! A message on its way in: its head is looked at as it comes, and nothing of it is kept.
+
+use std::marker::PhantomData;
+
+use poem::{Request, RequestBody};
+use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use time::OffsetDateTime;
+
+use super::body;
+use super::operation_id;
+use super::payload::{Looked, Notice};
+use crate::domain::{Hint, HintKind};
+
+/// What came; documented as `T`. Whatever it is, it is no error: a user may wait for the answer.
+#[derive(Debug)]
+pub(super) struct Message<T> {
+    pub(super) told: Told,
+    documented: PhantomData<T>,
+}
+
+/// What a message tells.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Nothing of a group.
+    Nothing,
+    /// That something has happened to one.
+    Hint(Hint),
+    /// The same, but not to which.
+    Unreadable(HintKind),
+}
+
+impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        Some(MetaRequest {
+            description: None,
+            content: vec![MetaMediaType {
+                content_type: "application/json",
+                schema: T::schema_ref(),
+            }],
+            required: true,
+        })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let mut looked = Looked::default();
+        body::pass_through(request, body, |bytes| {
+            looked.look(bytes);
+        })
+        .await;
+        let told = match looked.end() {
+            Notice::Ordinary => Told::Nothing,
+            Notice::Notification {
+                kind,
+                group_id: None,
+                ..
+            } => Told::Unreadable(kind),
+            Notice::Notification {
+                kind,
+                group_id: Some(group_id),
+                operation_id,
+            } => Told::Hint(Hint {
+                group_id,
+                kind,
+                operation_id: operation_id
+                    .or_else(|| operation_id::text_of(request).map(str::to_owned)),
+                received_at: OffsetDateTime::now_utc(),
+            }),
+        };
+        Ok(Self {
+            told,
+            documented: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,515 @@
+//! Messages. A notification is one that OpenIM itself sends into a group, and says that something has
+//! happened to the group; every other says nothing of it.
+//!
+//! Of ordinary messages there are thousands a second. So a body is looked at as it comes, nothing of it
+//! is kept but three short fields, and nothing is looked at any more once its `contentType`, which OpenIM
+//! writes before the content, is known to be that of an ordinary one.
+
+use poem_openapi::Object;
+use poem_openapi::types::{Any, Example};
+use serde_json::json;
+
+use super::super::operation_id;
+use super::Ignored;
+use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
+
+/// callbackAfterSendGroupMsgCommand: a message was sent into a group. Of the fields not listed nothing is
+/// looked at.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", example)]
+pub(in super::super) struct SentGroupMessage {
+    /// Always callbackAfterSendGroupMsgCommand.
+    callback_command: String,
+    /// Of the call that made the change; where it is empty, the header of that name is taken.
+    #[oai(rename = "operationID")]
+    operation_id: Option<String>,
+    /// 1501 to 1520: a notification. Anything else: an ordinary message.
+    content_type: i32,
+    /// Not looked at; empty where it is a notification.
+    content: Ignored,
+    /// The group.
+    #[oai(rename = "groupID")]
+    group_id: Option<String>,
+}
+
+/// callbackBeforeGroupOnlinePushCommand: a message is about to be pushed to those who are online.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", example)]
+pub(in super::super) struct PushedGroupMessage {
+    /// Always callbackBeforeGroupOnlinePushCommand.
+    callback_command: String,
+    /// Of the call that made the change; where it is empty, the header of that name is taken.
+    #[oai(rename = "operationID")]
+    operation_id: Option<String>,
+    /// The group.
+    #[oai(rename = "groupID")]
+    group_id: Option<String>,
+    /// 1501 to 1520: a notification. Anything else: an ordinary message.
+    content_type: i32,
+    /// Not looked at, for it comes twice, and late.
+    content: Ignored,
+}
+
+impl Example for SentGroupMessage {
+    fn example() -> Self {
+        Self {
+            callback_command: "callbackAfterSendGroupMsgCommand".into(),
+            operation_id: Some("op-13".into()),
+            content_type: HintKind::MemberInvited.code(),
+            content: Some(Any(json!(""))),
+            group_id: Some("g77".into()),
+        }
+    }
+}
+
+impl Example for PushedGroupMessage {
+    fn example() -> Self {
+        Self {
+            callback_command: "callbackBeforeGroupOnlinePushCommand".into(),
+            operation_id: Some("op-13".into()),
+            group_id: Some("g77".into()),
+            content_type: HintKind::MemberEnter.code(),
+            content: Some(Any(json!("{}"))),
+        }
+    }
+}
+
+/// What a body says that has been looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) enum Notice {
+    /// Nothing of a group.
+    Ordinary,
+    /// Something has happened.
+    Notification {
+        kind: HintKind,
+        /// `None` where there is none that can be used.
+        group_id: Option<GroupId>,
+        operation_id: Option<String>,
+    },
+}
+
+/// A body that is looked at as it comes. Of a field that is there twice, the first counts. What is no JSON
+/// is looked at as far as it could be.
+#[derive(Debug, Default)]
+pub(in super::super) struct Looked {
+    place: Place,
+    /// The name of a field, or its value if it is one that is wanted, as JSON text.
+    text: Vec<u8>,
+    /// Which one this is, if any.
+    field: Option<Wanted>,
+    /// Whether the next byte of a string belongs to the one before.
+    is_escaped: bool,
+    /// Of objects and arrays within a value.
+    depth: usize,
+    content_type: Option<Option<HintKind>>,
+    group_id: Option<Option<GroupId>>,
+    operation_id: Option<Option<String>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// Before the object.
+    #[default]
+    Before,
+    /// Before a field, or the end of the object.
+    BeforeName,
+    Name,
+    AfterName,
+    BeforeValue,
+    String,
+    /// A number, true, false or null.
+    Plain,
+    /// Within an object or an array, and not within a string of it.
+    Nested,
+    NestedString,
+    AfterValue,
+    /// Nothing is looked at any more.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    ContentType,
+    GroupId,
+    OperationId,
+}
+
+/// A field's value may be so long: an id of which every byte is escaped.
+const LONGEST_VALUE: usize = 6 * MAX_ID_BYTES + 2;
+/// The same of a name, which nobody escapes.
+const LONGEST_NAME: usize = 64;
+
+impl Looked {
+    /// Looks at what comes next. False where nothing more is looked at.
+    pub(in super::super) fn look(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            self.place = self.step(*byte);
+            if self.place == Place::Over {
+                self.text = Vec::new();
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What it says, as far as it has come.
+    pub(in super::super) fn end(self) -> Notice {
+        match self.content_type.flatten() {
+            None => Notice::Ordinary,
+            Some(kind) => Notice::Notification {
+                kind,
+                group_id: self.group_id.flatten(),
+                operation_id: self.operation_id.flatten(),
+            },
+        }
+    }
+
+    fn step(&mut self, byte: u8) -> Place {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        match self.place {
+            Place::Before | Place::BeforeName | Place::AfterName | Place::AfterValue
+                if is_space =>
+            {
+                self.place
+            }
+            Place::Before if byte == b'{' => Place::BeforeName,
+            Place::BeforeName if byte == b'"' => {
+                self.text.clear();
+                Place::Name
+            }
+            Place::Name => self.in_string(byte, LONGEST_NAME, Place::Name, Place::AfterName),
+            Place::AfterName if byte == b':' => {
+                self.field = self.wanted();
+                self.text.clear();
+                Place::BeforeValue
+            }
+            Place::BeforeValue if is_space => Place::BeforeValue,
+            Place::BeforeValue => match byte {
+                b'"' => Place::String,
+                b'{' | b'[' => {
+                    self.depth = 1;
+                    Place::Nested
+                }
+                b',' | b'}' | b']' | b':' => Place::Over,
+                _ => {
+                    self.keep(byte, LONGEST_VALUE);
+                    Place::Plain
+                }
+            },
+            Place::String => self.in_string(byte, LONGEST_VALUE, Place::String, Place::AfterValue),
+            Place::Plain => match byte {
+                b',' | b'}' => {
+                    self.note(false);
+                    self.after_value(byte)
+                }
+                _ if is_space => {
+                    self.note(false);
+                    Place::AfterValue
+                }
+                _ => {
+                    self.keep(byte, LONGEST_VALUE);
+                    Place::Plain
+                }
+            },
+            Place::Nested => match byte {
+                b'"' => Place::NestedString,
+                b'{' | b'[' => {
+                    self.depth += 1;
+                    Place::Nested
+                }
+                b'}' | b']' => {
+                    self.depth -= 1;
+                    match self.depth {
+                        0 => {
+                            self.note(false);
+                            Place::AfterValue
+                        }
+                        _ => Place::Nested,
+                    }
+                }
+                _ => Place::Nested,
+            },
+            Place::NestedString => match byte {
+                _ if std::mem::take(&mut self.is_escaped) => Place::NestedString,
+                b'\\' => {
+                    self.is_escaped = true;
+                    Place::NestedString
+                }
+                b'"' => Place::Nested,
+                _ => Place::NestedString,
+            },
+            Place::AfterValue => self.after_value(byte),
+            Place::Before | Place::BeforeName | Place::AfterName | Place::Over => Place::Over,
+        }
+    }
+
+    /// A byte of a string that is kept, so that nothing in it is taken for its end.
+    fn in_string(&mut self, byte: u8, longest: usize, here: Place, after: Place) -> Place {
+        if std::mem::take(&mut self.is_escaped) {
+            self.keep(byte, longest);
+            return here;
+        }
+        if byte == b'"' {
+            if here == Place::String {
+                self.note(true);
+            }
+            return after;
+        }
+        self.is_escaped = byte == b'\\';
+        self.keep(byte, longest);
+        here
+    }
+
+    /// Of a value nobody asks for nothing is kept, and of a longer one than may be, one byte more than that.
+    fn keep(&mut self, byte: u8, longest: usize) {
+        let is_kept = self.place == Place::Name || self.field.is_some();
+        if is_kept && self.text.len() <= longest {
+            self.text.push(byte);
+        }
+    }
+
+    fn after_value(&self, byte: u8) -> Place {
+        let is_done = self.content_type == Some(None)
+            || (self.content_type.is_some()
+                && self.group_id.is_some()
+                && self.operation_id.is_some());
+        match byte {
+            b',' if !is_done => Place::BeforeName,
+            _ => Place::Over,
+        }
+    }
+
+    /// The field that the name is of.
+    fn wanted(&self) -> Option<Wanted> {
+        if self.text.len() > LONGEST_NAME {
+            return None;
+        }
+        let unescaped;
+        let name = match self.text.contains(&b'\\') {
+            false => self.text.as_slice(),
+            true => {
+                unescaped = self.unescaped()?;
+                unescaped.as_bytes()
+            }
+        };
+        let wanted = match name {
+            b"contentType" if self.content_type.is_none() => Wanted::ContentType,
+            b"groupID" if self.group_id.is_none() => Wanted::GroupId,
+            b"operationID" if self.operation_id.is_none() => Wanted::OperationId,
+            _ => return None,
+        };
+        Some(wanted)
+    }
+
+    /// Takes the value of a field that is wanted.
+    fn note(&mut self, is_string: bool) {
+        let text = || {
+            let is_short = is_string && self.text.len() <= LONGEST_VALUE;
+            is_short.then(|| self.unescaped()).flatten()
+        };
+        match self.field {
+            Some(Wanted::ContentType) => {
+                let number = str::from_utf8(&self.text).ok();
+                let number = number.filter(|_| !is_string).and_then(|n| n.parse().ok());
+                self.content_type = Some(number.and_then(HintKind::of_code));
+            }
+            Some(Wanted::GroupId) => {
+                self.group_id = Some(text().and_then(|id| GroupId::parse(id).ok()));
+            }
+            Some(Wanted::OperationId) => {
+                let id = text().filter(|id| operation_id::is_usable(id.as_bytes()));
+                self.operation_id = Some(id);
+            }
+            None => {}
+        }
+    }
+
+    /// The string whose JSON text, without the quotes, is kept.
+    fn unescaped(&self) -> Option<String> {
+        let quoted = [b"\"".as_slice(), &self.text, b"\""].concat();
+        serde_json::from_slice(&quoted).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn look(body: &str) -> Notice {
+        let mut looked = Looked::default();
+        looked.look(body.as_bytes());
+        looked.end()
+    }
+
+    fn notification(kind: HintKind, group: Option<&str>, operation: Option<&str>) -> Notice {
+        Notice::Notification {
+            kind,
+            group_id: group.map(|id| GroupId::parse(id.into()).unwrap()),
+            operation_id: operation.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_notification_is_told_by_the_content_type_of_the_object_itself() {
+        let invited = notification(HintKind::MemberInvited, Some("g"), Some("op"));
+        for body in [
+            r#"{"operationID":"op","contentType":1509,"content":"","groupID":"g"}"#,
+            " {\n\"groupID\" : \"g\" ,\"contentType\": 1509\t, \"operationID\":\"op\" } ",
+            r#"{"a":{"contentType":1501},"b":[{"contentType":101}],"c":"\"contentType\":101","operationID":"op","contentType":1509,"groupID":"g"}"#,
+            r#"{"ex":"}\\","groupID":"\u0067","content\u0054ype":1509,"operationID":"op"}"#,
+            r#"{"contentType":1509,"groupID":"g","operationID":"op","contentType":101,"groupID":"h"}"#,
+            // What comes after all that is wanted is not looked at.
+            r#"{"contentType":1509,"groupID":"g","operationID":"op",no JSON"#,
+        ] {
+            assert_eq!(look(body), invited, "{body}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_an_ordinary_message() {
+        for body in [
+            "",
+            "no JSON",
+            "[]",
+            "\"contentType\":1509",
+            "{}",
+            r#"{"contentType":101,"groupID":"g"}"#,
+            r#"{"contentType":1500}"#,
+            r#"{"contentType":1521}"#,
+            r#"{"contentType":"1509"}"#,
+            r#"{"contentType":null}"#,
+            r#"{"contentType":[1509]}"#,
+            r#"{"contentType":15090000000000000000000}"#,
+            r#"{"contentType":1509.0}"#,
+            r#"{"contentType":1509"#,
+            r#"{"content":"{\"contentType\":1509}"}"#,
+            r#"{"content":"\\\",\"contentType\":1509"}"#,
+            r#"{"content":{"contentType":1509}}"#,
+            r#"{"contentType":101,"contentType":1509}"#,
+            r#"{"contentType ":1509}"#,
+            r#"{"content":"a"b"contentType":1509}"#,
+        ] {
+            assert_eq!(look(body), Notice::Ordinary, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_notification_may_name_no_group_that_can_be_used() {
+        let quit = |group, operation| notification(HintKind::MemberQuit, group, operation);
+        let of = |rest: &str| look(&format!("{{\"contentType\":1504{rest}}}"));
+        assert_eq!(of(""), quit(None, None));
+        assert_eq!(of(r#","groupID":"","operationID":"""#), quit(None, None));
+        assert_eq!(of(r#","groupID":7,"operationID":"a b""#), quit(None, None));
+        assert_eq!(of(r#","groupID":"a\u0000""#), quit(None, None));
+        assert_eq!(of(r#","groupID":"\ud800""#), quit(None, None));
+        let long = "x".repeat(1024);
+        let body = format!(r#","groupID":"{long}""#);
+        assert_eq!(of(&body), quit(Some(&long), None));
+        assert_eq!(of(&body.replacen('x', "xx", 1)), quit(None, None));
+        let escaped = "\\u0078".repeat(1024);
+        let body = format!(r#","groupID":"{escaped}""#);
+        assert_eq!(of(&body), quit(Some(&long), None));
+        assert_eq!(of(&body.replacen("\\u", "a\\u", 1)), quit(None, None));
+    }
+
+    /// What the recordings have: `content` can be long, and the group stands behind it.
+    #[test]
+    fn nothing_of_a_long_content_is_kept() {
+        let mut looked = Looked::default();
+        let head = r#"{"operationID":"op","contentType":1509,"content":""#;
+        assert!(looked.look(head.as_bytes()));
+        for _ in 0..1000 {
+            assert!(looked.look(&[b'x'; 1000]));
+        }
+        assert!(looked.text.capacity() <= 64, "{}", looked.text.capacity());
+        assert!(!looked.look(br#"","groupID":"g"}"#));
+        let expected = notification(HintKind::MemberInvited, Some("g"), Some("op"));
+        assert_eq!(looked.end(), expected);
+    }
+
+    /// By a second, slower parser.
+    fn model(body: &Value) -> Notice {
+        let kind = body["contentType"].as_i64().and_then(HintKind::of_code);
+        let text = |name: &str| body[name].as_str().map(str::to_owned);
+        match kind {
+            None => Notice::Ordinary,
+            Some(kind) => Notice::Notification {
+                kind,
+                group_id: text("groupID").and_then(|id| GroupId::parse(id).ok()),
+                operation_id: text("operationID")
+                    .filter(|id| operation_id::is_usable(id.as_bytes())),
+            },
+        }
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let name = prop_oneof![
+            Just("contentType".to_owned()),
+            Just("groupID".to_owned()),
+            any::<String>()
+        ];
+        let leaf = prop_oneof![
+            Just(json!(null)),
+            any::<i64>().prop_map(Value::from),
+            (1495_i64..1525).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+            Just(json!("{\"contentType\":1509,\"groupID\":\"no\"}")),
+            Just(json!("\\\"},\"contentType\":1509,")),
+        ];
+        leaf.prop_recursive(3, 24, 5, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                proptest::collection::vec((name.clone(), inner), 0..5)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_it_says_what_another_parser_reads(
+            before in proptest::collection::vec((any::<String>(), value()), 0..4),
+            content_type in value(),
+            group in value(),
+            operation in value(),
+            after in proptest::collection::vec((any::<String>(), value()), 0..4),
+            is_pretty in any::<bool>(),
+            cuts in proptest::collection::vec(1_usize..40, 1..30),
+        ) {
+            let mut body = serde_json::Map::from_iter(before);
+            for (name, value) in [
+                ("contentType", content_type), ("groupID", group), ("operationID", operation),
+            ] {
+                body.insert(name.to_owned(), value);
+            }
+            for (name, value) in after {
+                body.entry(name).or_insert(value);
+            }
+            let body = Value::Object(body);
+            let text = match is_pretty {
+                true => serde_json::to_string_pretty(&body).unwrap(),
+                false => body.to_string(),
+            };
+            let mut looked = Looked::default();
+            let mut rest = text.as_bytes();
+            for cut in cuts.iter().cycle() {
+                let (some, others) = rest.split_at(rest.len().min(*cut));
+                rest = others;
+                if !looked.look(some) || rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert_eq!(looked.end(), model(&body), "{}", text);
+        }
+
+        #[test]
+        fn whatever_comes_it_comes_to_an_end(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut looked = Looked::default();
+            looked.look(&bytes);
+            looked.end();
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Groups of which a hint says that something has happened to them: looked at as soon as they are due, by
+//! whichever process has got the hint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::super::pace::paced;
+use super::super::wire::Delta;
+use super::check::Outcome;
+use super::pass::Pass;
+use super::removals::Removals;
+use super::walk::Asked;
+use super::{Error, Inner, Tally};
+use crate::domain::{CheckReason, Fence, GroupId};
+use crate::ingest::{Due, LookEnd};
+use crate::store::KnownGroup;
+
+/// Groups that are taken at a time: so many can be asked about in one call.
+const AT_ONCE: usize = 100;
+/// How soon it is looked again whether callbacks are written.
+const SPOOLING: Duration = Duration::from_millis(100);
+/// How often it is looked whether a cycle has told how many members may go.
+const LIMITS: Duration = Duration::from_secs(1);
+
+/// How a look ended, as it is counted.
+const COMPARED: &str = "compared";
+const LEFT: &str = "left";
+const UNKNOWN: &str = "unknown";
+const AGAIN: &str = "again";
+const FAILED: &str = "failed";
+pub(super) const OUTCOMES: [&str; 5] = [COMPARED, LEFT, UNKNOWN, AGAIN, FAILED];
+
+/// A group that is looked at because it was due. Where it is dropped before its end, the look has failed,
+/// and the group stays due.
+#[derive(Debug)]
+pub(super) struct Looked<'a> {
+    pub(super) due: Due,
+    inner: &'a Inner,
+    is_ended: bool,
+}
+
+impl<'a> Looked<'a> {
+    fn new(due: Due, inner: &'a Inner) -> Self {
+        Self {
+            due,
+            inner,
+            is_ended: false,
+        }
+    }
+
+    pub(super) fn group(&self) -> &GroupId {
+        &self.due.group_id
+    }
+
+    /// The look has come to this.
+    pub(super) async fn end(self, checked: Result<Outcome, Error>) {
+        match checked {
+            // What came meanwhile has marked the group, or made it due again.
+            Ok(Outcome::Compared | Outcome::Meanwhile) => self.end_as(LookEnd::Done, COMPARED),
+            // Whoever looks after marks goes on with it.
+            Ok(Outcome::ToDecide | Outcome::InPart) => self.end_as(LookEnd::Done, LEFT),
+            Ok(Outcome::Left) => drop(self),
+            Ok(Outcome::Skipped) => self.end_as(LookEnd::Again, AGAIN),
+            Err(error @ Error::TooManyRemovals { .. }) => {
+                tracing::error!("{error}");
+                let inner = self.inner;
+                if inner.store.note_too_many_removals().await.is_ok() {
+                    let why = CheckReason::TooManyRemovals;
+                    inner.ingest.want_check(self.group().clone(), why);
+                    self.end_as(LookEnd::Done, LEFT);
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::debug!(error, "a group that a hint is about was not compared");
+            }
+        }
+    }
+
+    fn end_as(mut self, end: LookEnd, outcome: &str) {
+        self.is_ended = true;
+        let since = self.due.hinted_since.filter(|_| outcome == COMPARED);
+        let took = since.map(|since| since.elapsed());
+        self.inner.metrics.looked(outcome, took);
+        self.inner.ingest.hints().looked(self.group(), end);
+    }
+}
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.inner.metrics.looked(FAILED, None);
+            let hints = self.inner.ingest.hints();
+            hints.looked(&self.due.group_id, LookEnd::Failed);
+        }
+    }
+}
+
+/// How many members may go, counted from one cycle to the next as with checks.
+#[derive(Debug, Default)]
+struct Limits {
+    asked_at: Option<Instant>,
+    removals: (Option<i64>, Arc<Removals>),
+}
+
+impl Inner {
+    /// Looks at groups when they are due.
+    pub(super) async fn run_hints(&self, closing: &CancellationToken) {
+        let limits = Mutex::new(Limits::default());
+        let mut looks = FuturesUnordered::new();
+        let has_place = |looks: usize| looks < self.settings.concurrency;
+        loop {
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                Some(()) = looks.next() => {}
+                due = self.due(), if has_place(looks.len()) => {
+                    looks.push(self.look_at(due, &limits));
+                }
+            }
+        }
+    }
+
+    /// What is due, once callbacks are written and not spooled.
+    async fn due(&self) -> Vec<Due> {
+        while self.is_spooling() {
+            sleep(SPOOLING).await;
+        }
+        self.ingest.hints().due(AT_ONCE).await
+    }
+
+    /// Looks at groups; each stays due where that fails.
+    async fn look_at(&self, due: Vec<Due>, limits: &Mutex<Limits>) {
+        let announced = due.iter().map(|due| (due.group_id.clone(), due.announced));
+        let announced = announced.collect();
+        let looked = due.into_iter().map(|due| Looked::new(due, self));
+        let looked: Vec<Looked<'_>> = looked.collect();
+        let look = async {
+            let removals = self.removals(limits).await?;
+            let looked = self.known_somewhere(looked).await?;
+            let tally = Tally::default();
+            let pass = Pass::new(&removals, &tally, false).with_announced(announced);
+            self.look_some(looked, &pass).await;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = paced(&self.pace, look).await {
+            let error = error.to_string();
+            tracing::debug!(error, "groups that hints are about were not compared");
+        }
+    }
+
+    async fn removals(&self, limits: &Mutex<Limits>) -> Result<Arc<Removals>, Error> {
+        let mut limits = limits.lock().await;
+        if limits.asked_at.is_none_or(|at| at.elapsed() >= LIMITS) {
+            self.begin_anew_after_a_cycle(&mut limits.removals).await?;
+            limits.asked_at = Some(Instant::now());
+        }
+        Ok(Arc::clone(&limits.removals.1))
+    }
+
+    /// Without those that neither the mirror nor OpenIM knows: nothing is written of them, and no call is
+    /// made that would have OpenIM make a version of them.
+    async fn known_somewhere<'a>(&self, looked: Vec<Looked<'a>>) -> Result<Vec<Looked<'a>>, Error> {
+        let ids: Vec<GroupId> = looked.iter().map(|looked| looked.group().clone()).collect();
+        let known = self.store.known_groups(&ids).await?;
+        let is_known = |id: &GroupId| known.iter().any(|known| known.group_id == *id);
+        let unknown: Vec<&GroupId> = ids.iter().filter(|id| !is_known(id)).collect();
+        if unknown.is_empty() {
+            return Ok(looked);
+        }
+        let mut held = Vec::new();
+        match self.fetch.client.group_infos(&unknown).await {
+            Ok(infos) => held.extend(infos),
+            // One of them spoils it for all.
+            Err(error) if error.is_of_call() => {
+                for group in &unknown {
+                    match self.fetch.client.group_infos(&[*group]).await {
+                        Ok(infos) => held.extend(infos),
+                        Err(error) if error.is_of_call() => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let is_held = |id: &GroupId| held.iter().any(|info| info.group_id == id.as_str());
+        let (there, nowhere): (Vec<_>, Vec<_>) = looked
+            .into_iter()
+            .partition(|looked| is_known(looked.group()) || is_held(looked.group()));
+        for looked in nowhere {
+            looked.end_as(LookEnd::Done, UNKNOWN);
+        }
+        Ok(there)
+    }
+
+    /// Compares groups, each of which is ended when it is done with.
+    async fn look_some(&self, groups: Vec<Looked<'_>>, pass: &Pass<'_>) {
+        let singly = match self.look_together(groups, pass).await {
+            Ok(singly) => singly,
+            Err(error) => {
+                let error = error.to_string();
+                tracing::debug!(error, "groups that hints are about were not compared");
+                return;
+            }
+        };
+        let mut rest = singly.into_iter();
+        let mut looks = FuturesUnordered::new();
+        loop {
+            while looks.len() < self.settings.concurrency
+                && let Some(looked) = rest.next()
+            {
+                looks.push(self.look(looked, pass));
+            }
+            if looks.next().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Asks in one call what has changed in groups, and in another how many members they have. Returns
+    /// those that have to be looked at one by one.
+    async fn look_together<'a>(
+        &self,
+        groups: Vec<Looked<'a>>,
+        pass: &Pass<'_>,
+    ) -> Result<Vec<Looked<'a>>, Error> {
+        if groups.len() < 2 {
+            return Ok(groups);
+        }
+        let ids: Vec<GroupId> = groups.iter().map(|looked| looked.group().clone()).collect();
+        let known = self.store.known_groups(&ids).await?.into_iter();
+        let mut known: HashMap<GroupId, KnownGroup> =
+            known.map(|known| (known.group_id.clone(), known)).collect();
+        let (mut together, mut singly) = (Vec::new(), Vec::new());
+        for looked in groups {
+            // One without an owner would spoil it for all.
+            let known = known.remove(looked.group());
+            let known = known.filter(|known| known.group.owner.is_some());
+            match known.and_then(|known| self.asked(known, pass)) {
+                Some(asked) => together.push((looked, asked)),
+                None => singly.push(looked),
+            }
+        }
+        let fence = self.store.fence().await?;
+        let versions: Vec<_> = together.iter().map(|(_, asked)| asked.version()).collect();
+        let deltas = match self.fetch.client.changes_of(&versions).await {
+            Ok(deltas) => deltas,
+            Err(error) if error.is_of_call() => vec![],
+            Err(error) => return Err(error.into()),
+        };
+        let mut deltas: HashMap<GroupId, Delta> = deltas.into_iter().collect();
+        let mut together = together.into_iter();
+        let mut updates = FuturesUnordered::new();
+        let mut compared = Vec::new();
+        loop {
+            while updates.len() < self.settings.concurrency
+                && let Some((looked, asked)) = together.next()
+            {
+                let delta = deltas.remove(looked.group());
+                updates.push(self.take_changes(looked, asked, delta, &fence, pass));
+            }
+            match updates.next().await {
+                None => break,
+                Some((looked, None)) => singly.push(looked),
+                Some((looked, Some(Ok(Outcome::Compared | Outcome::Meanwhile)))) => {
+                    compared.push(looked);
+                }
+                Some((looked, Some(updated))) => looked.end(updated).await,
+            }
+        }
+        singly.extend(self.with_other_totals(compared).await?);
+        Ok(singly)
+    }
+
+    /// Takes what a call for several groups tells of one; nothing where it does not tell all.
+    async fn take_changes<'a>(
+        &self,
+        looked: Looked<'a>,
+        asked: Asked,
+        delta: Option<Delta>,
+        fence: &Fence,
+        pass: &Pass<'_>,
+    ) -> (Looked<'a>, Option<Result<Outcome, Error>>) {
+        let Some(delta) = delta.filter(|delta| !delta.full) else {
+            return (looked, None);
+        };
+        let is_as_it_was = delta.is_at(&asked.version);
+        if is_as_it_was && !asked.known.is_touched && !asked.has_group {
+            return (looked, Some(Ok(Outcome::Compared)));
+        }
+        let updated = self.update(&asked, fence, delta, pass).await;
+        (looked, Some(updated))
+    }
+
+    /// Ends those looks whose groups have as many members here as in OpenIM; the others have to be looked
+    /// at one by one, for the count of this answer may be out of date.
+    async fn with_other_totals<'a>(
+        &self,
+        compared: Vec<Looked<'a>>,
+    ) -> Result<Vec<Looked<'a>>, Error> {
+        let ids: Vec<&GroupId> = compared.iter().map(|looked| looked.group()).collect();
+        if ids.is_empty() {
+            return Ok(compared);
+        }
+        let infos = match self.fetch.client.group_infos(&ids).await {
+            Ok(infos) => infos,
+            Err(error) if error.is_of_call() => vec![],
+            Err(error) => return Err(error.into()),
+        };
+        let totals = infos
+            .into_iter()
+            .map(|info| (info.group_id, info.member_count));
+        let totals: HashMap<String, u64> = totals.collect();
+        let mut others = Vec::new();
+        for looked in compared {
+            let here = self.store.count_members_of(looked.group()).await?;
+            match totals.get(looked.group().as_str()) == Some(&here) {
+                true => looked.end(Ok(Outcome::Compared)).await,
+                false => others.push(looked),
+            }
+        }
+        Ok(others)
+    }
+
+    /// What to ask of a group where its changes are enough.
+    fn asked(&self, known: KnownGroup, pass: &Pass<'_>) -> Option<Asked> {
+        let read_at = known.read_at?;
+        if !self.is_enough(read_at, pass) {
+            return None;
+        }
+        Some(Asked {
+            version: known.version.clone()?,
+            has_group: known.wanted_since.is_some(),
+            has_total: false,
+            known,
+        })
+    }
+
+    async fn look(&self, looked: Looked<'_>, pass: &Pass<'_>) {
+        let checked = self.check(looked.group(), pass).await;
+        looked.end(checked).await;
+    }
+}
