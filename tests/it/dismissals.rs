@@ -14,7 +14,7 @@ const DISMISS: Operation = Operation::Dismiss {
 async fn hold_up_filling_in(db: &TestDb) {
     db.execute(
         "create function hold_up() returns trigger language plpgsql as
-         'begin return null; end';
+         'begin raise exception ''held up''; end';
          create trigger hold_up before update on group_members for each row
          when (new.left_at is not null and old.left_at is null
                and new.updated_at = old.updated_at and new.last_callback_at is not distinct from old.last_callback_at)

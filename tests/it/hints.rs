@@ -431,6 +431,30 @@ async fn many_hints_of_a_group_are_few_looks() {
 }
 
 #[tokio::test]
+async fn hints_of_many_groups_are_few_calls_a_second() {
+    let server = server_of(&[]).await;
+    let app = mirror_of(&server, |_| {}).await;
+    let groups: Vec<String> = (0..100).map(|number| format!("g{number}")).collect();
+    for group in &groups {
+        let creation = Operation::Create(Creation::open("Kayaks", "boss", &["u1"]));
+        act(&server, group, &creation);
+    }
+    let began = Instant::now();
+    for group in &groups {
+        hint(&app, group, 1501, "op-1").await;
+    }
+    until("all are compared", async || {
+        looks(&app, "compared").await == 100.0
+    })
+    .await;
+    let most = 10.0 + 200.0 * began.elapsed().as_secs_f64();
+    let calls = app.metric("look_calls_total").await;
+    assert!(calls <= most, "{calls} calls, {most} at most");
+    let shown = app.get("/groups?limit=1000").await.ok();
+    assert_eq!(shown["groups"].as_array().unwrap().len(), 101);
+}
+
+#[tokio::test]
 async fn a_group_that_the_mirror_does_not_know_is_written_if_openim_does() {
     let server = server_of(&[]).await;
     let app = mirror_of(&server, |_| {}).await;

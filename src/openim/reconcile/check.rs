@@ -193,8 +193,8 @@ impl Inner {
         !pass.is_full && age < self.settings.full_interval
     }
 
-    /// Takes what has changed since `version`, as OpenIM told it after `fence`, and looks at those whom
-    /// callbacks have named since; at all of the group where that is not enough.
+    /// Takes what has changed since a version, as OpenIM told it after `fence`; looks at the group where
+    /// that is not enough.
     pub(super) async fn update(
         &self,
         asked: &Asked,
@@ -245,20 +245,20 @@ impl Inner {
         let Some(begun) = begun.await? else {
             return Ok(Look::NotEnough);
         };
-        let Some(noted) = &begun.known else {
+        // Whom a callback has named since may be newer than the fence: then nobody must be taken for
+        // looked at.
+        let is_touched = begun.known.as_ref().is_none_or(Noted::is_touched);
+        if is_touched {
             return Ok(Look::NotEnough);
-        };
-        let Some(named) = self.named_since(group, noted).await? else {
-            return Ok(Look::NotEnough);
-        };
-        let fetched = self.fetch.by_delta(group, delta, &named.users).await?;
+        }
+        let fetched = self.fetch.by_delta(group, delta, &[]).await?;
         let Some(fetched) = fetched else {
             return Ok(Look::NotEnough);
         };
         let looked = Looked {
             group,
             begun: &begun,
-            has_group: named.has_group || *has_group,
+            has_group: *has_group,
             has_total: *has_total,
         };
         self.settle_look(looked, fetched, pass).await
@@ -295,15 +295,25 @@ impl Inner {
             // Whether so many may have left is to be seen beside all the others.
             return Ok(Look::NotEnough);
         }
-        let outcome = self.settle(group, begun, Fetched::View(view), pass).await?;
-        if !has_total || !matches!(outcome, Outcome::Compared | Outcome::Meanwhile) {
-            return Ok(Look::Done(outcome));
+        let fetched = Fetched::View(view);
+        let read = Read::of(&fetched);
+        let held = self
+            .differences(group, known.as_ref(), fetched, pass)
+            .await?;
+        // Before anything is written: where somebody came of whom no version tells, what it tells of the
+        // others may be older.
+        if let Held::Against(differences) = &held
+            && has_total
+        {
+            let total = self.fetch.client.count_members(group).await?;
+            let here = self.store.count_members_of(group).await?;
+            let added = differences.added();
+            if total != (here + added).saturating_sub(differences.removed()) {
+                return Ok(Look::Moved);
+            }
         }
-        let total = self.fetch.client.count_members(group).await?;
-        Ok(match total == self.store.count_members_of(group).await? {
-            true => Look::Done(outcome),
-            false => Look::Moved,
-        })
+        let settled = self.settle_held(group, begun, known, held, &read, pass);
+        Ok(Look::Done(settled.await?))
     }
 
     async fn known(&self, group: &GroupId) -> Result<Option<KnownGroup>, Error> {
@@ -383,9 +393,12 @@ impl Inner {
                 _unknown_or_dismissed => {}
             },
         }
+        Ok(Held::Against(differences))
+    }
+
+    fn count(&self, differences: &Differences, pass: &Pass<'_>) {
         pass.tally.compared(differences.compared);
         self.metrics.compared_group();
-        Ok(Held::Against(differences))
     }
 
     async fn settle_dry(
@@ -403,6 +416,7 @@ impl Inner {
             pass.differ([DriftOf::of_unknown(group)]);
             return Ok(Outcome::Compared);
         };
+        self.count(&differences, pass);
         for (kind, count) in differences.kinds() {
             pass.tally.add(kind, count);
         }
@@ -428,16 +442,30 @@ impl Inner {
         fetched: Fetched,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
-        pass.has_read();
         let known = self.known(group).await?;
         let read = Read::of(&fetched);
-        let differences = self
+        let held = self
             .differences(group, known.as_ref(), fetched, pass)
             .await?;
-        let Held::Against(differences) = differences else {
+        self.settle_held(group, begun, known, held, &read, pass)
+            .await
+    }
+
+    async fn settle_held(
+        &self,
+        group: &GroupId,
+        begun: &Begun,
+        known: Option<KnownGroup>,
+        held: Held,
+        read: &Read,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        pass.has_read();
+        let Held::Against(differences) = held else {
             let why = CheckReason::NotInOpenim;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         };
+        self.count(&differences, pass);
         let Some(removals) = pass.removals else {
             return Ok(Outcome::Compared); // cannot be: a dry run settles nothing
         };
@@ -447,7 +475,7 @@ impl Inner {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
-        let repaired = self.repair(group, begun, differences, &read, pass).await;
+        let repaired = self.repair(group, begun, differences, read, pass).await;
         if repaired.is_err() {
             removals.give_back(removed);
         }
@@ -455,8 +483,8 @@ impl Inner {
             return repaired;
         };
         repaired?;
-        let code = CheckReason::ReadInPart.code();
-        if known.is_none_or(|known| known.check_reason.as_deref() != Some(code)) {
+        // A mark that is there stays.
+        if known.is_none_or(|known| known.check_reason.is_none()) {
             self.ingest
                 .want_check(group.clone(), CheckReason::ReadInPart);
         }

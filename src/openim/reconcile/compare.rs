@@ -44,6 +44,14 @@ impl Differences {
         self.absent.len() as u64
     }
 
+    /// How many members the mirror does not have.
+    pub(super) fn added(&self) -> u64 {
+        let added = self
+            .kinds()
+            .find(|(kind, _)| *kind == RepairKind::MemberAdded);
+        added.map_or(0, |(_, count)| count)
+    }
+
     pub(super) fn kinds(&self) -> impl Iterator<Item = (RepairKind, u64)> {
         let all = RepairKind::ALL.into_iter().zip(self.kinds);
         all.filter(|(_, count)| *count > 0)

@@ -19,16 +19,15 @@ INSERT INTO group_checks AS stored (group_id, compared_at, read_at)
 VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (group_id) DO UPDATE SET
     compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
-RETURNING compared_at, pg_current_snapshot()::text AS now, version, version_id, fence, read_at,
-          touched, touches";
+RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
     /// The same where OpenIM was asked already what has changed since a version, unless another
     /// comparison has begun since that was known.
     BEGIN_UPDATE = "
 UPDATE group_checks AS stored SET
     compared_at = greatest(clock_timestamp(), stored.compared_at + interval '1 microsecond')
  WHERE group_id = $1 AND compared_at = $2 AND version = $3 AND version_id = $4
-RETURNING compared_at, pg_current_snapshot()::text AS now, version, version_id, fence, read_at,
-          touched, touches";
+RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
+    FENCE = "SELECT pg_current_snapshot()::text";
     /// Groups before their checks, as lanes lock them.
     LOCK_MARK = "SELECT FROM groups WHERE group_id = $1 AND check_wanted_since IS NOT NULL FOR UPDATE";
     /// Before that which is to see what others have written meanwhile: whoever touches a check has the
@@ -167,6 +166,13 @@ pub struct Noted {
     fence: Fence,
 }
 
+impl Noted {
+    /// Whether callbacks have named anybody since.
+    pub fn is_touched(&self) -> bool {
+        self.touched != Some(Named::default())
+    }
+}
+
 /// What was read of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WasRead {
@@ -203,7 +209,6 @@ impl Named {
 #[derive(FromRow)]
 struct BegunRow {
     compared_at: OffsetDateTime,
-    now: String,
     version: Option<i64>,
     version_id: Option<String>,
     fence: Option<String>,
@@ -213,8 +218,7 @@ struct BegunRow {
 }
 
 impl BegunRow {
-    fn begun(self, asked: Option<&Fence>) -> Result<Begun, sqlx::Error> {
-        let now = self.now.parse().map_err(unreadable)?;
+    fn begun(self, fence_of_answers: Fence) -> Result<Begun, sqlx::Error> {
         let fence: Option<Fence> = self
             .fence
             .map(|fence| fence.parse())
@@ -234,15 +238,21 @@ impl BegunRow {
         };
         Ok(Begun {
             at: self.compared_at,
-            fence: asked.cloned().unwrap_or(now),
+            fence: fence_of_answers,
             known,
             touches: self.touches,
         })
     }
 }
 
+/// What is written by now.
+pub(super) async fn fence(connection: &mut PgConnection) -> Result<Fence, sqlx::Error> {
+    let text: String = sqlx::query_scalar(FENCE).fetch_one(connection).await?;
+    text.parse().map_err(unreadable)
+}
+
 /// What the database wrote down itself, and is not as it writes it.
-pub(super) fn unreadable(error: FenceError) -> sqlx::Error {
+fn unreadable(error: FenceError) -> sqlx::Error {
     sqlx::Error::Decode(error.into())
 }
 
@@ -284,9 +294,11 @@ impl Store {
         self.write(async |connection| {
             let row: BegunRow = sqlx::query_as(BEGIN_CHECK)
                 .bind(group.as_str())
-                .fetch_one(connection)
+                .fetch_one(&mut *connection)
                 .await?;
-            row.begun(None)
+            // After that: who is noted as touched is before the fence, so that whoever is looked at need
+            // not stay noted.
+            row.begun(fence(connection).await?)
         })
         .await
     }
@@ -312,7 +324,7 @@ impl Store {
                 .bind(&version.id)
                 .fetch_optional(connection)
                 .await?;
-            row.map(|row| row.begun(Some(fence))).transpose()
+            row.map(|row| row.begun(fence.clone())).transpose()
         })
         .await
     }

@@ -4,13 +4,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
-use super::checks::unreadable;
+use super::checks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, UserId, Version};
 use crate::store::stored::{StoredGroup, StoredMember};
 use crate::store::{Error, Store};
 
 statements! {
-    FENCE = "SELECT pg_current_snapshot()::text";
     /// By their ids.
     KNOWN_GROUPS = "
 SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
@@ -168,11 +167,7 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn fence(&self) -> Result<Fence, Error> {
-        self.read(async |connection| {
-            let text: String = sqlx::query_scalar(FENCE).fetch_one(connection).await?;
-            text.parse().map_err(unreadable)
-        })
-        .await
+        self.read(async |connection| fence(connection).await).await
     }
 
     /// How many members a group has.
