@@ -31,6 +31,7 @@ mod private_postgres;
 mod process;
 mod readme;
 mod reads;
+mod real_hints;
 mod real_histories;
 mod real_openim;
 mod reconcile;

@@ -11,8 +11,10 @@ use crate::histories::seed;
 use crate::real_histories::{AT_A_TIME, Bed, Setup, histories};
 use crate::support::{Creation, Operation, Random, Release, Way, until};
 
-/// From the last operation until the mirror is equal, at most. `HISTORY_BOUND_MS` is for machines
-/// that have nothing else to do.
+/// From the last operation until the mirror is equal.
+const GOAL: Duration = Duration::from_secs(1);
+
+/// At most, for machines that have more to do. `HISTORY_BOUND_MS` is for one that has not.
 fn bound() -> Duration {
     let millis = std::env::var("HISTORY_BOUND_MS");
     let millis = millis.map_or(20_000, |millis| millis.parse().expect("a number"));
@@ -40,14 +42,20 @@ async fn equal_at_once(release: Release) {
         let story = format!("HISTORY_SEED={seed}, {part:?} of {release:?}");
         bed.begin(seed, part).join_all().await;
         let ended = Instant::now();
+        let mut last = vec![];
         loop {
             let differences = bed.pair.differences().await;
             if differences.is_empty() {
                 break;
             }
             let late = ended.elapsed() > bound();
-            assert!(!late, "{story}: {} {differences:#?}", differences.len());
+            let group = bed.story_of(&differences);
+            assert!(!late, "{story}: {differences:#?}\n{group}");
+            last = differences;
             sleep(Duration::from_millis(20)).await;
+        }
+        if ended.elapsed() > GOAL {
+            println!("{story}: late were {last:#?}\n{}", bed.story_of(&last));
         }
         took.push(ended.elapsed());
         bed.delivery.settled().await;

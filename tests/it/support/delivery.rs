@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -70,6 +70,9 @@ struct Inner {
     lives: AtomicU64,
     under_way: Mutex<JoinSet<()>>,
     delivered: Mutex<Delivered>,
+    begun: Instant,
+    /// For whoever has to find out what is wrong.
+    story: Mutex<Vec<String>>,
 }
 
 impl Delivery {
@@ -83,6 +86,8 @@ impl Delivery {
             lives: AtomicU64::new(0),
             under_way: Mutex::default(),
             delivered: Mutex::default(),
+            begun: Instant::now(),
+            story: Mutex::default(),
         }))
     }
 
@@ -98,6 +103,17 @@ impl Delivery {
 
     pub fn delivered(&self) -> Delivered {
         *self.0.delivered.lock().unwrap()
+    }
+
+    pub fn note(&self, line: &str) {
+        self.0.note(line);
+    }
+
+    /// What was noted and sent in which this stands, such as the id of a group.
+    pub fn story_of(&self, part: &str) -> String {
+        let story = self.0.story.lock().unwrap();
+        let lines = story.iter().filter(|line| line.contains(part));
+        lines.cloned().collect::<Vec<_>>().join("\n")
     }
 
     /// Puts on its way what is told of a request.
@@ -126,6 +142,8 @@ impl Delivery {
         {
             self.0.delivered.lock().unwrap().told += 1;
             if random.percent(lost) {
+                self.0
+                    .note(&format!("    lost {}", callback.body.trim_end()));
                 self.0.delivered.lock().unwrap().lost += 1;
                 continue;
             }
@@ -159,6 +177,12 @@ impl Delivery {
 }
 
 impl Inner {
+    fn note(&self, line: &str) {
+        let millis = self.begun.elapsed().as_millis();
+        let line = format!("{millis:>6} {line}");
+        self.story.lock().unwrap().push(line);
+    }
+
     async fn send(self: Arc<Self>, callback: Callback, delay: Duration) {
         let life = self.lives.load(Ordering::Relaxed);
         sleep(delay).await;
@@ -171,6 +195,7 @@ impl Inner {
                     body,
                     operation_id,
                 } = callback;
+                self.note(&format!("    comes {operation_id} {}", body.trim_end()));
                 let request = self.client.post(format!("{base}/{command}"));
                 let request = request.header("Operationid", operation_id);
                 let request = request.header("content-type", "application/json; charset=utf-8");
