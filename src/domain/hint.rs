@@ -79,6 +79,23 @@ kinds! {
     GroupInfoSetName = 1520;
 }
 
+impl HintKind {
+    /// Whether it is about the group itself: its profile, its owner, its status.
+    pub fn is_of_group(self) -> bool {
+        matches!(
+            self,
+            Self::GroupCreated
+                | Self::GroupInfoSet
+                | Self::GroupOwnerTransferred
+                | Self::GroupDismissed
+                | Self::GroupMuted
+                | Self::GroupCancelMuted
+                | Self::GroupInfoSetAnnouncement
+                | Self::GroupInfoSetName
+        )
+    }
+}
+
 /// A notification, as far as it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hint {

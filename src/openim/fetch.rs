@@ -144,7 +144,7 @@ impl Fetch {
         }
         let unshown = match self.ids(group).await? {
             Some(ids) if ids.version() != version => return Ok(Tried::Moved),
-            Some(ids) => Unshown::Users(list.without_rows(ids)),
+            Some(ids) => list.unshown(ids),
             None => Unshown::SomeOf(list.missing()),
         };
         Ok(Tried::in_part(list.into_part(Some(held), unshown)))
@@ -168,11 +168,7 @@ impl Fetch {
             let held = info.map(|info| info.held);
             return Ok(Tried::Done(Fetched::Dismissed(held)));
         }
-        let has_owner = info.as_ref().is_some_and(|info| info.held.owner.is_some());
-        if has_owner && !why.is_too_large() {
-            // It is there after all.
-            return Ok(Tried::Moved);
-        }
+        // Also where there is an owner after all.
         let before = self.ids(group).await?.map(|ids| ids.version());
         let list = List::read(&self.client, &self.room, group).await?;
         let after = self.ids(group).await?;
@@ -193,11 +189,10 @@ impl Fetch {
             view.trouble = Some(Trouble::IdsTooLarge);
             return Ok(Tried::Done(Fetched::View(view)));
         };
-        let are_of_list = ids.user_ids.len() as u64 == list.count();
-        let unshown = list.without_rows(ids);
-        if list.unread > 0 || !are_of_list || !unshown.is_empty() {
-            let view = list.into_part(held, Unshown::Users(unshown));
-            return Ok(Tried::in_part(view));
+        let has_all = ids.user_ids.len() as u64 == list.count() && !list.is_short();
+        let unshown = list.unshown(ids);
+        if list.unread > 0 || !has_all || unshown != Unshown::Nobody {
+            return Ok(Tried::in_part(list.into_part(held, unshown)));
         }
         let is_read = held.is_some();
         let mut view = list.into_view(held, version);
@@ -526,6 +521,48 @@ mod tests {
         let unshown = Unshown::Users(users(&["u3"]).into_iter().collect());
         assert_eq!((view.unshown, view.version), (unshown, None));
         assert_eq!(view.trouble, Some(Trouble::MembersTooLarge(1)));
+    }
+
+    /// Ids that come from a cache that was just emptied say of nobody that they have left.
+    #[tokio::test]
+    async fn ids_that_are_fewer_than_openim_counts_are_not_believed() {
+        async fn whole(answer: Answer) -> Box<View> {
+            match fetch(answer).await.whole(&group()).await.unwrap() {
+                Fetched::View(view) => view,
+                other => panic!("{other:?}"),
+            }
+        }
+        fn answer(path: &str) -> Result<Value, i64> {
+            match path {
+                "/auth/get_admin_token" => Ok(json!({"token": "t"})),
+                "/group/get_group_member_list" => {
+                    Ok(json!({"total": 3, "members": [{"userID": "u1"}]}))
+                }
+                "/group/get_groups_info" => Ok(json!({"groupInfos": [{"groupID": "g"}]})),
+                "/group/get_full_group_member_user_ids" => {
+                    Ok(json!({"version": 7, "versionID": "v", "userIDs": null}))
+                }
+                other => panic!("{other}"),
+            }
+        }
+        let with_owner: Answer = |path, asked| match path {
+            "/group/get_incremental_group_members" => {
+                let is_first = asked["version"] == 0;
+                Ok(delta(json!({"full": is_first, "group": {"groupID": "g"}})))
+            }
+            _ => answer(path),
+        };
+        let without_owner: Answer = |path, _| match path {
+            "/group/get_incremental_group_members" => Err(1004),
+            _ => answer(path),
+        };
+        for answer in [with_owner, without_owner] {
+            let view = whole(answer).await;
+            assert_eq!(sorted(view.members.keys()), ["u1"]);
+            assert_eq!(view.unshown, Unshown::SomeOf(2));
+            let trouble = Trouble::RowsMissing { total: 3, rows: 1 };
+            assert_eq!((view.trouble, view.version), (Some(trouble), None));
+        }
     }
 
     #[tokio::test]

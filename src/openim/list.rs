@@ -112,11 +112,19 @@ impl List {
         self.total.saturating_sub(self.count()) + self.unread
     }
 
-    /// Those of these members of whom there is no row.
-    pub(super) fn without_rows(&self, ids: MemberIds) -> HashSet<UserId> {
+    /// Who may be a member though there is no row, where these are.
+    pub(super) fn unshown(&self, ids: MemberIds) -> Unshown {
+        // They may come from a cache that was just emptied.
+        if (ids.user_ids.len() as u64) < self.total {
+            return Unshown::SomeOf(self.missing());
+        }
         let ids = ids.user_ids.into_iter();
         let ids = ids.filter_map(|id| UserId::parse(id).ok());
-        ids.filter(|id| !self.members.contains_key(id)).collect()
+        let unshown: HashSet<UserId> = ids.filter(|id| !self.members.contains_key(id)).collect();
+        match unshown.is_empty() {
+            true => Unshown::Nobody,
+            false => Unshown::Users(unshown),
+        }
     }
 
     /// All of a group.
@@ -138,8 +146,8 @@ impl List {
         let trouble = match (&group, self.unread) {
             (None, _) => Trouble::ProfileTooLarge,
             (Some(_), 0) => Trouble::RowsMissing {
-                total: self.total,
-                rows: self.members.len() as u64 + self.unkept,
+                total: self.total.max(self.count() + unshown.count()),
+                rows: self.count(),
             },
             (Some(_), unread) => Trouble::MembersTooLarge(unread),
         };

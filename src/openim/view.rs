@@ -51,6 +51,15 @@ pub(super) enum Unshown {
 }
 
 impl Unshown {
+    /// How many they are at least.
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::Nobody => 0,
+            Self::Users(users) => users.len() as u64,
+            Self::SomeOf(count) => *count,
+        }
+    }
+
     /// Whether this one may be a member of whom there is no row.
     pub(super) fn may_be(&self, user: &UserId) -> bool {
         match self {

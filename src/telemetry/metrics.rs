@@ -266,7 +266,7 @@ impl Metrics {
             openim_calls: IntCounterVec::new(
                 Opts::new(
                     "openim_calls_total",
-                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable, keys (the administrator or the secret is not accepted), refused (another error of OpenIM's own), too_many (its rate limit) or unreadable.",
+                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable (also: the service behind the API is away), keys (the administrator or the secret is not accepted), refused (another error of OpenIM's own), too_many (its rate limit) or unreadable.",
                 ),
                 &["path", "outcome"],
             )?,

@@ -408,6 +408,25 @@ async fn with_the_api_the_group_is_compared_at_once() {
     assert!(app.metric("look_calls_total").await >= 2.0);
 }
 
+/// No change of the members tells who owns the group, and the callback is lost.
+#[tokio::test]
+async fn a_hint_of_another_owner_has_the_group_itself_compared() {
+    let server = server_of(&["u1"]).await;
+    let app = mirror_of(&server, |_| {}).await;
+    let transfer = Operation::Transfer {
+        old_owner: "boss".into(),
+        new_owner: "u1".into(),
+    };
+    act(&server, "g", &transfer);
+    hint(&app, "g", 1507, "op-1").await;
+    until("it has another owner", async || {
+        app.get("/groups/g").await.body["ownerUserID"] == "u1"
+    })
+    .await;
+    let member = app.get("/groups/g/members/boss").await.ok();
+    assert_eq!(member["roleLevel"], 20);
+}
+
 #[tokio::test]
 async fn many_hints_of_a_group_are_few_looks() {
     let server = server_of(&["u1"]).await;

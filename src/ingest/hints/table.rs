@@ -52,6 +52,12 @@ impl Kinds {
     pub fn has(self, kind: HintKind) -> bool {
         self.0 & (1 << (kind.code() - 1501)) != 0
     }
+
+    /// Whether one of them is about the group itself.
+    pub fn has_group(self) -> bool {
+        let mut kinds = HintKind::ALL.iter();
+        kinds.any(|kind| self.has(*kind) && kind.is_of_group())
+    }
 }
 
 /// How a look ended.

@@ -15,7 +15,7 @@ use super::pass::Pass;
 use super::removals::{Allowed, Removals};
 use super::walk::Asked;
 use super::{Error, Inner};
-use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, Version};
+use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, OWNER, Version};
 use crate::ingest;
 use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
 
@@ -132,23 +132,34 @@ impl Inner {
         let Some(_claim) = self.claim(group) else {
             return Ok(Outcome::Skipped);
         };
-        self.check_claimed(group, pass).await
+        self.check_claimed(group, pass.has_group(group), pass).await
     }
 
-    async fn check_claimed(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
+    /// `has_group`: the group itself is looked at in any case.
+    async fn check_claimed(
+        &self,
+        group: &GroupId,
+        has_group: bool,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
         // It is never closed.
         let _turn = self.reading.acquire().await;
         if self.is_spooling() {
             return Err(Error::Spooling);
         }
-        match self.check_in_turn(group, pass).await {
+        match self.check_in_turn(group, has_group, pass).await {
             Err(Error::Fetch(error)) => self.leave_unread(group, error, pass).await,
             Err(error) => self.leave_or_end(group, error, pass).await,
             checked => checked,
         }
     }
 
-    async fn check_in_turn(&self, group: &GroupId, pass: &Pass<'_>) -> Result<Outcome, Error> {
+    async fn check_in_turn(
+        &self,
+        group: &GroupId,
+        has_group: bool,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
         if pass.is_dry() {
             let fetched = self.fetch.whole(group).await?;
             return self.settle_dry(group, fetched, pass).await;
@@ -173,7 +184,7 @@ impl Inner {
             let looked = Looked {
                 group,
                 begun: &begun,
-                has_group: named.has_group,
+                has_group: has_group || named.has_group,
                 has_total: true,
             };
             match self.settle_look(looked, fetched, pass).await? {
@@ -211,7 +222,10 @@ impl Inner {
                 pass.has_read();
                 Ok(outcome)
             }
-            Ok(Look::Moved | Look::NotEnough) => self.check_claimed(group, pass).await,
+            Ok(Look::Moved | Look::NotEnough) => {
+                let has_group = asked.has_group || pass.has_group(group);
+                self.check_claimed(group, has_group, pass).await
+            }
             Err(Error::Fetch(error)) => self.leave_unread(group, error, pass).await,
             Err(error) => self.leave_or_end(group, error, pass).await,
         }
@@ -282,9 +296,14 @@ impl Inner {
             return Ok(Look::NotEnough);
         };
         let known = self.known(group).await?;
-        let is_wanted = known
-            .as_ref()
-            .is_none_or(|known| known.wanted_since.is_some());
+        let is_wanted = known.as_ref().is_none_or(|known| {
+            // Whose role is told where that of an owner changes; the owner is not told with it.
+            let owner = known.group.owner.as_ref();
+            let has_owner = owner.is_some_and(|owner| view.members.contains_key(owner));
+            let is_of_owner =
+                has_owner || view.members.values().any(|held| held.role_level == OWNER);
+            known.wanted_since.is_some() || is_of_owner
+        });
         if view.group.is_none() && (has_group || is_wanted) {
             match self.fetch.info(group).await? {
                 Some(info) if info.held.status != DISMISSED => view.group = Some(info.held),

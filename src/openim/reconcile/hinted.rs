@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::pace::paced;
 use super::super::wire::Delta;
 use super::check::Outcome;
-use super::pass::Pass;
+use super::pass::{Expected, Pass};
 use super::removals::Removals;
 use super::walk::Asked;
 use super::{Error, Inner, Tally};
@@ -137,15 +137,21 @@ impl Inner {
 
     /// Looks at groups; each stays due where that fails.
     async fn look_at(&self, due: Vec<Due>, limits: &Mutex<Limits>) {
-        let announced = due.iter().map(|due| (due.group_id.clone(), due.announced));
-        let announced = announced.collect();
+        let expected = due.iter().map(|due| {
+            let expected = Expected {
+                announced: due.announced,
+                has_group: due.kinds.has_group(),
+            };
+            (due.group_id.clone(), expected)
+        });
+        let expected = expected.collect();
         let looked = due.into_iter().map(|due| Looked::new(due, self));
         let looked: Vec<Looked<'_>> = looked.collect();
         let look = async {
             let removals = self.removals(limits).await?;
             let looked = self.known_somewhere(looked).await?;
             let tally = Tally::default();
-            let pass = Pass::new(&removals, &tally, false).with_announced(announced);
+            let pass = Pass::new(&removals, &tally, false).expecting(expected);
             self.look_some(looked, &pass).await;
             Ok::<_, Error>(())
         };
@@ -336,7 +342,7 @@ impl Inner {
         }
         Some(Asked {
             version: known.version.clone()?,
-            has_group: known.wanted_since.is_some(),
+            has_group: known.wanted_since.is_some() || pass.has_group(&known.group_id),
             has_total: false,
             known,
         })

@@ -24,8 +24,17 @@ pub(super) struct Pass<'a> {
     drift: Mutex<Vec<DriftOf>>,
     /// Groups that could not be read, one after the other.
     failures: AtomicU32,
-    /// Members who have left, by what hints say of their groups.
-    announced: HashMap<GroupId, u64>,
+    /// What hints say of their groups.
+    expected: HashMap<GroupId, Expected>,
+}
+
+/// What hints say of a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// So many members have left.
+    pub(super) announced: u64,
+    /// Whether the group itself has changed.
+    pub(super) has_group: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -44,18 +53,23 @@ impl<'a> Pass<'a> {
             is_full,
             drift: Mutex::default(),
             failures: AtomicU32::new(0),
-            announced: HashMap::new(),
+            expected: HashMap::new(),
         }
     }
 
-    /// Expects so many members of these groups to be gone.
-    pub(super) fn with_announced(self, announced: HashMap<GroupId, u64>) -> Self {
-        Self { announced, ..self }
+    /// With what hints say.
+    pub(super) fn expecting(self, expected: HashMap<GroupId, Expected>) -> Self {
+        Self { expected, ..self }
+    }
+
+    /// Whether a hint says that the group itself has changed.
+    pub(super) fn has_group(&self, group: &GroupId) -> bool {
+        self.expected.get(group).is_some_and(|told| told.has_group)
     }
 
     /// How many of the members who are gone nobody has announced: only these count for the limits.
     pub(super) fn unannounced(&self, group: &GroupId, removed: u64) -> u64 {
-        let announced = self.announced.get(group).copied().unwrap_or(0);
+        let announced = self.expected.get(group).map_or(0, |told| told.announced);
         removed.saturating_sub(announced)
     }
 

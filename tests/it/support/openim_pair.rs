@@ -184,6 +184,11 @@ impl Pair {
 
     /// Every row as it lies there, so that a write shows even where it changes nothing.
     pub async fn rows_as_they_lie(&self) -> Vec<Value> {
+        until("nobody fills in when members left", async || {
+            let emptying = "select group_id from groups where emptying_at is not null";
+            self.db.rows(emptying).await.is_empty()
+        })
+        .await;
         let mut rows = self
             .db
             .rows("select *, ctid::text, xmin::text, xmax::text from groups order by group_id")
