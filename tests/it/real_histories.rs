@@ -173,7 +173,10 @@ impl Bed {
         let before = self.pair.rows_as_they_lie().await;
         self.pair.compare(&[], ACCEPTING).await.unwrap();
         self.pair.assert_nothing_written_since(&before).await;
-        let drift = self.pair.drift().await;
+        let mut drift = self.pair.drift().await;
+        // What a group was called when it was dismissed is looked at only where all groups are read.
+        let openim = self.pair.openim();
+        drift.retain(|drift| !openim.groups[drift.group_id.as_str()].is_dismissed());
         assert!(drift.is_empty(), "{story}: {drift:?}");
     }
 
@@ -273,6 +276,23 @@ async fn told_badly_in_part(bed: &mut Bed, seed: u64, part: Range<u64>) {
     bed.compare(&story).await;
 }
 
+async fn told_badly_with(setup: Setup, seed: u64) {
+    let mut bed = Bed::new(setup).await;
+    if setup.api {
+        bed.compared_once().await;
+    }
+    let step = usize::try_from(AT_A_TIME).unwrap();
+    for start in (0..histories()).step_by(step) {
+        let part = start..histories().min(start + AT_A_TIME);
+        told_badly_in_part(&mut bed, seed, part).await;
+    }
+    let delivered = bed.delivery.delivered();
+    println!("{setup:?}: {delivered:?}");
+    assert_eq!(delivered.odd, 0);
+    assert!(delivered.lost > delivered.told / 10);
+    bed.close().await;
+}
+
 async fn told_badly(release: Release) {
     let seed = seed();
     println!("real histories: HISTORY_SEED={seed}");
@@ -284,19 +304,7 @@ async fn told_badly(release: Release) {
             partial: true,
             way: Way::BAD,
         };
-        let mut bed = Bed::new(setup).await;
-        if api {
-            bed.compared_once().await;
-        }
-        for start in (0..histories()).step_by(AT_A_TIME as usize) {
-            let part = start..histories().min(start + AT_A_TIME);
-            told_badly_in_part(&mut bed, seed, part).await;
-        }
-        let delivered = bed.delivery.delivered();
-        println!("{setup:?}: {delivered:?}");
-        assert_eq!(delivered.odd, 0);
-        assert!(delivered.lost > delivered.told / 10);
-        bed.close().await;
+        told_badly_with(setup, seed).await;
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Way {
     pub most_delay: Duration,
     /// With the neighbour of the same request.
     pub swapped: u64,
+    /// An answer is waited for so long.
+    pub patience: Duration,
 }
 
 impl Way {
@@ -34,6 +36,8 @@ impl Way {
         delayed: 0,
         most_delay: Duration::ZERO,
         swapped: 0,
+        // Longer than OpenIM's, for a machine that has much else to do.
+        patience: Duration::from_secs(60),
     };
     pub const BAD: Self = Self {
         lost: 20,
@@ -41,6 +45,7 @@ impl Way {
         delayed: 20,
         most_delay: Duration::from_millis(1500),
         swapped: 20,
+        patience: TIMEOUT,
     };
 }
 
@@ -77,7 +82,7 @@ struct Inner {
 
 impl Delivery {
     pub fn new(way: Way, has_messages: bool) -> Self {
-        let client = web::client().timeout(TIMEOUT).build().unwrap();
+        let client = web::client().timeout(way.patience).build().unwrap();
         Self(Arc::new(Inner {
             client,
             way,
@@ -124,6 +129,7 @@ impl Delivery {
             delayed,
             most_delay,
             swapped,
+            ..
         } = self.0.way;
         let mut told: Vec<Told> = told
             .into_iter()
