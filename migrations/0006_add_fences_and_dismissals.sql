@@ -62,6 +62,16 @@ CREATE TRIGGER group_mirror_called_back_first BEFORE INSERT ON group_members FOR
     WHEN (NEW.last_callback_at IS NOT NULL AND NEW.last_callback_xid IS NULL)
     EXECUTE FUNCTION group_mirror_called_back();
 
+-- The server whose transactions the numbers above are of: those of another mean nothing after a dump is
+-- loaded here. NULL where this role may not ask.
+CREATE TABLE transaction_origin (system_identifier bigint);
+DO $$
+BEGIN
+    INSERT INTO transaction_origin SELECT system_identifier FROM pg_control_system();
+EXCEPTION WHEN insufficient_privilege THEN
+    INSERT INTO transaction_origin VALUES (NULL);
+END $$;
+
 -- Groups that were dismissed until now. What readers see of them stays the same, so no updated_at moves.
 UPDATE groups
    SET dismissals = 1, emptying_at = COALESCE(dismissed_at, updated_at), owner_user_id = NULL

@@ -16,6 +16,24 @@ statements! {
     HAS_LIST = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
     /// How many of these are there.
     APPLIED = "SELECT count(*) FROM _sqlx_migrations WHERE success AND version = ANY($1)";
+    /// Whether the numbers of transactions are of another server: this is a dump that was loaded. Fails
+    /// where our role may not ask.
+    IS_FROM_ELSEWHERE = "
+SELECT system_identifier <> (SELECT system_identifier FROM pg_control_system())
+  FROM transaction_origin
+ WHERE system_identifier IS NOT NULL";
+    /// Numbers that this server has not come to yet would be taken for callbacks that are newer than any
+    /// answer of OpenIM.
+    FORGET_TRANSACTIONS = "
+WITH of_members AS (
+    UPDATE group_members SET last_callback_xid = NULL
+     WHERE last_callback_xid >= pg_current_xact_id()::text::bigint),
+of_groups AS (
+    UPDATE groups SET last_callback_xid = NULL, check_marked_xid = NULL
+     WHERE last_callback_xid IS NOT NULL OR check_marked_xid IS NOT NULL),
+checks AS (
+    UPDATE group_checks SET version = NULL, version_id = NULL, fence = NULL)
+UPDATE transaction_origin SET system_identifier = (SELECT system_identifier FROM pg_control_system())";
 }
 
 /// Whether there is something to apply.
@@ -29,9 +47,26 @@ pub(super) async fn is_due(connection: &mut PgConnection) -> Result<bool, sqlx::
     let ours: Vec<i64> = sqlx::migrate!().iter().map(|one| one.version).collect();
     let applied: i64 = sqlx::query_scalar(APPLIED)
         .bind(&ours)
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
-    Ok(usize::try_from(applied) != Ok(ours.len()))
+    if usize::try_from(applied) != Ok(ours.len()) {
+        return Ok(true);
+    }
+    is_from_elsewhere(connection).await
+}
+
+async fn is_from_elsewhere(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match sqlx::query_scalar(IS_FROM_ELSEWHERE)
+        .fetch_optional(connection)
+        .await
+    {
+        Ok(is_from_elsewhere) => Ok(is_from_elsewhere.unwrap_or(false)),
+        // insufficient_privilege
+        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code == "42501") => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Applies what is missing, one replica at a time (sqlx holds an advisory lock meanwhile).
@@ -46,9 +81,15 @@ pub(super) async fn run(connection: &mut PgConnection) -> Result<(), MigrateErro
                 attempt += 1;
                 tokio::time::sleep(PAUSE).await;
             }
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(()) => break,
         }
     }
+    if is_from_elsewhere(connection).await? {
+        tracing::info!("the tables are of another server; all groups are to be compared anew");
+        sqlx::query(FORGET_TRANSACTIONS).execute(connection).await?;
+    }
+    Ok(())
 }
 
 fn is_lock_timeout(error: &MigrateError) -> bool {

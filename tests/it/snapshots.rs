@@ -201,6 +201,29 @@ async fn a_clock_that_is_set_back_lets_no_comparison_undo_a_callback() {
     }
 }
 
+/// A dump that is loaded on another server has numbers of transactions that are still to come there.
+#[tokio::test]
+async fn after_a_dump_was_loaded_elsewhere_what_differs_is_repaired() {
+    let pair = drifted().await;
+    pair.cycle().await;
+    pair.db
+        .execute(
+            "update group_members set last_callback_xid = 1000000000000, ex = 'of the dump';
+             update groups set last_callback_xid = 1000000000000, introduction = 'of the dump';
+             update transaction_origin set system_identifier = 1",
+        )
+        .await;
+    pair.db.database().migrate().await.unwrap();
+    let result = pair.cycle().await;
+    assert_eq!(result.groups_compared, 1);
+    pair.assert_equal().await;
+    assert_eq!(pair.check(GROUP).await, None);
+    // Once is enough.
+    pair.db.database().migrate().await.unwrap();
+    assert_eq!(pair.cycle().await.groups_compared, 0);
+    pair.close().await;
+}
+
 /// A callback whose transaction goes on over two comparisons is found by the one after it.
 #[tokio::test]
 async fn a_callback_that_is_committed_late_is_found_and_nothing_else_is_read_twice() {

@@ -49,7 +49,7 @@ async fn groups_that_are_known_by_their_members_get_a_stub_that_wants_a_check() 
     let db = TestDb::new().await;
     // As the version before groups left it.
     db.execute(
-        "drop table groups, group_checks, reconcile_runs;
+        "drop table groups, group_checks, reconcile_runs, transaction_origin;
          drop function group_mirror_dismissed, group_mirror_called_back cascade;
          drop index group_members_left;
          alter table group_members
