@@ -427,6 +427,38 @@ async fn a_hint_of_another_owner_has_the_group_itself_compared() {
     assert_eq!(member["roleLevel"], 20);
 }
 
+/// Of a group of 100,000 it is the same: the number is that of a test that does not take long.
+#[tokio::test]
+async fn what_a_hint_costs_does_not_grow_with_the_group() {
+    let names: Vec<String> = (0..10_000).map(|n| format!("u{n:05}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let server = server_of(&names).await;
+    let app = mirror_of(&server, |_| {}).await;
+    let set = Operation::SetMember("u00017".into(), [("ex", json!("new"))].into());
+    for (operation, content_type) in [
+        (Operation::Invite("new".into()), 1509),
+        (set, 1516),
+        (Operation::Kick(vec!["u00042".into()]), 1508),
+    ] {
+        let before = looks(&app, "compared").await;
+        server.reset_calls();
+        let told = act(&server, "g", &operation);
+        hint(&app, "g", content_type, "op-1").await;
+        for Callback { command, body, .. } in told {
+            assert_done(&post(&app, &command, "op-1", body).await);
+        }
+        until("it is compared", async || {
+            looks(&app, "compared").await > before
+        })
+        .await;
+        let calls: u64 = server.calls().values().sum();
+        assert!(calls <= 3, "{content_type}: {:?}", server.calls());
+        assert!(server.bytes() <= 64 << 10, "{} bytes", server.bytes());
+    }
+    let there = app.get("/groups/g").await.ok();
+    assert_eq!(there["memberCount"], 10_001);
+}
+
 #[tokio::test]
 async fn many_hints_of_a_group_are_few_looks() {
     let server = server_of(&["u1"]).await;

@@ -53,6 +53,8 @@ struct Shared {
 struct State {
     port: u16,
     calls: BTreeMap<String, u64>,
+    /// Of the answers to these calls, before they are compressed.
+    bytes: usize,
     /// All that were given, and what they are refused with since.
     tokens: BTreeMap<String, Option<Code>>,
     faults: RestFaults,
@@ -83,6 +85,7 @@ impl OpenImServer {
             state: Mutex::new(State {
                 port,
                 calls: BTreeMap::new(),
+                bytes: 0,
                 tokens: BTreeMap::new(),
                 faults: RestFaults::default(),
                 gates: Gates::default(),
@@ -120,8 +123,15 @@ impl OpenImServer {
         self.shared.state().calls.clone()
     }
 
+    /// How many bytes were answered to these, before they were compressed.
+    pub fn bytes(&self) -> usize {
+        self.shared.state().bytes
+    }
+
     pub fn reset_calls(&self) {
-        self.shared.state().calls.clear();
+        let mut state = self.shared.state();
+        state.calls.clear();
+        state.bytes = 0;
     }
 
     pub fn tokens_minted(&self) -> usize {
@@ -360,7 +370,9 @@ impl Endpoint for Rest {
         // The token's service is another, and its answer is small.
         let is_of_group = path.starts_with("/group/");
         let most = is_of_group.then(|| lock(&shared.openim).largest_answer());
-        Ok(respond(&request, envelope(answer, most), fault))
+        let body = envelope(answer, most);
+        shared.state().bytes += body.len();
+        Ok(respond(&request, body, fault))
     }
 }
 
