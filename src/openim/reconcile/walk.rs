@@ -403,6 +403,7 @@ impl Inner {
         let is_settled = |known: &KnownGroup| {
             let held = held.get(known.group_id.as_str());
             known.wanted_since.is_none()
+                && !known.is_touched
                 && held.is_some_and(|held| {
                     held.status == DISMISSED && group_verdict(Some(&known.group), held).is_none()
                 })
@@ -435,9 +436,11 @@ impl Inner {
                 return Ok(too_large);
             };
             after = last.group_id.as_str().to_owned();
-            // OpenIM lists no group that is dismissed, so one that it does not list may stay so.
+            // OpenIM lists no group that is dismissed, so one that it does not list may stay so, once its
+            // profile was compared.
             let is_asked = |known: &&KnownGroup| {
-                let is_settled = known.group.is_dismissed() && known.wanted_since.is_none();
+                let is_noted = known.wanted_since.is_some() || known.is_touched;
+                let is_settled = known.group.is_dismissed() && !is_noted;
                 !seen.has(known.group_id.as_str()) && (pass.is_full || !is_settled)
             };
             let asked: Vec<&KnownGroup> = page.iter().filter(is_asked).collect();
