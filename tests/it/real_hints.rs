@@ -140,6 +140,52 @@ async fn case_82_who_comes_is_there_within_a_second_of_a_message_that_tells_nobo
     bed.close().await;
 }
 
+/// A look has written what the callback says before it comes, and what the callback takes away with it,
+/// such as the name that is shown where a member has none of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_callback_takes_away_after_the_look_is_there_again() {
+    let bed = Bed::new(Setup {
+        release: Release::Patch15,
+        hints: true,
+        api: true,
+        partial: false,
+        way: Way::GOOD,
+    })
+    .await;
+    let random = &mut Random::new(83, 0);
+    bed.pair.openim().set_user("u1", "Ann", "face");
+    let creation = Creation::open("Kayaks", "boss", &["u1", "u2"]);
+    let told = bed.pair.openim().perform("g", &Operation::Create(creation));
+    bed.delivery.tell(told.unwrap(), random);
+    bed.compared_once().await;
+    bed.delivery.settled().await;
+    let named = |name: &str| {
+        let values = [("nickName", json!(name)), ("faceURL", json!(name))];
+        Operation::SetMember("u1".into(), values.into())
+    };
+    for operation in [
+        named("Own"),
+        named(""),
+        Operation::Join("u7".into()),
+        Operation::Quit("u7".into()),
+        Operation::Join("u7".into()),
+        Operation::Kick(vec!["u2".into()]),
+    ] {
+        let told = bed.pair.openim().perform("g", &operation).unwrap();
+        let (messages, callbacks): (Vec<_>, Vec<_>) = told
+            .into_iter()
+            .partition(|told| told.callback.is_message());
+        let is_equal = async || bed.pair.differences().await.is_empty();
+        bed.delivery.tell(messages, random);
+        bed.delivery.settled().await;
+        until(&format!("{operation:?} is seen"), is_equal).await;
+        bed.delivery.tell(callbacks, random);
+        bed.delivery.settled().await;
+        until(&format!("{operation:?} is still seen"), is_equal).await;
+    }
+    bed.close().await;
+}
+
 /// Who is a member here and there, by group; where they differ, the group wants a check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_an_api_hints_mark_the_groups_whose_members_are_others() {
