@@ -100,6 +100,7 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
         "im_mirror.lane_positions",
         "im_mirror.reconcile_runs",
         "im_mirror.rejected_callbacks",
+        "im_mirror.transaction_origin",
         "public.group_members",
     ];
     assert_eq!(names, expected);
