@@ -23,6 +23,10 @@ ALTER TABLE group_checks
     -- The transactions that had ended when the comparison began that gave the version, as
     -- pg_current_snapshot() has it. A callback of any other transaction may be newer than the version.
     ADD COLUMN fence   text,
+    -- A later version at which the group was seen, and when: OpenIM tells a version before its caches give
+    -- the rows of it, so what has changed is asked since the older one for some seconds more.
+    ADD COLUMN later_version bigint,
+    ADD COLUMN later_at      timestamptz,
     -- Users whom callbacks have named since, an empty one for the group itself; NULL: too many to say.
     -- Whoever is not among them is as in OpenIM at that version.
     ADD COLUMN touched text[] DEFAULT '{}',

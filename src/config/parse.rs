@@ -291,6 +291,7 @@ impl Settings {
                     interval: Duration::from_secs(interval?),
                     full_interval: Duration::from_secs(full_interval?),
                     delay: Duration::from_millis(check_delay?),
+                    settling: openim::SETTLING,
                     concurrency: usize::try_from(concurrency?).ok()?,
                 },
                 rejected: Retention {

@@ -355,6 +355,7 @@ fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
     Some(Box::new(View {
         group: held,
         members,
+        logged_gone: absent.len() as u64,
         absent,
         unshown: Unshown::Nobody,
         is_whole: false,

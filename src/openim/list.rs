@@ -133,6 +133,7 @@ impl List {
             group,
             members: self.members,
             absent: vec![],
+            logged_gone: 0,
             unshown: Unshown::Nobody,
             is_whole: true,
             version,

@@ -28,6 +28,8 @@ pub(super) struct View {
     /// Who is in no case a member. In a whole view nobody is who is not among the members, nor one of
     /// whom nothing is known.
     pub(super) absent: Vec<UserId>,
+    /// How many of these OpenIM's own log of changes names: no list that is short makes somebody one.
+    pub(super) logged_gone: u64,
     /// Who may be a member all the same.
     pub(super) unshown: Unshown,
     pub(super) is_whole: bool,

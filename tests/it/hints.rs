@@ -427,6 +427,32 @@ async fn a_hint_of_another_owner_has_the_group_itself_compared() {
     assert_eq!(member["roleLevel"], 20);
 }
 
+/// OpenIM shows a leave before it tells of it, so a look that is wanted for something else may be the first
+/// to see it.
+#[tokio::test]
+async fn whom_openims_log_names_as_gone_counts_for_no_limit_of_a_look() {
+    let names: Vec<String> = (0..60).map(|n| format!("u{n:02}")).collect();
+    let server = server_of(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let app = mirror_of(&server, |_| {}).await;
+    for (lot, left) in [
+        (&names[..11], 50),
+        (&names[11..22], 39),
+        (&names[22..33], 28),
+    ] {
+        act(&server, "g", &Operation::Kick(lot.to_vec()));
+        hint(&app, "g", 1516, "op-1").await;
+        until("they are gone", async || {
+            members(&app, "g").await.len() == left
+        })
+        .await;
+    }
+    assert_eq!(
+        app.get("/drift").await.ok()["lastRun"]["stoppedBy"],
+        Value::Null
+    );
+    assert_eq!(check(&app, "g").await, UNMARKED);
+}
+
 /// Of a group of 100,000 it is the same: the number is that of a test that does not take long.
 #[tokio::test]
 async fn what_a_hint_costs_does_not_grow_with_the_group() {

@@ -224,6 +224,48 @@ async fn after_a_dump_was_loaded_elsewhere_what_differs_is_repaired() {
     pair.close().await;
 }
 
+/// OpenIM's main told the version of a mute with the row of before: it drops a row from its caches after
+/// the version has moved.
+#[tokio::test]
+async fn a_row_that_is_older_than_the_version_it_comes_with_is_asked_for_once_more() {
+    let pair = Pair::with(Settings {
+        settling: Duration::from_millis(200),
+        ..settings()
+    })
+    .await;
+    let creation = Creation::open("Kayaks", "boss", &["u1", "u2"]);
+    pair.act_and_tell(GROUP, &Operation::Create(creation)).await;
+    pair.cycle().await;
+    let muted_until = 1_760_000_999_000;
+    let mut is_first = true;
+    pair.server.on_call(move |path, _, openim| {
+        if path.contains("get_incremental_group_members") && is_first {
+            is_first = false;
+            let mute = Operation::MuteMember("u1".into(), muted_until);
+            openim.apply(GROUP, &mute).unwrap();
+            let group = openim.groups.get_mut(GROUP).unwrap();
+            group.members.get_mut("u1").unwrap().mute_end_millis = 0;
+        }
+    });
+    pair.cycle().await;
+    {
+        let mut openim = pair.openim();
+        let group = openim.groups.get_mut(GROUP).unwrap();
+        group.members.get_mut("u1").unwrap().mute_end_millis = muted_until;
+    }
+    assert_eq!(pair.member(GROUP, "u1").await.unwrap()["is_muted"], false);
+    until("it is seen", async || {
+        pair.cycle().await;
+        pair.differences().await.is_empty()
+    })
+    .await;
+    until("nothing is asked any more", async || {
+        pair.cycle().await.groups_compared == 0
+    })
+    .await;
+    pair.close().await;
+}
+
 /// A callback whose transaction goes on over two comparisons is found by the one after it.
 #[tokio::test]
 async fn a_callback_that_is_committed_late_is_found_and_nothing_else_is_read_twice() {

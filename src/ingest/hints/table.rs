@@ -18,6 +18,9 @@ const TOGETHER: Duration = Duration::from_secs(5);
 const APART: Duration = Duration::from_millis(200);
 /// A callback that is written so soon after a look may tell of something that was before it.
 const OVERTAKEN: Duration = Duration::from_secs(15);
+/// After a look without another there is one more: what OpenIM told may have been a moment old, though it
+/// said otherwise.
+const ONCE_MORE: Duration = Duration::from_secs(4);
 /// Pauses after looks that failed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -121,6 +124,8 @@ struct Next {
     kinds: Kinds,
     /// Callbacks with which it is due at once.
     awaited: Vec<Key>,
+    /// Nothing has come since the last look.
+    is_once_more: bool,
 }
 
 impl Next {
@@ -131,6 +136,7 @@ impl Next {
             announced: 0,
             kinds: Kinds::default(),
             awaited: Vec::new(),
+            is_once_more: false,
         }
     }
 
@@ -142,8 +148,15 @@ impl Next {
             announced,
             kinds,
             awaited,
+            is_once_more,
         } = other;
-        self.at = self.at.min(at);
+        // One that is wanted for something new waits for its callback, however soon the other would be.
+        self.at = match (self.is_once_more, is_once_more) {
+            (true, false) => at,
+            (false, true) => self.at,
+            _ => self.at.min(at),
+        };
+        self.is_once_more &= is_once_more;
         self.hinted_since = [self.hinted_since, hinted_since]
             .into_iter()
             .flatten()
@@ -258,7 +271,8 @@ impl Table {
         let entry = self.groups.get(group);
         let is_late =
             entry.is_some_and(|entry| entry.looking.is_some() || entry.was_looked_at(now));
-        let has_next = entry.is_some_and(|entry| entry.next.is_some());
+        let next = entry.and_then(|entry| entry.next.as_ref());
+        let has_next = next.is_some_and(|next| !next.is_once_more);
         match (is_late || was_looked_after) && !has_next {
             true => self.want(group, Next::at(now + SOON), now),
             false => Taken::Merged,
@@ -310,9 +324,15 @@ impl Table {
         };
         let looking = entry.looking.take();
         match (end, looking) {
-            (LookEnd::Done, _) => {
+            (LookEnd::Done, looking) => {
                 (entry.failures, entry.pause_until) = (0, None);
                 entry.looked_at = Some(now);
+                if looking.is_some_and(|looking| !looking.is_once_more) {
+                    entry.want(Next {
+                        is_once_more: true,
+                        ..Next::at(now + ONCE_MORE)
+                    });
+                }
                 self.looked.push_back((now, group.clone()));
             }
             (LookEnd::Again, looking) => {
@@ -340,7 +360,7 @@ impl Table {
         }
         let mut taken = Taken::Due;
         if let Some(entry) = self.groups.get_mut(group) {
-            if entry.next.is_some() {
+            if entry.next.as_ref().is_some_and(|next| !next.is_once_more) {
                 taken = Taken::Merged;
             }
             entry.want(next);

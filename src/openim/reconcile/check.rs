@@ -63,6 +63,8 @@ struct Looked<'a> {
 struct Read {
     version: Option<Version>,
     is_whole: bool,
+    /// Members who have left by OpenIM's own log.
+    logged_gone: u64,
     /// Why it is not all of the group.
     trouble: Option<Trouble>,
 }
@@ -81,11 +83,13 @@ impl Read {
             Fetched::View(view) => Self {
                 version: view.version.clone(),
                 is_whole: view.is_whole,
+                logged_gone: view.logged_gone,
                 trouble: view.trouble,
             },
             Fetched::Dismissed(_) | Fetched::Unknown => Self {
                 version: None,
                 is_whole: true,
+                logged_gone: 0,
                 trouble: None,
             },
         }
@@ -489,7 +493,7 @@ impl Inner {
             return Ok(Outcome::Compared); // cannot be: a dry run settles nothing
         };
         let (removed, members) = (differences.removed(), differences.current);
-        let removed = pass.unannounced(group, removed);
+        let removed = pass.unannounced(group, removed, read.logged_gone);
         if removals.allow(removed, members, &self.store).await? == Allowed::No {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
@@ -530,9 +534,13 @@ impl Inner {
             self.metrics.repaired(kind, count);
         }
         let (version, delay) = (read.version.as_ref(), self.settings.delay);
-        let finished = self
-            .store
-            .finish_check(group, begun, version, read.what(), delay);
+        let finished = self.store.finish_check(
+            group,
+            begun,
+            version,
+            read.what(),
+            (delay, self.settings.settling),
+        );
         let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;

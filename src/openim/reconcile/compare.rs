@@ -105,6 +105,7 @@ impl Differences {
             group: held,
             mut members,
             absent,
+            logged_gone: _,
             unshown,
             is_whole,
             version: _,

@@ -38,6 +38,10 @@ use removals::Removals;
 pub use dry_run::DriftOf;
 pub use tally::Tally;
 
+/// How long OpenIM is not trusted to give the rows of a version that it tells: it drops them from its
+/// caches after the version has moved, some 0.1 s later on a busy machine.
+pub const SETTLING: Duration = Duration::from_secs(3);
+
 /// When to compare, and how much at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -47,6 +51,9 @@ pub struct Settings {
     pub full_interval: Duration,
     /// From a mark to the look at its group.
     pub delay: Duration,
+    /// How long OpenIM's caches may give the row of a member as it was before a version that it tells
+    /// with it.
+    pub settling: Duration,
     /// Groups that are read at a time; 1 at least, or nothing is.
     pub concurrency: usize,
 }

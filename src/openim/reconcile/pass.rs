@@ -67,10 +67,14 @@ impl<'a> Pass<'a> {
         self.expected.get(group).is_some_and(|told| told.has_group)
     }
 
-    /// How many of the members who are gone nobody has announced: only these count for the limits.
-    pub(super) fn unannounced(&self, group: &GroupId, removed: u64) -> u64 {
-        let announced = self.expected.get(group).map_or(0, |told| told.announced);
-        removed.saturating_sub(announced)
+    /// How many of the members who are gone nobody has announced: only these count for the limits. A look
+    /// that hints want can come before the hint of a leave; then OpenIM's log of changes, which names
+    /// `logged` of them, does for that.
+    pub(super) fn unannounced(&self, group: &GroupId, removed: u64, logged: u64) -> u64 {
+        let Some(told) = self.expected.get(group) else {
+            return removed;
+        };
+        removed.saturating_sub(told.announced.saturating_add(logged))
     }
 
     pub(super) fn is_dry(&self) -> bool {

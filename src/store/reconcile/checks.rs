@@ -33,7 +33,8 @@ RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
     /// Before that which is to see what others have written meanwhile: whoever touches a check has the
     /// row before or after, but not between. In the order of the ids, as everybody who locks several.
     LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
-    /// Notes the version, unless another comparison has begun since. Whom callbacks have named since
+    /// Notes the version, unless another comparison has begun since; that of changes only after another
+    /// comparison some time later, which asks for the same changes once more. Whom callbacks have named since
     /// stays noted. Takes the mark away, unless the group was marked again since, or so shortly before
     /// that what it announced may have come after. (A mark of the future is one of a clock that was set
     /// back.)
@@ -46,7 +47,22 @@ last AS MATERIALIZED (
     SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2),
 noted AS (
     UPDATE group_checks AS c SET
-        version = $3, version_id = $4, fence = $6,
+        version = CASE
+            WHEN $8 OR $10 = 0 OR version IS NULL OR version_id IS DISTINCT FROM $4 THEN $3
+            WHEN later_at <= clock_timestamp() - $10 * interval '1 millisecond' THEN later_version
+            ELSE version
+        END,
+        later_version = CASE
+            WHEN $8 OR $10 = 0 OR version IS NULL OR version_id IS DISTINCT FROM $4 THEN NULL
+            WHEN later_at > clock_timestamp() - $10 * interval '1 millisecond' THEN later_version
+            ELSE NULLIF($3, COALESCE(later_version, version))
+        END,
+        later_at = CASE
+            WHEN $8 OR $10 = 0 OR version IS NULL OR version_id IS DISTINCT FROM $4 THEN NULL
+            WHEN later_at > clock_timestamp() - $10 * interval '1 millisecond' THEN later_at
+            WHEN $3 <> COALESCE(later_version, version) THEN clock_timestamp()
+        END,
+        version_id = $4, fence = $6,
         read_at = CASE WHEN $8 THEN $2 ELSE read_at END,
         touched = CASE WHEN touches = $7 THEN '{}' ELSE touched END,
         is_touched = false
@@ -373,7 +389,8 @@ impl Store {
     }
 
     /// Ends a comparison: the group is as it was at `version` or, where there is none, all of it is to
-    /// be read by the next. A mark that came less than `delay` before stays, and so does that of a group
+    /// be read by the next. A version of less than `settling` ago is not taken for all that is to be seen
+    /// at it. A mark that came less than `delay` before stays, and so does that of a group
     /// that was read in part.
     ///
     /// # Errors
@@ -384,7 +401,7 @@ impl Store {
         begun: &Begun,
         version: Option<&Version>,
         read: WasRead,
-        delay: Duration,
+        (delay, settling): (Duration, Duration),
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
             let mut transaction = connection.begin().await?;
@@ -406,6 +423,7 @@ impl Store {
                 .bind(begun.touches)
                 .bind(read != WasRead::Changes)
                 .bind(read != WasRead::InPart)
+                .bind(millis(settling))
                 .fetch_one(&mut *transaction)
                 .await?;
             transaction.commit().await?;

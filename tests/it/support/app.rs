@@ -87,6 +87,8 @@ impl TestApp {
             callback_next_code: 1,
             openim: None,
             reconcile: openim::Settings {
+                // The model's rows are as its versions.
+                settling: Duration::ZERO,
                 interval: Duration::from_secs(600),
                 full_interval: Duration::from_secs(86400),
                 delay: Duration::from_millis(50),

@@ -48,6 +48,8 @@ pub fn settings() -> Settings {
         full_interval: Duration::from_secs(86400),
         // A mark may be a moment old when its group is compared.
         delay: Duration::ZERO,
+        // What it tells is so.
+        settling: Duration::ZERO,
         concurrency: 4,
     }
 }

@@ -175,13 +175,24 @@ fn a_callback_that_is_written_within_15_s_after_a_look_wants_another() {
     let due = clocked.take_one(400);
     assert_eq!((due.hinted_since, due.announced), (None, 0));
     clocked.looked(1000, "g", LookEnd::Done);
+    // Once more, though nothing has come.
+    assert_eq!(clocked.next(), Some(5000));
+    clocked.take(5000);
+    clocked.looked(5000, "g", LookEnd::Done);
     assert_eq!(clocked.next(), None);
-    // After it.
+    // After it, and before that would be once more.
     clocked.written(16_000, "g", Some(4));
     assert_eq!(clocked.next(), Some(16_050));
     clocked.take(16_050);
     clocked.looked(16_100, "g", LookEnd::Done);
-    clocked.written(31_101, "g", Some(5));
+    assert_eq!(clocked.next(), Some(20_100));
+    clocked.written(16_200, "g", Some(6));
+    assert_eq!(clocked.next(), Some(16_250));
+    clocked.take(16_250);
+    clocked.looked(16_250, "g", LookEnd::Done);
+    clocked.take(20_250);
+    clocked.looked(20_250, "g", LookEnd::Done);
+    clocked.written(35_251, "g", Some(5));
     assert_eq!(clocked.next(), None);
 }
 
@@ -195,12 +206,14 @@ fn a_group_is_looked_after_until_15_s_after_its_last_look() {
     clocked.take(50);
     assert!(is(&clocked, 100_000));
     clocked.looked(100_000, "g", LookEnd::Done);
-    assert!(is(&clocked, 115_000));
-    assert!(!is(&clocked, 115_001));
+    clocked.take(104_000);
+    clocked.looked(104_000, "g", LookEnd::Done);
+    assert!(is(&clocked, 119_000));
+    assert!(!is(&clocked, 119_001));
     // Somebody relied on it when a callback came.
-    let (group, at) = (group("g"), clocked.at(115_001));
+    let (group, at) = (group("g"), clocked.at(119_001));
     clocked.table.written(&group, None, true, at);
-    assert_eq!(clocked.next(), Some(115_051));
+    assert_eq!(clocked.next(), Some(119_051));
 }
 
 #[test]
@@ -261,8 +274,10 @@ fn there_is_a_bound_and_what_is_over_makes_room() {
     assert_eq!(clocked.hint(0, "b", 1509, None), Taken::Merged);
     clocked.take(0);
     clocked.looked(0, "a", LookEnd::Done);
-    assert_eq!(clocked.hint(15_000, "c", 1509, None), Taken::Full);
-    assert_eq!(clocked.hint(15_001, "c", 1509, None), Taken::Due);
+    clocked.take(4000);
+    clocked.looked(4000, "a", LookEnd::Done);
+    assert_eq!(clocked.hint(19_000, "c", 1509, None), Taken::Full);
+    assert_eq!(clocked.hint(19_001, "c", 1509, None), Taken::Due);
     assert_eq!(clocked.table.groups.len(), 2);
 }
 
