@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract bench bench-reconcile soak fuzz postgres curl
+.PHONY: help run test check contract histories bench bench-reconcile soak fuzz postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,11 @@ check: ## what CI checks before it tests: format, lints, documentation
 contract: ## hold the running service against its OpenAPI document (Python, Node.js)
 	cargo build
 	tests/contract/run target/debug/openim-group-mirror
+
+N ?= 500
+histories: FOR_TESTS := yes
+histories: postgres ## hold N random histories of each release of OpenIM against the mirror
+	tests/long-histories $(N)
 
 bench: ## measure this service beside what one would use instead, about 15 minutes
 	bench/run

@@ -4,7 +4,9 @@
 //! has named since then is left as it is, and its group is looked at again. Rows are compared here,
 //! outside the lanes; those that differ go through the group's lane like any change, and the
 //! transaction that writes them looks once more at what was named meanwhile. Last comes the version:
-//! a group has one only while the mirror is known to be what OpenIM had at that version.
+//! whoever is not noted as named by a callback since is in the mirror as OpenIM had it at that version.
+//! So a look takes what has changed since, and asks by id for those who were named; all of a group is
+//! read only where that does not tell everything.
 
 mod check;
 mod compare;
