@@ -10,13 +10,14 @@ use super::super::{Error, Store};
 use crate::domain::{GroupId, ORDINARY, UserId};
 
 statements! {
-    /// Walks the primary key.
+    /// Walks the primary key; not at all in a dismissed group, of which everybody has left.
     PAGE_OF_GROUP = "
 SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url,
        role_level, ex, joined_at, join_source, inviter_user_id, operator_user_id,
        mute_end_at, left_at, created_at, updated_at
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
    AND ((SELECT g.dismissals FROM groups AS g
           WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
      OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
@@ -30,6 +31,7 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
    AND role_level = 20 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
    AND ((SELECT g.dismissals FROM groups AS g
           WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
      OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
@@ -44,6 +46,7 @@ SELECT group_id, user_id, nickname, display_nickname, face_url, display_face_url
   FROM group_members
  WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
    AND role_level <> 20 AND left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g WHERE g.group_id = $1 AND g.status = 2)
    AND ((SELECT g.dismissals FROM groups AS g
           WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
      OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))
