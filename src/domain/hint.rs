@@ -103,7 +103,8 @@ pub struct Hint {
     pub group_id: GroupId,
     /// What it is about.
     pub kind: HintKind,
-    /// Of the call that made the change; the callbacks of the same change have the same.
+    /// Of the call that made the change; the callbacks of the same change have the same, but for
+    /// those of an OpenIM that runs as one process, which mixes them up.
     pub operation_id: Option<String>,
     /// When it came.
     pub received_at: OffsetDateTime,

@@ -1,6 +1,6 @@
 //! So many calls a second: hints come when they come, and OpenIM serves its users first.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task_local;
@@ -31,14 +31,36 @@ impl Default for Pace {
 }
 
 impl Pace {
+    fn next(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// When a call may be made that is wanted now.
     fn turn(&self, now: Instant) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next();
         let planned = next.unwrap_or(now).max(now);
         *next = Some(planned + self.apart);
+        self.turn_of(planned, now)
+    }
+
+    fn turn_of(&self, planned: Instant, now: Instant) -> Instant {
         // So far ahead of the plan are those that are made at once.
         let ahead = self.apart * (self.at_once - 1);
         planned.checked_sub(ahead).unwrap_or(now).max(now)
+    }
+
+    /// Waits until a call would not have to wait. Whoever gathers what to ask does it meanwhile, so that one
+    /// call is about more.
+    pub(super) async fn is_free(&self) {
+        loop {
+            let now = Instant::now();
+            let planned = self.next().unwrap_or(now);
+            let turn = self.turn_of(planned, now);
+            if turn <= now {
+                return;
+            }
+            sleep_until(turn).await;
+        }
     }
 }
 
@@ -83,6 +105,17 @@ mod tests {
         let later = start + 60 * second;
         let turns: Vec<Instant> = (0..11).map(|_| pace.turn(later)).collect();
         assert!(turns[9] == later && turns[10] > later);
+    }
+
+    #[tokio::test]
+    async fn where_it_is_free_a_call_need_not_wait() {
+        let pace = Pace::default();
+        let start = Instant::now();
+        while pace.turn(Instant::now()) <= start {}
+        pace.is_free().await;
+        let now = Instant::now();
+        assert!(start < now, "it was not free before");
+        assert_eq!(pace.turn(now), now);
     }
 
     #[tokio::test]

@@ -532,6 +532,51 @@ async fn hints_of_many_groups_are_few_calls_a_second() {
     assert_eq!(shown["groups"].as_array().unwrap().len(), 101);
 }
 
+/// However many they are, whether callbacks have named their members, and whether the groups themselves have
+/// changed.
+#[tokio::test]
+async fn groups_that_are_due_together_are_asked_about_together() {
+    let server = server_of(&["u1"]).await;
+    let groups: Vec<String> = (0..40).map(|number| format!("g{number}")).collect();
+    for group in &groups {
+        let creation = Operation::Create(Creation::open("Kayaks", "boss", &["u1"]));
+        act(&server, group, &creation);
+    }
+    let app = mirror_of(&server, |config| config.reconcile.concurrency = 1).await;
+    // Meanwhile the others become due.
+    let mut held = server.hold("get_incremental_group_members");
+    hint(&app, "g", 1509, "op-0").await;
+    held.reached().await;
+    for (number, group) in groups.iter().enumerate() {
+        let set = Operation::SetMember("u1".into(), [("ex", json!("new"))].into());
+        for Callback { command, body, .. } in act(&server, group, &set) {
+            assert_eq!(post(&app, &command, "op-1", body).await.ok()["errCode"], 0);
+        }
+        hint(&app, group, 1516, "op-1").await;
+        if number % 2 == 0 {
+            act(&server, group, &Operation::Mute);
+            hint(&app, group, 1514, "op-2").await;
+        }
+        act(&server, group, &Operation::Invite("u2".into()));
+    }
+    server.reset_calls();
+    held.release();
+    until("all are compared", async || {
+        looks(&app, "compared").await >= 41.0
+    })
+    .await;
+    for (number, group) in groups.iter().enumerate() {
+        let there = app.get(&format!("/groups/{group}")).await.ok();
+        assert_eq!(there["status"], if number % 2 == 0 { 3 } else { 0 });
+        assert_eq!(members(&app, group).await, ["boss", "u1", "u2"]);
+        let u1 = format!("/groups/{group}/members/u1");
+        assert_eq!(app.get(&u1).await.ok()["ex"], "new");
+    }
+    let calls: u64 = server.calls().values().sum();
+    // Two would do; the last of them may have been due a moment later.
+    assert!(calls <= 12, "{:?}", server.calls());
+}
+
 #[tokio::test]
 async fn a_group_that_the_mirror_does_not_know_is_written_if_openim_does() {
     let server = server_of(&[]).await;

@@ -14,7 +14,7 @@ use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::removals::{Allowed, Removals};
 use super::walk::Asked;
-use super::{Error, Inner};
+use super::{Claim, Error, Inner};
 use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, OWNER, Version};
 use crate::ingest;
 use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
@@ -57,6 +57,31 @@ struct Looked<'a> {
     has_group: bool,
     /// Whether the number of members is.
     has_total: bool,
+    /// The group itself, if it was asked for already.
+    info: Option<HeldGroup>,
+}
+
+/// A look that has begun before OpenIM is asked what has changed, of a group whose members callbacks have
+/// named.
+pub(super) struct Opened<'a> {
+    _claim: Claim<'a>,
+    begun: Begun,
+    named: Named,
+    version: Version,
+}
+
+impl Opened<'_> {
+    /// What has changed since this is to be asked.
+    pub(super) fn version(&self) -> &Version {
+        &self.version
+    }
+}
+
+/// What was asked of several groups at once, as far as it is of one.
+pub(super) struct Told {
+    pub(super) delta: Delta,
+    /// The group itself, if that was asked too.
+    pub(super) info: Option<HeldGroup>,
 }
 
 /// What was read, without the members.
@@ -190,6 +215,7 @@ impl Inner {
                 begun: &begun,
                 has_group: has_group || named.has_group,
                 has_total: true,
+                info: None,
             };
             match self.settle_look(looked, fetched, pass).await? {
                 Look::Done(outcome) => return Ok(outcome),
@@ -214,14 +240,77 @@ impl Inner {
         &self,
         asked: &Asked,
         fence: &Fence,
-        delta: Delta,
+        told: Told,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let Some(_claim) = self.claim(&asked.known.group_id) else {
+            return Ok(Outcome::Skipped);
+        };
+        let look = self.update_claimed(asked, fence, told, pass).await;
+        self.end_update(asked, look, pass).await
+    }
+
+    /// Begins a look at a group whose members callbacks have named, so that it is known of whom OpenIM is
+    /// asked after. `None`: it has to be looked at by itself.
+    pub(super) async fn open(
+        &self,
+        group: &GroupId,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Opened<'_>>, Error> {
+        let Some(claim) = self.claim(group) else {
+            return Ok(None);
+        };
+        let begun = self.store.begin_check(group).await?;
+        let is_enough = |noted: &&Noted| self.is_enough(noted.read_at, pass);
+        let Some(noted) = begun.known.as_ref().filter(is_enough) else {
+            return Ok(None);
+        };
+        let named = self.named_since(group, noted).await?;
+        let version = noted.version.clone();
+        Ok(named.map(|named| Opened {
+            _claim: claim,
+            begun,
+            named,
+            version,
+        }))
+    }
+
+    /// Takes what has changed in it.
+    pub(super) async fn update_opened(
+        &self,
+        asked: &Asked,
+        opened: &Opened<'_>,
+        told: Told,
+        pass: &Pass<'_>,
+    ) -> Result<Outcome, Error> {
+        let Opened { begun, named, .. } = opened;
+        let group = &asked.known.group_id;
+        let look = async {
+            let fetched = self.fetch.by_delta(group, told.delta, &named.users).await?;
+            let Some(fetched) = fetched else {
+                return Ok(Look::NotEnough);
+            };
+            let looked = Looked {
+                group,
+                begun,
+                has_group: asked.has_group || named.has_group,
+                has_total: asked.has_total,
+                info: told.info,
+            };
+            self.settle_look(looked, fetched, pass).await
+        };
+        self.end_update(asked, look.await, pass).await
+    }
+
+    /// Looks at the group where what was told is not enough.
+    async fn end_update(
+        &self,
+        asked: &Asked,
+        look: Result<Look, Error>,
         pass: &Pass<'_>,
     ) -> Result<Outcome, Error> {
         let group = &asked.known.group_id;
-        let Some(_claim) = self.claim(group) else {
-            return Ok(Outcome::Skipped);
-        };
-        match self.update_claimed(asked, fence, delta, pass).await {
+        match look {
             Ok(Look::Done(outcome)) => {
                 pass.has_read();
                 Ok(outcome)
@@ -246,7 +335,7 @@ impl Inner {
         &self,
         asked: &Asked,
         fence: &Fence,
-        delta: Delta,
+        told: Told,
         pass: &Pass<'_>,
     ) -> Result<Look, Error> {
         let Asked {
@@ -269,7 +358,7 @@ impl Inner {
         if is_touched {
             return Ok(Look::NotEnough);
         }
-        let fetched = self.fetch.by_delta(group, delta, &[]).await?;
+        let fetched = self.fetch.by_delta(group, told.delta, &[]).await?;
         let Some(fetched) = fetched else {
             return Ok(Look::NotEnough);
         };
@@ -278,6 +367,7 @@ impl Inner {
             begun: &begun,
             has_group: *has_group,
             has_total: *has_total,
+            info: told.info,
         };
         self.settle_look(looked, fetched, pass).await
     }
@@ -295,6 +385,7 @@ impl Inner {
             begun,
             has_group,
             has_total,
+            info,
         } = looked;
         let Fetched::View(mut view) = fetched else {
             return Ok(Look::NotEnough);
@@ -309,8 +400,12 @@ impl Inner {
             known.wanted_since.is_some() || is_of_owner
         });
         if view.group.is_none() && (has_group || is_wanted) {
-            match self.fetch.info(group).await? {
-                Some(info) if info.held.status != DISMISSED => view.group = Some(info.held),
+            let held = match info {
+                Some(held) => Some(held),
+                None => self.fetch.info(group).await?.map(|info| info.held),
+            };
+            match held {
+                Some(held) if held.status != DISMISSED => view.group = Some(held),
                 _gone_or_dismissed => return Ok(Look::NotEnough),
             }
         }
@@ -329,7 +424,8 @@ impl Inner {
             && has_total
         {
             let total = self.fetch.client.count_members(group).await?;
-            let here = self.store.count_members_of(group).await?;
+            let here = self.store.count_members_of(&[group]).await?;
+            let here = here.get(group.as_str()).copied().unwrap_or_default();
             let added = differences.added();
             if total != (here + added).saturating_sub(differences.removed()) {
                 return Ok(Look::Moved);

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::pace::paced;
 use super::super::wire::Delta;
-use super::check::Outcome;
+use super::check::{Opened, Outcome, Told};
 use super::pass::{Expected, Pass};
 use super::removals::Removals;
 use super::walk::Asked;
 use super::{Error, Inner, Tally};
-use crate::domain::{CheckReason, Fence, GroupId};
+use crate::domain::{CheckReason, Fence, GroupId, HeldGroup};
 use crate::ingest::{Due, LookEnd};
 use crate::store::KnownGroup;
 
@@ -102,6 +102,14 @@ impl Drop for Looked<'_> {
     }
 }
 
+/// A group that is asked about beside others.
+struct OneOfSeveral<'a> {
+    looked: Looked<'a>,
+    asked: Asked,
+    /// Where callbacks have named members.
+    opened: Option<Opened<'a>>,
+}
+
 /// How many members may go, counted from one cycle to the next as with checks.
 #[derive(Debug, Default)]
 struct Limits {
@@ -127,11 +135,12 @@ impl Inner {
         }
     }
 
-    /// What is due, once callbacks are written and not spooled.
+    /// What is due, once callbacks are written and not spooled, and OpenIM may be asked.
     async fn due(&self) -> Vec<Due> {
         while self.is_spooling() {
             sleep(SPOOLING).await;
         }
+        self.pace.is_free().await;
         self.ingest.hints().due(AT_ONCE).await
     }
 
@@ -149,10 +158,14 @@ impl Inner {
         let looked: Vec<Looked<'_>> = looked.collect();
         let look = async {
             let removals = self.removals(limits).await?;
-            let looked = self.known_somewhere(looked).await?;
+            let ids: Vec<GroupId> = looked.iter().map(|looked| looked.group().clone()).collect();
+            let known = self.store.known_groups(&ids).await?.into_iter();
+            let known = known.map(|known| (known.group_id.clone(), known));
+            let known: HashMap<GroupId, KnownGroup> = known.collect();
+            let looked = self.known_somewhere(looked, &known).await?;
             let tally = Tally::default();
             let pass = Pass::new(&removals, &tally, false).expecting(expected);
-            self.look_some(looked, &pass).await;
+            self.look_some(looked, known, &pass).await;
             Ok::<_, Error>(())
         };
         if let Err(error) = paced(&self.pace, look).await {
@@ -172,11 +185,14 @@ impl Inner {
 
     /// Without those that neither the mirror nor OpenIM knows: nothing is written of them, and no call is
     /// made that would have OpenIM make a version of them.
-    async fn known_somewhere<'a>(&self, looked: Vec<Looked<'a>>) -> Result<Vec<Looked<'a>>, Error> {
-        let ids: Vec<GroupId> = looked.iter().map(|looked| looked.group().clone()).collect();
-        let known = self.store.known_groups(&ids).await?;
-        let is_known = |id: &GroupId| known.iter().any(|known| known.group_id == *id);
-        let unknown: Vec<&GroupId> = ids.iter().filter(|id| !is_known(id)).collect();
+    async fn known_somewhere<'a>(
+        &self,
+        looked: Vec<Looked<'a>>,
+        known: &HashMap<GroupId, KnownGroup>,
+    ) -> Result<Vec<Looked<'a>>, Error> {
+        let is_known = |id: &GroupId| known.contains_key(id);
+        let ids = looked.iter().map(|looked| looked.group());
+        let unknown: Vec<&GroupId> = ids.filter(|id| !is_known(id)).collect();
         if unknown.is_empty() {
             return Ok(looked);
         }
@@ -206,8 +222,13 @@ impl Inner {
     }
 
     /// Compares groups, each of which is ended when it is done with.
-    async fn look_some(&self, groups: Vec<Looked<'_>>, pass: &Pass<'_>) {
-        let singly = match self.look_together(groups, pass).await {
+    async fn look_some(
+        &self,
+        groups: Vec<Looked<'_>>,
+        known: HashMap<GroupId, KnownGroup>,
+        pass: &Pass<'_>,
+    ) {
+        let singly = match self.look_together(groups, known, pass).await {
             Ok(singly) => singly,
             Err(error) => {
                 let error = error.to_string();
@@ -229,104 +250,156 @@ impl Inner {
         }
     }
 
-    /// Asks in one call what has changed in groups, and in another how many members they have. Returns
-    /// those that have to be looked at one by one.
+    /// Asks in one call what has changed in groups, and in another how many members they have and what they
+    /// are themselves. Returns those that have to be looked at one by one.
     async fn look_together<'a>(
-        &self,
+        &'a self,
         groups: Vec<Looked<'a>>,
+        mut known: HashMap<GroupId, KnownGroup>,
         pass: &Pass<'_>,
     ) -> Result<Vec<Looked<'a>>, Error> {
         if groups.len() < 2 {
             return Ok(groups);
         }
-        let ids: Vec<GroupId> = groups.iter().map(|looked| looked.group().clone()).collect();
-        let known = self.store.known_groups(&ids).await?.into_iter();
-        let mut known: HashMap<GroupId, KnownGroup> =
-            known.map(|known| (known.group_id.clone(), known)).collect();
         let (mut together, mut singly) = (Vec::new(), Vec::new());
         for looked in groups {
             // One without an owner would spoil it for all.
             let known = known.remove(looked.group());
             let known = known.filter(|known| known.group.owner.is_some());
-            match known.and_then(|known| self.asked(known, pass)) {
-                Some(asked) => together.push((looked, asked)),
-                None => singly.push(looked),
+            let asked = known.and_then(|known| self.asked(known, pass));
+            match self.one_of_several(looked, asked, pass).await {
+                Ok(one) => together.push(one),
+                Err(looked) => singly.push(looked),
             }
         }
+        if together.is_empty() {
+            return Ok(singly);
+        }
         let fence = self.store.fence().await?;
-        let versions: Vec<_> = together.iter().map(|(_, asked)| asked.version()).collect();
+        let versions: Vec<_> = together.iter().map(|one| one.asked.version()).collect();
         let deltas = match self.fetch.client.changes_of(&versions).await {
             Ok(deltas) => deltas,
             Err(error) if error.is_of_call() => vec![],
             Err(error) => return Err(error.into()),
         };
         let mut deltas: HashMap<GroupId, Delta> = deltas.into_iter().collect();
+        deltas.retain(|_, delta| !delta.full);
+        let mut infos = self.infos(deltas.keys()).await?;
         let mut together = together.into_iter();
         let mut updates = FuturesUnordered::new();
         let mut compared = Vec::new();
         loop {
             while updates.len() < self.settings.concurrency
-                && let Some((looked, asked)) = together.next()
+                && let Some(one) = together.next()
             {
-                let delta = deltas.remove(looked.group());
-                updates.push(self.take_changes(looked, asked, delta, &fence, pass));
+                // Where nothing is told of it, as of one that was just dismissed, or too much.
+                let Some(delta) = deltas.remove(one.looked.group()) else {
+                    singly.push(one.looked);
+                    continue;
+                };
+                let (total, info) = infos.remove(one.looked.group()).unzip();
+                let updated = self.take_changes(one, Told { delta, info }, &fence, pass);
+                updates.push(async move { (updated.await, total) });
             }
             match updates.next().await {
                 None => break,
-                Some((looked, None)) => singly.push(looked),
-                Some((looked, Some(Ok(Outcome::Compared | Outcome::Meanwhile)))) => {
-                    compared.push(looked);
+                Some(((looked, Ok(Outcome::Compared | Outcome::Meanwhile)), total)) => {
+                    compared.push((looked, total));
                 }
-                Some((looked, Some(updated))) => looked.end(updated).await,
+                Some(((looked, updated), _)) => looked.end(updated).await,
             }
         }
         singly.extend(self.with_other_totals(compared).await?);
         Ok(singly)
     }
 
-    /// Takes what a call for several groups tells of one; nothing where it does not tell all.
-    async fn take_changes<'a>(
-        &self,
+    /// A group that can be asked about beside others; if not, it is given back.
+    async fn one_of_several<'a>(
+        &'a self,
         looked: Looked<'a>,
-        asked: Asked,
-        delta: Option<Delta>,
+        asked: Option<Asked>,
+        pass: &Pass<'_>,
+    ) -> Result<OneOfSeveral<'a>, Looked<'a>> {
+        let Some(mut asked) = asked else {
+            return Err(looked);
+        };
+        if !asked.known.is_touched {
+            let opened = None;
+            return Ok(OneOfSeveral {
+                looked,
+                asked,
+                opened,
+            });
+        }
+        // Where that fails it may be the group alone, which is seen when it is looked at.
+        let Ok(Some(opened)) = self.open(looked.group(), pass).await else {
+            return Err(looked);
+        };
+        asked.version = opened.version().clone();
+        let opened = Some(opened);
+        Ok(OneOfSeveral {
+            looked,
+            asked,
+            opened,
+        })
+    }
+
+    /// How many members groups have, and what they are themselves.
+    async fn infos(
+        &self,
+        groups: impl Iterator<Item = &GroupId>,
+    ) -> Result<HashMap<GroupId, (u64, HeldGroup)>, Error> {
+        let groups: Vec<&GroupId> = groups.collect();
+        if groups.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let infos = match self.fetch.client.group_infos(&groups).await {
+            Ok(infos) => infos,
+            Err(error) if error.is_of_call() => vec![],
+            Err(error) => return Err(error.into()),
+        };
+        let infos = infos.into_iter();
+        let infos =
+            infos.filter_map(|info| Some((info.id().ok()?, (info.member_count, info.held()))));
+        Ok(infos.collect())
+    }
+
+    /// Takes what calls for several groups tell of one.
+    async fn take_changes<'a>(
+        &'a self,
+        one: OneOfSeveral<'a>,
+        told: Told,
         fence: &Fence,
         pass: &Pass<'_>,
-    ) -> (Looked<'a>, Option<Result<Outcome, Error>>) {
-        let Some(delta) = delta.filter(|delta| !delta.full) else {
-            return (looked, None);
+    ) -> (Looked<'a>, Result<Outcome, Error>) {
+        let OneOfSeveral {
+            looked,
+            asked,
+            opened,
+        } = one;
+        let is_as_it_was = told.delta.is_at(&asked.version);
+        let updated = match opened {
+            Some(opened) => self.update_opened(&asked, &opened, told, pass).await,
+            None if is_as_it_was && !asked.has_group => Ok(Outcome::Compared),
+            None => self.update(&asked, fence, told, pass).await,
         };
-        let is_as_it_was = delta.is_at(&asked.version);
-        if is_as_it_was && !asked.known.is_touched && !asked.has_group {
-            return (looked, Some(Ok(Outcome::Compared)));
-        }
-        let updated = self.update(&asked, fence, delta, pass).await;
-        (looked, Some(updated))
+        (looked, updated)
     }
 
     /// Ends those looks whose groups have as many members here as in OpenIM; the others have to be looked
     /// at one by one, for the count of this answer may be out of date.
     async fn with_other_totals<'a>(
         &self,
-        compared: Vec<Looked<'a>>,
+        compared: Vec<(Looked<'a>, Option<u64>)>,
     ) -> Result<Vec<Looked<'a>>, Error> {
-        let ids: Vec<&GroupId> = compared.iter().map(|looked| looked.group()).collect();
+        let ids: Vec<&GroupId> = compared.iter().map(|(looked, _)| looked.group()).collect();
         if ids.is_empty() {
-            return Ok(compared);
+            return Ok(vec![]);
         }
-        let infos = match self.fetch.client.group_infos(&ids).await {
-            Ok(infos) => infos,
-            Err(error) if error.is_of_call() => vec![],
-            Err(error) => return Err(error.into()),
-        };
-        let totals = infos
-            .into_iter()
-            .map(|info| (info.group_id, info.member_count));
-        let totals: HashMap<String, u64> = totals.collect();
+        let here = self.store.count_members_of(&ids).await?;
         let mut others = Vec::new();
-        for looked in compared {
-            let here = self.store.count_members_of(looked.group()).await?;
-            match totals.get(looked.group().as_str()) == Some(&here) {
+        for (looked, total) in compared {
+            match total.is_some() && total == here.get(looked.group().as_str()).copied() {
                 true => looked.end(Ok(Outcome::Compared)).await,
                 false => others.push(looked),
             }

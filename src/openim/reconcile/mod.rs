@@ -242,7 +242,8 @@ impl Inner {
     }
 
     /// The right to look at a group, until it is dropped; `None` where somebody does.
-    fn claim<'a>(&'a self, group: &'a GroupId) -> Option<Claim<'a>> {
+    fn claim(&self, group: &GroupId) -> Option<Claim<'_>> {
+        let group = group.clone();
         let is_free = self.claimed().insert(group.clone());
         is_free.then_some(Claim { inner: self, group })
     }
@@ -259,11 +260,11 @@ impl Inner {
 
 struct Claim<'a> {
     inner: &'a Inner,
-    group: &'a GroupId,
+    group: GroupId,
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.inner.claimed().remove(self.group);
+        self.inner.claimed().remove(&self.group);
     }
 }

@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use super::super::fetch::NOT_FOUND;
 use super::super::pages::{Halves, PAGE, Pages};
 use super::super::wire::{Delta, Group};
+use super::check::Told;
 use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::{Error, Inner};
@@ -373,7 +374,8 @@ impl Inner {
         if delta.full {
             read.push(asked.group_id());
         } else if is_named || !delta.is_at(&asked.version) {
-            self.update(&asked, fence, delta, pass).await?;
+            let told = Told { delta, info: None };
+            self.update(&asked, fence, told, pass).await?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What is held against OpenIM's answers.
 
+use std::collections::HashMap;
+
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
@@ -73,13 +75,14 @@ SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.disp
          WHERE group_id = $1 AND user_id = asked.user_id
          LIMIT 1) AS m";
     /// Walks the primary key.
-    COUNT_MEMBERS_OF_GROUP = "
-SELECT count(*)
-  FROM group_members
- WHERE group_id = $1 AND left_at IS NULL
-   AND ((SELECT g.dismissals FROM groups AS g
-          WHERE g.group_id = $1 AND g.emptying_at IS NOT NULL) IS NULL
-     OR came_at_dismissal = (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1))";
+    COUNT_MEMBERS_OF_GROUPS = "
+SELECT asked.group_id,
+       (SELECT count(*)
+          FROM group_members AS m
+         WHERE m.group_id = asked.group_id AND m.left_at IS NULL
+           AND (g.emptying_at IS NULL OR m.came_at_dismissal = g.dismissals)) AS members
+  FROM unnest($1::text[]) AS asked (group_id)
+  LEFT JOIN groups AS g USING (group_id)";
     /// Stops at so many.
     COUNT_CURRENT = "
 SELECT count(*)
@@ -170,20 +173,27 @@ impl Store {
         self.read(async |connection| fence(connection).await).await
     }
 
-    /// How many members a group has.
+    /// How many members each of these groups has, by its id; 0 where it is not known.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn count_members_of(&self, group: &GroupId) -> Result<u64, Error> {
-        let count: i64 = self
+    pub async fn count_members_of(
+        &self,
+        groups: &[&GroupId],
+    ) -> Result<HashMap<String, u64>, Error> {
+        let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
+        let counts: Vec<(String, i64)> = self
             .housekeep(async |connection| {
-                sqlx::query_scalar(COUNT_MEMBERS_OF_GROUP)
-                    .bind(group.as_str())
-                    .fetch_one(connection)
+                sqlx::query_as(COUNT_MEMBERS_OF_GROUPS)
+                    .bind(&ids)
+                    .fetch_all(connection)
                     .await
             })
             .await?;
-        Ok(count.cast_unsigned())
+        let counts = counts.into_iter();
+        Ok(counts
+            .map(|(group, count)| (group, count.cast_unsigned()))
+            .collect())
     }
 
     /// Those of these groups that are known, in any order.
