@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "the seed, and what was counted")]
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -25,6 +26,19 @@ fn bound() -> Duration {
 async fn equal_at_once(release: Release) {
     let seed = seed();
     println!("hints: HISTORY_SEED={seed}");
+    let mut took = vec![];
+    let step = usize::try_from(AT_A_TIME).unwrap();
+    for start in (0..histories()).step_by(step) {
+        let part = start..histories().min(start + AT_A_TIME);
+        took.push(equal_after(release, seed, part).await);
+    }
+    took.sort();
+    println!("{release:?}: equal after {took:?}");
+}
+
+/// How long after the last operation of so many histories, which an OpenIM of their own has: as soon as a
+/// user gets another name it tells all the groups in which that shows.
+async fn equal_after(release: Release, seed: u64, part: Range<u64>) -> Duration {
     let bed = Bed::new(Setup {
         release,
         hints: true,
@@ -35,34 +49,27 @@ async fn equal_at_once(release: Release) {
     .await;
     bed.compared_once().await;
     bed.pair.server.reset_calls();
-    let mut took = vec![];
-    let step = usize::try_from(AT_A_TIME).unwrap();
-    for start in (0..histories()).step_by(step) {
-        let part = start..histories().min(start + AT_A_TIME);
-        let story = format!("HISTORY_SEED={seed}, {part:?} of {release:?}");
-        bed.begin(seed, part).join_all().await;
-        let ended = Instant::now();
-        let mut last = vec![];
-        loop {
-            let differences = bed.pair.differences().await;
-            if differences.is_empty() {
-                break;
-            }
-            let late = ended.elapsed() > bound();
-            let group = bed.story_of(&differences);
-            assert!(!late, "{story}: {differences:#?}\n{group}");
-            last = differences;
-            sleep(Duration::from_millis(20)).await;
+    let story = format!("HISTORY_SEED={seed}, {part:?} of {release:?}");
+    bed.begin(seed, part).join_all().await;
+    let ended = Instant::now();
+    let mut last = vec![];
+    let took = loop {
+        let differences = bed.pair.differences().await;
+        let late = ended.elapsed();
+        if differences.is_empty() {
+            break late;
         }
-        if ended.elapsed() > GOAL {
-            println!("{story}: late were {last:#?}\n{}", bed.story_of(&last));
-        }
-        took.push(ended.elapsed());
-        bed.delivery.settled().await;
+        let group = bed.story_of(&differences);
+        assert!(late < bound(), "{story}: {differences:#?}\n{group}");
+        last = differences;
+        sleep(Duration::from_millis(20)).await;
+    };
+    if took > GOAL {
+        println!("{story}: late were {last:#?}\n{}", bed.story_of(&last));
     }
-    took.sort();
+    bed.delivery.settled().await;
     let delivered = bed.delivery.delivered();
-    println!("{release:?}: {delivered:?}; equal after {took:?}");
+    println!("{story}: {delivered:?}; equal after {took:?}");
     assert_eq!(delivered.lost + delivered.odd, 0);
     let calls = bed.pair.server.calls();
     assert_eq!(calls.get("/group/get_groups"), None, "{calls:?}");
@@ -71,6 +78,7 @@ async fn equal_at_once(release: Release) {
     let drift = bed.pair.drift().await;
     assert!(drift.is_empty(), "{drift:?}");
     bed.close().await;
+    took
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
