@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract histories bench bench-reconcile soak fuzz postgres curl
+.PHONY: help run test check contract histories bench bench-reconcile bench-hints soak fuzz postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,10 @@ bench: ## measure this service beside what one would use instead, about 15 minut
 bench-reconcile: FOR_TESTS := yes
 bench-reconcile: postgres ## measure the comparison with OpenIM, about 10 minutes
 	bench/reconcile
+
+bench-hints: FOR_TESTS := yes
+bench-hints: postgres ## measure how soon hints are in the mirror, about 6 minutes
+	bench/hints
 
 MINUTES ?= 10
 soak: FOR_TESTS := yes

@@ -120,6 +120,12 @@ impl Latencies {
         self.failed += other.failed;
     }
 
+    /// One more, in milliseconds.
+    pub fn push(&mut self, millis: f64) {
+        let place = self.sorted.partition_point(|other| *other <= millis);
+        self.sorted.insert(place, millis);
+    }
+
     /// Below it are so many of a thousand.
     pub fn quantile(&self, permille: usize) -> f64 {
         let place = (self.sorted.len() * permille / 1000).min(self.sorted.len() - 1);
@@ -128,5 +134,12 @@ impl Latencies {
 
     pub fn count(&self) -> usize {
         self.sorted.len()
+    }
+
+    /// p50, p99, p99.9 and the most.
+    pub fn columns(&self) -> String {
+        let [p50, p99, p999] = [500, 990, 999].map(|permille| self.quantile(permille));
+        let max = self.quantile(1000);
+        format!("{p50:.2} | {p99:.1} | {p999:.1} | {max:.0}")
     }
 }

@@ -35,24 +35,55 @@ pub struct World {
     sizes: Vec<u32>,
     /// The first so many groups are there.
     listed: AtomicUsize,
+    /// Whether a group has lost its owner.
+    is_ownerless: fn(usize) -> bool,
     /// Of groups that have changed since.
     changed: Mutex<HashMap<usize, Changed>>,
-    calls: Mutex<BTreeMap<String, u64>>,
+    calls: Mutex<Calls>,
+}
+
+/// What was asked.
+#[derive(Default)]
+pub struct Calls {
+    /// How often each path.
+    pub paths: BTreeMap<String, u64>,
+    /// Of all answers, before they are packed.
+    pub bytes: usize,
+}
+
+impl Calls {
+    pub fn list(&self) -> String {
+        let paths = self.paths.iter();
+        let paths = paths.map(|(path, count)| format!("{count} {path}"));
+        paths.collect::<Vec<_>>().join(", ")
+    }
 }
 
 #[derive(Default)]
 struct Changed {
     /// How often.
     count: u64,
-    /// When each member did last, and the nickname since.
-    members: BTreeMap<usize, (u64, String)>,
+    /// Members who came since. They follow the others.
+    joined: usize,
+    status: u32,
+    members: BTreeMap<usize, ChangedMember>,
+}
+
+/// A member as it is since its last change.
+#[derive(Clone, Default)]
+struct ChangedMember {
+    /// The count of its group's changes then.
+    at: u64,
+    nickname: Option<String>,
+    mute_end: i64,
 }
 
 impl World {
-    pub fn new(sizes: Vec<u32>, listed: usize) -> Arc<Self> {
+    pub fn new(sizes: Vec<u32>, listed: usize, is_ownerless: fn(usize) -> bool) -> Arc<Self> {
         Arc::new(Self {
             sizes,
             listed: listed.into(),
+            is_ownerless,
             changed: Mutex::default(),
             calls: Mutex::default(),
         })
@@ -88,22 +119,64 @@ impl World {
         sizes.iter().map(|size| u64::from(*size)).sum()
     }
 
+    /// Members that a group has had from the start.
     pub fn size(&self, group: usize) -> usize {
         self.sizes[group] as usize
     }
 
-    /// A member gets a name of its own in a group.
-    pub fn set_nickname(&self, group: usize, member: usize, nickname: &str) {
+    fn change<T>(&self, group: usize, change: impl FnOnce(&mut Changed) -> T) -> T {
         let mut changed = self.changed.lock().unwrap();
         let changed = changed.entry(group).or_default();
         changed.count += 1;
-        let entry = (changed.count, nickname.to_owned());
-        changed.members.insert(member, entry);
+        change(changed)
     }
 
-    /// How often each path was called since the last look.
-    pub fn take_calls(&self) -> BTreeMap<String, u64> {
+    fn change_member(&self, group: usize, member: usize, change: impl FnOnce(&mut ChangedMember)) {
+        self.change(group, |changed| {
+            let of_member = changed.members.entry(member).or_default();
+            of_member.at = changed.count;
+            change(of_member);
+        });
+    }
+
+    /// A member gets a name of its own in a group.
+    pub fn set_nickname(&self, group: usize, member: usize, nickname: &str) {
+        self.change_member(group, member, |member| {
+            member.nickname = Some(nickname.to_owned());
+        });
+    }
+
+    /// A member is muted until then; 0 for not.
+    pub fn mute(&self, group: usize, member: usize, until_millis: i64) {
+        self.change_member(group, member, |member| member.mute_end = until_millis);
+    }
+
+    /// Somebody comes to a group; which member that is.
+    pub fn join(&self, group: usize) -> usize {
+        let size = self.size(group);
+        self.change(group, |changed| {
+            let member = size + changed.joined;
+            changed.joined += 1;
+            let of_member = changed.members.entry(member).or_default();
+            of_member.at = changed.count;
+            member
+        })
+    }
+
+    pub fn set_status(&self, group: usize, status: u32) {
+        self.change(group, |changed| changed.status = status);
+    }
+
+    /// What was asked since the last look.
+    pub fn take_calls(&self) -> Calls {
         std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+
+    fn owner(&self, group: usize) -> String {
+        match (self.is_ownerless)(group) {
+            true => String::new(),
+            false => user_id(group, 0).to_string(),
+        }
     }
 
     fn place(&self, id: &str) -> Option<usize> {
@@ -111,44 +184,55 @@ impl World {
         (place < self.listed()).then_some(place)
     }
 
-    fn write_group(&self, out: &mut String, group: usize) {
-        let id = group_id(group);
-        let (owner, made, size) = (user_id(group, 0), created_millis(group), self.size(group));
+    fn write_group(&self, out: &mut String, group: usize, changed: Option<&Changed>) {
+        let (id, owner) = (group_id(group), self.owner(group));
+        let (made, creator) = (created_millis(group), user_id(group, 0));
+        let size = self.size(group) + changed.map_or(0, |changed| changed.joined);
+        let status = changed.map_or(0, |changed| changed.status);
         write!(
             out,
-            r#"{{"groupID":"{id}","groupName":"Group {id}","notification":"","introduction":"","faceURL":"https://example.com/groups/{id}.png","ownerUserID":"{owner}","createTime":{made},"memberCount":{size},"ex":"","status":0,"creatorUserID":"{owner}","groupType":2,"needVerification":0,"lookMemberInfo":0,"applyMemberFriend":0,"notificationUpdateTime":0,"notificationUserID":""}}"#
+            r#"{{"groupID":"{id}","groupName":"Group {id}","notification":"","introduction":"","faceURL":"https://example.com/groups/{id}.png","ownerUserID":"{owner}","createTime":{made},"memberCount":{size},"ex":"","status":{status},"creatorUserID":"{creator}","groupType":2,"needVerification":0,"lookMemberInfo":0,"applyMemberFriend":0,"notificationUpdateTime":0,"notificationUserID":""}}"#
         )
         .unwrap();
     }
 
-    fn write_member(out: &mut String, group: usize, member: usize, nickname: Option<&str>) {
-        let (id, user, owner) = (group_id(group), user_id(group, member), user_id(group, 0));
-        let role = if member == 0 { 100 } else { 20 };
+    fn write_member(
+        &self,
+        out: &mut String,
+        group: usize,
+        member: usize,
+        changed: Option<&ChangedMember>,
+    ) {
+        let (id, user, inviter) = (group_id(group), user_id(group, member), user_id(group, 0));
+        let is_owner = member == 0 && !(self.is_ownerless)(group);
+        let role = if is_owner { 100 } else { 20 };
         let joined = created_millis(group) + i64::try_from(member).unwrap();
+        let mute_end = changed.map_or(0, |changed| changed.mute_end);
         write!(
             out,
             r#"{{"groupID":"{id}","userID":"{user}","roleLevel":{role},"joinTime":{joined},"nickname":"#
         )
         .unwrap();
-        match nickname {
+        match changed.and_then(|changed| changed.nickname.as_ref()) {
             Some(nickname) => write!(out, r#""{nickname}""#).unwrap(),
             None => write!(out, r#""Member {user}""#).unwrap(),
         }
         write!(
             out,
-            r#","faceURL":"https://example.com/users/{user}.png","appMangerLevel":0,"joinSource":2,"operatorUserID":"{owner}","ex":"","muteEndTime":0,"inviterUserID":"{owner}"}}"#
+            r#","faceURL":"https://example.com/users/{user}.png","appMangerLevel":0,"joinSource":2,"operatorUserID":"{inviter}","ex":"","muteEndTime":{mute_end},"inviterUserID":"{inviter}"}}"#
         )
         .unwrap();
     }
 
     fn get_groups(&self, asked: &Pagination) -> String {
         let total = self.listed();
+        let changed = self.changed.lock().unwrap();
         let mut out = format!(r#"{{"total":{total},"groups":"#);
         let newest_first = (0..total).rev();
         write_list(&mut out, asked.page(newest_first), |out, group| {
             out.push_str(r#"{"groupInfo":"#);
-            self.write_group(out, group);
-            let owner = user_id(group, 0);
+            self.write_group(out, group, changed.get(&group));
+            let owner = self.owner(group);
             let end =
                 format!(r#","groupOwnerUserName":"Member {owner}","groupOwnerUserID":"{owner}"}}"#);
             out.push_str(&end);
@@ -158,9 +242,12 @@ impl World {
     }
 
     fn get_groups_info(&self, ids: &[String]) -> String {
+        let changed = self.changed.lock().unwrap();
         let mut out = r#"{"groupInfos":"#.to_owned();
         let places = ids.iter().filter_map(|id| self.place(id));
-        write_list(&mut out, places, |out, group| self.write_group(out, group));
+        write_list(&mut out, places, |out, group| {
+            self.write_group(out, group, changed.get(&group));
+        });
         out.push('}');
         out
     }
@@ -169,50 +256,95 @@ impl World {
         let Some(group) = self.place(id) else {
             return r#"{"total":0,"members":null}"#.to_owned();
         };
-        let total = self.size(group);
         let changed = self.changed.lock().unwrap();
         let changed = changed.get(&group);
+        let total = self.size(group) + changed.map_or(0, |changed| changed.joined);
         let mut out = format!(r#"{{"total":{total},"members":"#);
         write_list(&mut out, asked.page(0..total), |out, member| {
             let changed = changed.and_then(|changed| changed.members.get(&member));
-            Self::write_member(out, group, member, changed.map(|(_, name)| name.as_str()));
+            self.write_member(out, group, member, changed);
         });
         out.push('}');
         out
     }
 
-    /// What has changed in a group, and how much that is.
-    fn write_incremental(&self, out: &mut String, group: usize, asked: &Since) -> usize {
+    fn get_members_named(&self, group: usize, users: &[String]) -> String {
+        let changed = self.changed.lock().unwrap();
+        let changed = changed.get(&group);
+        let total = self.size(group) + changed.map_or(0, |changed| changed.joined);
+        let first = group * STRIDE % USERS;
+        let named = users.iter().filter_map(|user| {
+            let user = user.parse::<usize>().ok()?.checked_sub(FIRST_USER)?;
+            let member = (user + USERS - first) % USERS;
+            (member < total).then_some(member)
+        });
+        let mut out = r#"{"members":"#.to_owned();
+        write_list(&mut out, named, |out, member| {
+            let changed = changed.and_then(|changed| changed.members.get(&member));
+            self.write_member(out, group, member, changed);
+        });
+        out.push('}');
+        out
+    }
+
+    fn get_member_ids(&self, group: usize) -> String {
+        let changed = self.changed.lock().unwrap();
+        let none = Changed::default();
+        let changed = changed.get(&group).unwrap_or(&none);
+        let (id, version) = (version_id(group), changed.count + 1);
+        let members = 0..self.size(group) + changed.joined;
+        let mut out =
+            format!(r#"{{"version":{version},"versionID":"{id}","equal":false,"userIDs":"#);
+        write_list(&mut out, members, |out, member| {
+            write!(out, r#""{}""#, user_id(group, member)).unwrap();
+        });
+        out.push('}');
+        out
+    }
+
+    /// What has changed in a group, and how much that is. `None`: of one without an owner OpenIM cannot
+    /// tell it.
+    fn write_incremental(&self, out: &mut String, group: usize, asked: &Since) -> Option<usize> {
         let none = Changed::default();
         let changed = self.changed.lock().unwrap();
         let changed = changed.get(&group).unwrap_or(&none);
         let (id, version) = (version_id(group), changed.count + 1);
         let is_ours = asked.version_id == id && (1..=version).contains(&asked.version);
-        let is_newer = |(member, (at, name)): (&usize, &(u64, String))| {
-            (at + 1 > asked.version).then(|| (*member, name.clone()))
+        if (self.is_ownerless)(group) && !(is_ours && asked.version == version) {
+            return None;
+        }
+        let newer = |(member, of_member): (&usize, &ChangedMember)| {
+            (of_member.at + 1 > asked.version).then(|| (*member, of_member.clone()))
         };
-        let mut newer: Vec<_> = changed.members.iter().filter_map(is_newer).collect();
+        let mut newer: Vec<_> = changed.members.iter().filter_map(newer).collect();
         let is_full = !is_ours || newer.len() > MOST_CHANGES;
         if is_full {
             newer.clear();
         }
         let count = newer.len();
+        let size = self.size(group);
+        // Who came is always taken for new: whoever is told does the same with both.
+        let (joined, updated): (Vec<_>, Vec<_>) =
+            newer.into_iter().partition(|(member, _)| *member >= size);
         write!(
             out,
-            r#"{{"version":{version},"versionID":"{id}","full":{is_full},"delete":null,"insert":null,"update":"#
+            r#"{{"version":{version},"versionID":"{id}","full":{is_full},"delete":null"#
         )
         .unwrap();
-        write_list(out, newer.into_iter(), |out, (member, name)| {
-            Self::write_member(out, group, member, Some(&name));
-        });
+        for (name, members) in [("insert", joined), ("update", updated)] {
+            write!(out, r#","{name}":"#).unwrap();
+            write_list(out, members.into_iter(), |out, (member, of_member)| {
+                self.write_member(out, group, member, Some(&of_member));
+            });
+        }
         out.push_str(r#","group":"#);
         if is_full {
-            self.write_group(out, group);
+            self.write_group(out, group, Some(changed));
         } else {
             out.push_str("null");
         }
         out.push_str(r#","sortVersion":0}"#);
-        count
+        Some(count)
     }
 
     fn get_incremental_batch(&self, all: &[Since]) -> Option<String> {
@@ -226,7 +358,7 @@ impl World {
             }
             let comma = if answered.len() > 1 { "," } else { "" };
             write!(out, r#"{comma}"{}":"#, asked.group_id).unwrap();
-            changes += self.write_incremental(&mut out, group, asked);
+            changes += self.write_incremental(&mut out, group, asked)?;
             if changes >= ENOUGH_CHANGES {
                 break;
             }
@@ -253,14 +385,23 @@ impl World {
             "/group/get_group_member_list" => {
                 Ok(self.get_member_list(&asked.group_id, &asked.pagination))
             }
-            "/group/get_incremental_group_members" => match self.place(&asked.group_id) {
-                Some(group) => {
-                    let mut out = String::new();
-                    self.write_incremental(&mut out, group, &since);
-                    Ok(out)
-                }
-                None => Err(NOT_FOUND),
-            },
+            "/group/get_group_members_info" => {
+                let group = self.place(&asked.group_id);
+                let named = group.map(|group| self.get_members_named(group, &asked.user_ids));
+                named.ok_or(NOT_FOUND)
+            }
+            "/group/get_incremental_group_members" => {
+                let mut out = String::new();
+                let group = self.place(&asked.group_id);
+                let told = group.and_then(|group| self.write_incremental(&mut out, group, &since));
+                told.map(|_| out).ok_or(NOT_FOUND)
+            }
+            "/group/get_full_group_member_user_ids" => {
+                let group = self.place(&asked.group_id);
+                group
+                    .map(|group| self.get_member_ids(group))
+                    .ok_or(NOT_FOUND)
+            }
             "/group/get_incremental_group_members_batch" => {
                 let answer = self.get_incremental_batch(&asked.requests);
                 answer.ok_or(NOT_FOUND)
@@ -311,6 +452,8 @@ struct Asked {
     group_id: String,
     #[serde(rename = "groupIDs")]
     group_ids: Vec<String>,
+    #[serde(rename = "userIDs")]
+    user_ids: Vec<String>,
     #[serde(rename = "versionID")]
     version_id: String,
     version: u64,
@@ -352,7 +495,6 @@ impl Endpoint for Rest {
         let path = request.uri().path().to_owned();
         let body = request.take_body().into_bytes().await?;
         let answer = world.answer(&path, &body);
-        *world.calls.lock().unwrap().entry(path).or_default() += 1;
         let envelope = match answer {
             None => return Ok(StatusCode::NOT_FOUND.into()),
             Some(Ok(data)) => format!(r#"{{"errCode":0,"errMsg":"","errDlt":"","data":{data}}}"#),
@@ -360,6 +502,11 @@ impl Endpoint for Rest {
                 format!(r#"{{"errCode":{code},"errMsg":"RecordNotFoundError","errDlt":"{code}"}}"#)
             }
         };
+        {
+            let mut calls = world.calls.lock().unwrap();
+            *calls.paths.entry(path).or_default() += 1;
+            calls.bytes += envelope.len();
+        }
         let response = Response::builder().content_type("application/json; charset=utf-8");
         let offered = request.header(header::ACCEPT_ENCODING);
         if !offered.is_some_and(|offered| offered.contains("gzip")) {

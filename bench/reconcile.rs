@@ -19,20 +19,18 @@
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
-#[path = "reconcile_load.rs"]
+mod bed;
 mod load;
-#[path = "reconcile_openim.rs"]
 mod openim;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bed::{BOUND, Bench, cpu_of, eprint, grouped, peak_mib_of};
 use load::{Latencies, Load, RATE};
-use openim::{FIRST_GROUP, FIRST_USER, START_MILLIS, STRIDE, USERS, World};
-use openim_group_mirror::local_postgres::Server;
+use openim::{Calls, FIRST_GROUP, FIRST_USER, START_MILLIS, STRIDE, USERS, World};
 use serde_json::Value;
-use support::{ADMIN_ID, SECRET, Service, TestDb, own_server};
+use support::Service;
 
 const GROUPS: usize = 10_000;
 const MEMBERS: u64 = 1_000_000;
@@ -40,6 +38,8 @@ const MEMBERS: u64 = 1_000_000;
 const LARGEST: u32 = 50_000;
 const LARGE: usize = 100;
 const MIDDLE: usize = 900;
+/// One in so many has lost its owner.
+const OWNERLESS: usize = 10;
 
 /// Groups that are added in a round beside callbacks, of as many members on average.
 const ADDED: usize = 1000;
@@ -48,9 +48,6 @@ const ROUNDS: usize = 6;
 const LONG: Duration = Duration::from_secs(5);
 /// Groups that callbacks are about, of as many members each.
 const LIVE: usize = 200;
-/// A service or a command takes no longer.
-const BOUND: Duration = Duration::from_secs(3600);
-
 /// Of `--million`: groups in all, and those of them that are read.
 const MILLION: usize = 1_000_000;
 const READ: usize = 20_000;
@@ -67,26 +64,11 @@ fn main() {
     });
 }
 
-/// What it is at, for whoever waits.
-fn eprint(what: &str) {
-    eprintln!("{what}");
-}
-
-/// A database, and what stands in for OpenIM.
-struct Bench {
-    world: Arc<World>,
-    url: String,
-    db: TestDb,
-    /// Of the server's first process.
-    postmaster: u32,
-    _server: Server,
-}
-
 /// What a command came to, and what it took.
 struct Ran {
     result: Value,
     seconds: f64,
-    calls: BTreeMap<String, u64>,
+    calls: Calls,
     peak_mib: u64,
     /// In seconds: of the command, of Postgres, of this process with its server, and of all others.
     cpu: [f64; 4],
@@ -95,34 +77,6 @@ struct Ran {
 }
 
 impl Bench {
-    async fn start(sizes: Vec<u32>, listed: usize) -> Self {
-        let world = World::new(sizes, listed);
-        let url = world.serve();
-        let server = own_server("reconcile").await;
-        let db = TestDb::on(&server);
-        db.database().migrate().await.unwrap();
-        let pid = "select split_part(pg_read_file('postmaster.pid'), E'\n', 1)::int as pid";
-        let pid = db.rows(pid).await[0]["pid"].as_u64().unwrap();
-        Self {
-            world,
-            url,
-            db,
-            postmaster: u32::try_from(pid).unwrap(),
-            _server: server,
-        }
-    }
-
-    fn variables<'a>(&'a self, others: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-        let mut all = vec![
-            ("DATABASE_URL", self.db.url.as_str()),
-            ("OPENIM_API_URL", self.url.as_str()),
-            ("OPENIM_ADMIN_USER_ID", ADMIN_ID),
-            ("OPENIM_SECRET", SECRET),
-        ];
-        all.extend(others);
-        all
-    }
-
     /// `openim-group-mirror reconcile`.
     async fn reconcile(&self, flags: &[&str]) -> Ran {
         self.world.take_calls();
@@ -156,124 +110,10 @@ impl Bench {
             wal_mib: (after.1 - before.1) / 1_048_576.0,
         }
     }
-
-    /// Transactions, and bytes of WAL.
-    async fn counts(&self) -> (i64, f64) {
-        // What other sessions did is counted when they end, or after a second.
-        tokio::time::sleep(Duration::from_millis(1200)).await;
-        let sql = "select xact_commit as commits, pg_current_wal_lsn() - '0/0'::pg_lsn as bytes
-                     from pg_stat_database where datname = current_database()";
-        let row = self.db.rows(sql).await.pop().unwrap();
-        (
-            row["commits"].as_i64().unwrap(),
-            row["bytes"].as_f64().unwrap(),
-        )
-    }
-
-    /// In seconds: of Postgres, of this process, and of the machine.
-    fn cpu(&self) -> [f64; 3] {
-        [
-            self.cpu_of_postgres(),
-            cpu_of("self", false),
-            cpu_of_machine(),
-        ]
-    }
-
-    /// Since then: of Postgres, of this process, and of all that is none of ours.
-    fn cpu_since(&self, before: [f64; 3], of_service: f64) -> [f64; 3] {
-        let [postgres, own, machine] = self.cpu();
-        let (postgres, own) = (postgres - before[0], own - before[1]);
-        let others = machine - before[2] - postgres - own - of_service;
-        [postgres, own, others.max(0.0)]
-    }
-
-    /// With that of its processes that have ended.
-    fn cpu_of_postgres(&self) -> f64 {
-        let pid = self.postmaster;
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let children = children.unwrap_or_default();
-        let of_children = children.split_whitespace().map(|pid| cpu_of(pid, false));
-        cpu_of(&pid.to_string(), true) + of_children.sum::<f64>()
-    }
-
-    /// The rows of both tables as they lie there.
-    async fn digest(&self) -> Vec<Value> {
-        let mut digests = Vec::new();
-        for table in ["groups", "group_members"] {
-            let sql = format!(
-                "select count(*), sum(('x' || left(md5(ctid::text || xmin::text || xmax::text), 15))
-                          ::bit(60)::bigint::numeric)::text as sum
-                   from {table}"
-            );
-            digests.extend(self.db.rows(&sql).await);
-        }
-        digests
-    }
-
-    async fn count(&self, table: &str) -> u64 {
-        let sql = format!("select count(*) from {table}");
-        self.db.rows(&sql).await[0]["count"].as_u64().unwrap()
-    }
-
-    /// Comparisons that have ended: how many, and the last one's number, seconds and members.
-    async fn last_run(&self) -> (u64, i64, f64, u64) {
-        let sql = "select count(*) over () as runs, id, members_compared as members,
-                          extract(epoch from ended_at - started_at)::float8 as seconds
-                     from reconcile_runs where ended_at is not null and stopped_by is null
-                    order by id desc limit 1";
-        let row = self.db.rows(sql).await.pop().unwrap();
-        (
-            row["runs"].as_u64().unwrap(),
-            row["id"].as_i64().unwrap(),
-            row["seconds"].as_f64().unwrap(),
-            row["members"].as_u64().unwrap(),
-        )
-    }
-
-    async fn until_run_after(&self, id: i64) {
-        let deadline = Instant::now() + BOUND;
-        while self.last_run().await.1 <= id {
-            assert!(Instant::now() < deadline, "it does not end");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    fn service(&self, others: &[(&str, &str)]) -> Service {
-        let variables = self.variables(others);
-        tokio::task::block_in_place(|| Service::start(&variables))
-    }
 }
 
-/// User and system time in seconds of a process; with that of its children that have ended.
-fn cpu_of(pid: &str, with_children: bool) -> f64 {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return 0.0;
-    };
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let all = fields.split_whitespace().skip(11);
-    let times = all.take(if with_children { 4 } else { 2 });
-    let ticks: u32 = times.map(|ticks| ticks.parse::<u32>().unwrap()).sum();
-    f64::from(ticks) / 100.0
-}
-
-/// What its processors have done.
-fn cpu_of_machine() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let line = stat.lines().next().unwrap();
-    let times = line.split_whitespace().skip(1);
-    let times: Vec<u64> = times.map(|ticks| ticks.parse().unwrap()).collect();
-    // Not those in which they waited.
-    let busy: u64 = times[..3].iter().chain(&times[5..7]).sum();
-    f64::from(u32::try_from(busy).unwrap()) / 100.0
-}
-
-fn peak_mib_of(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib.div_ceil(1024))
+fn is_ownerless(group: usize) -> bool {
+    group < GROUPS && group % OWNERLESS == OWNERLESS - 1
 }
 
 /// How many members each group has: one of 50,000, some of thousands, more of hundreds, most of tens;
@@ -314,16 +154,17 @@ fn skewed_sizes() -> Vec<u32> {
 }
 
 async fn thousands() {
-    let bench = Bench::start(skewed_sizes(), GROUPS).await;
+    let bench = Bench::start(World::new(skewed_sizes(), GROUPS, is_ownerless)).await;
     assert_eq!(bench.world.members(), MEMBERS);
     println!("# Comparing with OpenIM\n");
     println!(
         "{} groups with {} members in all, one group of {}, {LARGE} of 1,000 to 5,000, {MIDDLE} of 350, the \
-         rest of a few tens; release build, default settings. What stands in for OpenIM and whoever sends \
+         rest of a few tens; {} of the groups have no owner; release build, default settings. What stands in for OpenIM and whoever sends \
          the callbacks share the two processors with the service and Postgres.\n",
         grouped(GROUPS as u64),
         grouped(MEMBERS),
         grouped(LARGEST.into()),
+        grouped((GROUPS / OWNERLESS) as u64),
     );
     print_head();
     eprint("a first comparison");
@@ -332,11 +173,13 @@ async fn thousands() {
     assert_eq!(bench.count("group_members").await, MEMBERS);
     first.print("the mirror is empty");
     let digest = bench.digest().await;
+    let mut quiet = String::new();
     for name in ["nothing has changed", "again"] {
         eprint(name);
         let ran = bench.reconcile(&[]).await;
         ran.assert_no_repairs();
         ran.print(name);
+        quiet = ran.calls.list();
     }
     for name in ["`--full`, nothing has changed", "again"] {
         eprint(name);
@@ -354,13 +197,14 @@ async fn thousands() {
             "ROWS WERE WRITTEN"
         }
     );
-    println!("The first comparison's calls: {}.\n", first.calls());
+    println!("The first comparison's calls: {}.\n", first.calls.list());
+    println!("Those of one where nothing has changed: {quiet}.\n");
     callbacks(&bench).await;
 }
 
 /// Callbacks alone, beside a first comparison of many groups, and beside comparisons without a pause.
 async fn callbacks(bench: &Bench) {
-    let live = (0..GROUPS).filter(|group| bench.world.size(*group) == 10);
+    let live = (0..GROUPS).filter(|group| bench.world.size(*group) == 10 && !is_ownerless(*group));
     let live: Arc<Vec<usize>> = Arc::new(live.collect());
     println!(
         "{RATE} callbacks a second over 16 connections, each a new nickname of one of the members of {} \
@@ -386,7 +230,7 @@ async fn callbacks(bench: &Bench) {
                 "| {round} | {name} | {} | {} | {} | {compared} |",
                 grouped(latencies.count() as u64),
                 latencies.failed,
-                columns(&latencies),
+                latencies.columns(),
             );
             all[place].add(&latencies);
             of_round.push([latencies.quantile(500), latencies.quantile(990)]);
@@ -404,7 +248,7 @@ async fn callbacks(bench: &Bench) {
             "| all | {name} | {} | {} | {} | |",
             grouped(latencies.count() as u64),
             latencies.failed,
-            columns(latencies),
+            latencies.columns(),
         );
     }
     println!();
@@ -469,12 +313,6 @@ async fn beside(bench: &Bench, live: &Arc<Vec<usize>>, what: usize) -> (Latencie
     }
 }
 
-fn columns(latencies: &Latencies) -> String {
-    let [p50, p99, p999] = [500, 990, 999].map(|permille| latencies.quantile(permille));
-    let max = latencies.quantile(1000);
-    format!("{p50:.2} | {p99:.1} | {p999:.1} | {max:.0}")
-}
-
 fn print_head() {
     println!(
         "| comparison | seconds | members/s | groups/s | calls | transactions | WAL | CPU of it | of \
@@ -495,7 +333,7 @@ impl Ran {
             self.seconds,
             rate(count("membersCompared"), self.seconds),
             rate(count("groupsSeen"), self.seconds),
-            grouped(self.calls.values().sum()),
+            grouped(self.calls.paths.values().sum()),
             grouped(self.transactions.cast_unsigned()),
             self.wal_mib,
             self.peak_mib,
@@ -505,12 +343,6 @@ impl Ran {
     fn assert_no_repairs(&self) {
         let repairs = self.result["repairs"].as_object().unwrap();
         assert!(repairs.values().all(|count| count == 0), "{}", self.result);
-    }
-
-    fn calls(&self) -> String {
-        let calls = self.calls.iter();
-        let calls = calls.map(|(path, count)| format!("{} {path}", grouped(*count)));
-        calls.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -523,24 +355,11 @@ fn rate(count: f64, seconds: f64) -> String {
     grouped((count / seconds).round() as u64)
 }
 
-/// With commas.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// The memory of a comparison of a million groups. Reading them all would take long, and the mirror
 /// is filled by SQL but for those that the first comparison reads.
 async fn million() {
     let sizes = (0..MILLION).map(|group| if group % 2 == 0 { 1 } else { 2 });
-    let bench = Bench::start(sizes.collect(), MILLION).await;
+    let bench = Bench::start(World::new(sizes.collect(), MILLION, |_| false)).await;
     println!("# Comparing a million groups with OpenIM\n");
     println!(
         "{} groups of one or two members; {} of them are in the mirror before the first comparison.\n",
