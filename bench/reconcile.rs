@@ -209,8 +209,8 @@ async fn callbacks(bench: &Bench) {
     println!(
         "{RATE} callbacks a second over 16 connections, each a new nickname of one of the members of {} \
          groups of 10; milliseconds from when each was due. The service itself compares. Added are {} \
-         groups, one in a hundred of 5,050 members, the others of 50; each comparison without a pause \
-         reads those groups whole that callbacks have changed.\n",
+         groups, one in a hundred of 5,050 members, the others of 50; each comparison without a pause asks \
+         what has changed in those groups that callbacks have named.\n",
         live.len(),
         grouped(ADDED as u64),
     );

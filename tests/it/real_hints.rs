@@ -51,23 +51,10 @@ async fn equal_after(release: Release, seed: u64, part: Range<u64>) -> Duration 
     bed.pair.server.reset_calls();
     let story = format!("HISTORY_SEED={seed}, {part:?} of {release:?}");
     bed.begin(seed, part).join_all().await;
-    let ended = Instant::now();
-    let mut last = vec![];
-    let took = loop {
-        let differences = bed.pair.differences().await;
-        let late = ended.elapsed();
-        if differences.is_empty() {
-            break late;
-        }
-        let group = bed.story_of(&differences);
-        assert!(late < bound(), "{story}: {differences:#?}\n{group}");
-        last = differences;
-        sleep(Duration::from_millis(20)).await;
-    };
-    if took > GOAL {
-        println!("{story}: late were {last:#?}\n{}", bed.story_of(&last));
-    }
+    let took = until_equal(&bed, &story).await;
+    // A callback that comes late may tell what was before, and is looked after.
     bed.delivery.settled().await;
+    until_equal(&bed, &story).await;
     let delivered = bed.delivery.delivered();
     println!("{story}: {delivered:?}; equal after {took:?}");
     assert_eq!(delivered.lost + delivered.odd, 0);
@@ -79,6 +66,26 @@ async fn equal_after(release: Release, seed: u64, part: Range<u64>) -> Duration 
     assert!(drift.is_empty(), "{drift:?}");
     bed.close().await;
     took
+}
+
+/// How long that takes from now on.
+async fn until_equal(bed: &Bed, story: &str) -> Duration {
+    let began = Instant::now();
+    let mut last = vec![];
+    loop {
+        let differences = bed.pair.differences().await;
+        let late = began.elapsed();
+        if differences.is_empty() {
+            if late > GOAL {
+                println!("{story}: late were {last:#?}\n{}", bed.story_of(&last));
+            }
+            return late;
+        }
+        let group = bed.story_of(&differences);
+        assert!(late < bound(), "{story}: {differences:#?}\n{group}");
+        last = differences;
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
