@@ -96,10 +96,16 @@ impl Kind {
 /// A group's member, or the group itself.
 type Subject = (usize, Option<usize>);
 
-/// What was told and is not in the mirror yet: the value, of which kind, and since when.
+/// A group's id, and a user's; of the group itself "-".
+type Ids = (String, String);
+
+/// A value that was told, of which kind, and since when it is awaited.
+type Value = (String, Kind, Instant);
+
+/// What was told and is not in the mirror yet.
 #[derive(Default)]
 struct Awaited {
-    values: HashMap<(String, String), Vec<(String, Kind, Instant)>>,
+    values: HashMap<Ids, Vec<Value>>,
     seen: BTreeMap<Kind, Latencies>,
     /// What was muted, the oldest first.
     muted: VecDeque<Subject>,
@@ -288,7 +294,7 @@ impl Drop for Changes {
 
 impl Awaited {
     /// A value is there, and with it those that it has followed.
-    fn see(&mut self, subject: (String, String), value: &str) {
+    fn see(&mut self, subject: Ids, value: &str) {
         let Some(values) = self.values.get_mut(&subject) else {
             return;
         };

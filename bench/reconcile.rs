@@ -20,7 +20,9 @@
 mod support;
 
 mod bed;
+#[allow(dead_code, reason = "made for bench/hints too")]
 mod load;
+#[allow(dead_code, reason = "made for bench/hints too")]
 mod openim;
 
 use std::sync::Arc;
