@@ -2,7 +2,7 @@
 
 use super::super::view::View;
 use crate::domain::{
-    Drift, GroupId, HeldGroup, HeldMember, Member, OWNER, Repair, RepairKind, UserId, Verdict,
+    Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
     group_verdict, member_verdict,
 };
 use crate::store::{self, Begun, KnownGroup, Store};
@@ -112,16 +112,7 @@ impl Differences {
             trouble: _,
             room,
         } = view;
-        if let Some(mut held) = held {
-            // Two transfers at once leave two owners, of whom OpenIM names now one, now the other.
-            let owner = known.and_then(|known| known.group.owner.as_ref());
-            let is_one = |owner: &&UserId| {
-                let member = members.get(*owner);
-                member.is_some_and(|member| member.role_level == OWNER)
-            };
-            if let Some(owner) = owner.filter(is_one) {
-                held.owner = Some(owner.clone());
-            }
+        if let Some(held) = held {
             self.compare_group(known, held);
         }
         if is_whole {

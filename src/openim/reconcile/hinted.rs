@@ -159,6 +159,11 @@ impl Inner {
         let look = async {
             let removals = self.removals(limits).await?;
             let ids: Vec<GroupId> = looked.iter().map(|looked| looked.group().clone()).collect();
+            if ids.len() > 1 {
+                // So that it is known of whom callbacks have named members.
+                let ids: Vec<&GroupId> = ids.iter().collect();
+                self.store.note_touched_of(&ids).await?;
+            }
             let known = self.store.known_groups(&ids).await?.into_iter();
             let known = known.map(|known| (known.group_id.clone(), known));
             let known: HashMap<GroupId, KnownGroup> = known.collect();

@@ -306,7 +306,7 @@ impl Store {
     /// See [`Error`].
     pub async fn begin_check(&self, group: &GroupId) -> Result<Begun, Error> {
         // Whom this process has written of and not noted yet is known to it alone.
-        self.note_touched_of(group).await?;
+        self.note_touched_of(&[group]).await?;
         self.write(async |connection| {
             let row: BegunRow = sqlx::query_as(BEGIN_CHECK)
                 .bind(group.as_str())
@@ -331,7 +331,7 @@ impl Store {
         version: &Version,
         fence: &Fence,
     ) -> Result<Option<Begun>, Error> {
-        self.note_touched_of(group).await?;
+        self.note_touched_of(&[group]).await?;
         self.write(async |connection| {
             let row: Option<BegunRow> = sqlx::query_as(BEGIN_UPDATE)
                 .bind(group.as_str())
@@ -502,13 +502,21 @@ impl Store {
         Ok(())
     }
 
-    async fn note_touched_of(&self, group: &GroupId) -> Result<(), Error> {
-        let Some(one) = self.touched.take_of(group) else {
+    /// The same of these groups alone.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn note_touched_of(&self, groups: &[&GroupId]) -> Result<(), Error> {
+        let touched = groups
+            .iter()
+            .filter_map(|group| self.touched.take_of(group));
+        let touched: Vec<(GroupId, Users)> = touched.collect();
+        if touched.is_empty() {
             return Ok(());
-        };
-        let noted = self.note(std::slice::from_ref(&one)).await;
+        }
+        let noted = self.note(&touched).await;
         if noted.is_err() {
-            self.touched.put_back(vec![one]);
+            self.touched.put_back(touched);
         }
         noted
     }
