@@ -51,7 +51,7 @@ impl Pace {
 
     /// Waits until a call would not have to wait. Whoever gathers what to ask does it meanwhile, so that one
     /// call is about more.
-    pub(super) async fn is_free(&self) {
+    pub(super) async fn until_free(&self) {
         loop {
             let now = Instant::now();
             let planned = self.next().unwrap_or(now);
@@ -112,7 +112,7 @@ mod tests {
         let pace = Pace::default();
         let start = Instant::now();
         while pace.turn(Instant::now()) <= start {}
-        pace.is_free().await;
+        pace.until_free().await;
         let now = Instant::now();
         assert!(start < now, "it was not free before");
         assert_eq!(pace.turn(now), now);
