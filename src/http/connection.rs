@@ -42,8 +42,9 @@ enum Reading {
     Head(Head),
     /// Behind a head: `body` has its own bound.
     Body,
-    /// HTTP/2, where requests have no order. Its frames are left alone.
-    Frames,
+    /// HTTP/2, to which no bound of a head, a body or an answer applies. It is refused: OpenIM speaks
+    /// HTTP/1.1, and poem's server cannot be told to leave HTTP/2 out.
+    Http2,
 }
 
 /// How far a head has come.
@@ -74,7 +75,7 @@ impl Reading {
     /// Further, by what was read.
     fn read(self, bytes: &[u8]) -> Self {
         let mut head = match self {
-            Reading::Body | Reading::Frames => return self,
+            Reading::Body | Reading::Http2 => return self,
             Reading::Nothing => Head::BEGIN,
             Reading::Head(head) => head,
         };
@@ -90,7 +91,7 @@ impl Reading {
             };
             if head.of_end == END_OF_HEAD.len() {
                 return match head.of_http2 {
-                    Some(_) => Reading::Frames,
+                    Some(_) => Reading::Http2,
                     None => Reading::Body,
                 };
             }
@@ -102,7 +103,7 @@ impl Reading {
     /// Further, by an answer: it is the end of a request.
     fn answered(self) -> Self {
         match self {
-            Reading::Frames => self,
+            Reading::Http2 => self,
             _ => Reading::Nothing,
         }
     }
@@ -171,14 +172,19 @@ impl AsyncRead for Patient {
                 result?;
                 let was = this.reading;
                 this.reading = was.read(&buf.filled()[before..]);
-                if matches!(this.reading, Reading::Head(head) if head.length > MAX_HEAD_BYTES) {
+                let is_refused = match this.reading {
+                    Reading::Head(head) => head.length > MAX_HEAD_BYTES,
+                    Reading::Http2 => true,
+                    Reading::Nothing | Reading::Body => false,
+                };
+                if is_refused {
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
                 match (was, this.reading) {
                     (Reading::Nothing, Reading::Head(_)) => {
                         this.alarm = Some(Box::pin(sleep(this.patience.head)));
                     }
-                    (Reading::Head(_), Reading::Body | Reading::Frames) => this.alarm = None,
+                    (Reading::Head(_), Reading::Body) => this.alarm = None,
                     _ => {}
                 }
                 Poll::Ready(Ok(()))
@@ -251,9 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn http2_is_left_alone() {
+    fn http2_is_told_from_a_head() {
         let reading = after(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        assert_eq!(reading, Reading::Frames);
-        assert_eq!(reading.answered().read(b"anything"), Reading::Frames);
+        assert_eq!(reading, Reading::Http2);
+        assert_eq!(reading.answered().read(b"anything"), Reading::Http2);
     }
 }

@@ -232,6 +232,41 @@ async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
     assert!(answer(&mut kept).await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
+/// No bound of HTTP/1.1 holds for HTTP/2: 16,384 silent strangers would lock OpenIM out.
+#[tokio::test]
+async fn http2_is_refused_at_its_first_bytes() {
+    // The bound of a head plays no part.
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.patience.head = Duration::from_secs(600);
+    })
+    .await;
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    let whole = [PREFACE, SETTINGS].concat();
+    for parts in [1, 17, 18, 24, whole.len()] {
+        let mut stranger = app.connect().await;
+        for part in whole.chunks(parts) {
+            // It may be closed while it speaks.
+            if stranger.write_all(part).await.is_err() {
+                break;
+            }
+            stranger.flush().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut said = Vec::new();
+        let end = stranger.read_to_end(&mut said);
+        let end = tokio::time::timeout(Duration::from_secs(10), end).await;
+        assert!(end.is_ok(), "in parts of {parts}: not closed, {said:?}");
+        assert_eq!(said, b"", "in parts of {parts}: HTTP/2 was spoken");
+    }
+    // Nor is it changed to.
+    let mut stranger = app.connect().await;
+    let upgrade = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n";
+    stranger.write_all(upgrade.as_bytes()).await.unwrap();
+    assert!(answer(&mut stranger).await.starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
 #[tokio::test]
 async fn an_answer_that_nobody_takes_ends_its_connection() {
     let app = TestApp::start_on(TestDb::new().await, |config| config.patience.answer = SHORT).await;
