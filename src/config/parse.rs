@@ -178,12 +178,16 @@ impl Settings {
             );
         }
         let url = present(self.database_url);
-        if url.as_deref().is_some_and(|url| !store::is_url(url)) {
-            e.add(
-                "DATABASE_URL",
-                "a URL such as postgres://user:password@host:5432/database, special characters \
-                 percent-encoded",
-            );
+        if let Some(Err(error)) = url.as_deref().map(store::check_url) {
+            e.add("DATABASE_URL", &error.to_string());
+        }
+        for name in url.iter().flat_map(|_| store::safety_variables()) {
+            let value = std::env::var(name).unwrap_or_default();
+            if let Err(instead) = store::check_variable(name, &value) {
+                let expected =
+                    format!("it unset: the check that it asks for is not made here. {instead}");
+                e.add(name, &expected);
+            }
         }
         if !is_plain_name(&self.database_schema) {
             e.add(

@@ -10,7 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::connections::{Connector, Pool};
+use super::session::{self, Asked, Unfit};
 use super::touched::Touched;
+use super::url::{self, UrlError};
 use super::{Store, migrate};
 
 statements! {
@@ -58,6 +60,26 @@ const PART_FOR_LOCKS: u32 = 3;
 const DRAIN_STATEMENT: Duration = Duration::from_secs(60);
 const DRAIN_LOCK: Duration = Duration::from_secs(5);
 
+/// Settings of every session but that of a migration.
+const ALWAYS: [(&str, &str); 4] = [
+    // Every statement is written for the plan that fits all values, so none is planned again and again.
+    ("plan_cache_mode", "force_generic_plan"),
+    // A statement sees what was committed while it waited for a lock.
+    ("default_transaction_isolation", "read committed"),
+    // Such a plan knows no LIMIT, so in a large table it takes a page for a tenth of the rows: worth
+    // workers and a compiler, both of which take longer than a page.
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+];
+
+/// Lanes look for rows by their keys, one after the other, and lock them in that order; a plan made while
+/// the table was small must not read it whole later on.
+const WRITING: [(&str, &str); 3] = [
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
 /// Extra time for an answer to come back once Postgres has given up on a statement.
 const NETWORK_SLACK: Duration = Duration::from_millis(500);
 
@@ -79,9 +101,17 @@ pub struct Database {
 /// Why the database cannot be opened. For the operator at the start, never for a caller.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Not a URL of a Postgres database.
-    #[error("not a Postgres URL; expected postgres://user:password@host:5432/database")]
-    Url,
+    /// Not the URL of a Postgres database that can be used as it asks for.
+    #[error("the database's URL: expected {0}")]
+    Url(#[from] UrlError),
+    /// A pooler is in the way.
+    #[error("cannot use {database}: {unfit}")]
+    Session {
+        /// Where, without the password.
+        database: String,
+        /// Why.
+        unfit: Unfit,
+    },
     /// No connection.
     #[error("cannot connect to {database}: {error}")]
     Connect {
@@ -137,22 +167,12 @@ impl OpenError {
                 error,
                 MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
             ),
-            OpenError::Url | OpenError::Version { .. } | OpenError::Encoding { .. } => false,
+            OpenError::Url(_)
+            | OpenError::Session { .. }
+            | OpenError::Version { .. }
+            | OpenError::Encoding { .. } => false,
         }
     }
-}
-
-/// sqlx alone takes any scheme for Postgres.
-fn parse_url(url: &str) -> Option<PgConnectOptions> {
-    let scheme = url.split_once("://")?.0;
-    ["postgres", "postgresql"]
-        .contains(&scheme)
-        .then(|| url.parse().ok())?
-}
-
-/// Whether the text is a URL of a Postgres database.
-pub fn is_url(url: &str) -> bool {
-    parse_url(url).is_some()
 }
 
 impl Database {
@@ -161,7 +181,7 @@ impl Database {
     /// lower-case name.
     ///
     /// # Errors
-    /// [`OpenError::Url`], which does not repeat the URL: it may hold a password.
+    /// [`OpenError::Url`], which repeats no value of the URL: it may be a password.
     pub fn new(
         url: &str,
         schema: &str,
@@ -169,11 +189,17 @@ impl Database {
         timeout: Duration,
         timeout_of_lanes: Duration,
     ) -> Result<Self, OpenError> {
-        let options = parse_url(url).ok_or(OpenError::Url)?;
+        let (options, passed_over) = url::parse(url)?;
+        if !passed_over.is_empty() {
+            let parameters = passed_over.join(", ");
+            tracing::info!(
+                parameters,
+                "parameters of the database's URL are passed over"
+            );
+        }
         Ok(Database {
             options: options
                 .application_name("openim-group-mirror")
-                .options([("search_path", schema)])
                 // Statements are ours and static; the log says what matters about them.
                 .disable_statement_logging(),
             schema: schema.to_owned(),
@@ -225,40 +251,28 @@ impl Database {
     /// The store, of a database that may be away. Nothing can be asked of it before
     /// [`Database::migrate`] has succeeded once.
     pub fn store(&self) -> Store {
-        let timeouts = |statement: Duration, lock: Duration| {
-            // In milliseconds; 0 would be none.
-            let text = |time: Duration| time.as_millis().max(1).to_string();
-            self.options.clone().options([
-                ("statement_timeout", text(statement).as_str()),
-                ("lock_timeout", text(lock).as_str()),
-                // Every statement is written for the plan that fits all values, so none is
-                // planned again and again.
-                ("plan_cache_mode", "force_generic_plan"),
-                // A statement sees what was committed while it waited for a lock.
-                ("default_transaction_isolation", "read committed"),
-                // Such a plan knows no LIMIT, so in a large table it takes a page for a tenth of
-                // the rows: worth workers and a compiler, both of which take longer than a page.
-                ("max_parallel_workers_per_gather", "0"),
-                ("jit", "off"),
-            ])
+        // In milliseconds; 0 would be none.
+        let ms = |time: Duration| i64::try_from(time.as_millis().max(1)).unwrap_or(i64::MAX);
+        let asked = |statement: Duration, lock: Duration, others: &[(&'static str, &str)]| {
+            let settings = ALWAYS.iter().chain(others);
+            let settings = settings.map(|(name, value)| (*name, (*value).to_owned()));
+            let statement = [("statement_timeout", ms(statement).to_string())];
+            Asked::new(
+                &self.schema,
+                ms(lock),
+                statement.into_iter().chain(settings),
+            )
         };
-        let options = timeouts(self.timeout, self.timeout);
-        // Lanes look for rows by their keys, one after the other, and lock them in that order; a
-        // plan made while the table was small must not read it whole later on.
-        let writing = [
-            ("enable_seqscan", "off"),
-            ("enable_hashjoin", "off"),
-            ("enable_mergejoin", "off"),
-        ];
+        let connector = |asked: Asked, is_patient: bool| {
+            Arc::new(Connector::new(self.options.clone(), asked, is_patient))
+        };
         let lock = self.timeout_of_lanes / PART_FOR_LOCKS;
-        let of_lanes = timeouts(self.timeout_of_lanes, lock).options(writing);
-        let of_drain = timeouts(DRAIN_STATEMENT, DRAIN_LOCK).options(writing);
+        let shared_settings = asked(self.timeout, self.timeout, &[]);
         let patience = self.timeout + NETWORK_SLACK;
         let lanes = (self.pool_size / 2).clamp(1, MAX_LANES);
         let shared = self.pool_size.saturating_sub(lanes).max(1);
         let reads = shared.saturating_sub(RESERVED_FOR_WRITES).max(1);
-        let connector = Connector::new(options.clone(), true);
-        let pool = Pool::new(Arc::new(connector), shared, patience);
+        let pool = Pool::new(connector(shared_settings.clone(), true), shared, patience);
         Store {
             database: Arc::new(self.clone()),
             prepared: Arc::default(),
@@ -266,9 +280,9 @@ impl Database {
             size: self.pool_size as usize,
             reads: Arc::new(Semaphore::new(reads as usize)),
             lookups: Arc::default(),
-            of_lanes: Arc::new(Connector::new(of_lanes, false)),
-            of_drain: Arc::new(Connector::new(of_drain, false)),
-            of_turns: Arc::new(Connector::new(options.clone(), false)),
+            of_lanes: connector(asked(self.timeout_of_lanes, lock, &WRITING), false),
+            of_drain: connector(asked(DRAIN_STATEMENT, DRAIN_LOCK, &WRITING), false),
+            of_turns: connector(shared_settings, false),
             touched: Touched::default(),
             lanes: lanes as usize,
             patience_of_lanes: self.timeout_of_lanes + NETWORK_SLACK,
@@ -282,13 +296,15 @@ impl Database {
     /// # Errors
     /// See [`OpenError`].
     pub async fn migrate(&self) -> Result<(), OpenError> {
-        let options = self
-            .options
-            .clone()
-            .options([("statement_timeout", "0"), migrate::LOCK_TIMEOUT]);
+        let statement = [("statement_timeout", "0".to_owned())];
+        let asked = Asked::new(&self.schema, migrate::LOCK_TIMEOUT_MS, statement);
+        let options = asked.options(self.options.clone());
         let mut connection = self.connect(&options).await?;
         let elapsed = || self.cannot_prepare(sqlx::Error::PoolTimedOut);
         let prepare = async {
+            // Before anything is made, which would be made in another schema.
+            self.check_session(&mut connection, &options, &asked)
+                .await?;
             self.check_server(&mut connection).await?;
             let prepare = async {
                 sqlx::query(ENSURE_SCHEMA).execute(&mut connection).await?;
@@ -323,9 +339,10 @@ impl Database {
     }
 
     fn cannot_connect(&self, error: sqlx::Error) -> OpenError {
-        OpenError::Connect {
-            database: self.to_string(),
-            error,
+        let database = self.to_string();
+        match Unfit::of_connecting(&error) {
+            Some(unfit) => OpenError::Session { database, unfit },
+            None => OpenError::Connect { database, error },
         }
     }
 
@@ -334,6 +351,30 @@ impl Database {
             database: self.to_string(),
             error,
         }
+    }
+
+    /// Whether a session is as asked, and its own.
+    async fn check_session(
+        &self,
+        connection: &mut PgConnection,
+        options: &PgConnectOptions,
+        asked: &Asked,
+    ) -> Result<(), OpenError> {
+        let refused = |unfit| OpenError::Session {
+            database: self.to_string(),
+            unfit,
+        };
+        // Where there is no place for one more, it stays open whether there is a pooler.
+        if let Ok(mut other) = self.connect(options).await {
+            let checked = session::check_alone(connection, &mut other).await;
+            let _ = other.close().await;
+            checked
+                .map_err(|error| self.cannot_prepare(error))?
+                .map_err(refused)?;
+        }
+        let set = asked.ensure(connection).await;
+        set.map_err(|error| self.cannot_prepare(error))?
+            .map_err(refused)
     }
 
     async fn check_server(&self, connection: &mut PgConnection) -> Result<(), OpenError> {

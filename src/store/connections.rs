@@ -2,7 +2,9 @@
 //!
 //! Not sqlx's pool: it sends a statement of its own before and after each use to see whether the
 //! connection is well, and so makes three round trips of one. Here a connection is well until it
-//! fails; what failed on one that had waited is tried again on a new one.
+//! fails, or has waited for a second: then it is looked at first, for whatever lies before Postgres may
+//! have ended it. A read that fails on one that had waited is tried again on a new one; a write is not,
+//! for it may be in.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -19,9 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 use super::Error;
+use super::session::{Asked, Unfit};
 
 /// One that has waited longer for work is not used again: a firewall may have forgotten it.
 const MAX_IDLE: Duration = Duration::from_secs(600);
+/// One that has waited longer is looked at before it is used: a proxy, a firewall or the server may have
+/// ended it, and some do without a word.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long that may take: a lane has 0.1 s for a write at least, 1.5 s by default.
+const LOOK: Duration = Duration::from_millis(400);
 /// One that is older is closed after use: it may lead to a server that others have left.
 const MAX_AGE: Duration = Duration::from_secs(1800);
 
@@ -32,6 +40,8 @@ const NOT_YET: [&str; 2] = ["57P03", "53300"];
 #[derive(Debug)]
 pub(super) struct Connector {
     options: PgConnectOptions,
+    /// What the options have to come to.
+    asked: Asked,
     /// Whether to wait for a server that is just being started. Who has something better to do
     /// does not.
     is_patient: bool,
@@ -42,9 +52,10 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(options: PgConnectOptions, is_patient: bool) -> Self {
+    pub(super) fn new(options: PgConnectOptions, asked: Asked, is_patient: bool) -> Self {
         Self {
-            options,
+            options: asked.options(options),
+            asked,
             is_patient,
             open: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
@@ -53,9 +64,17 @@ impl Connector {
 
     /// A new connection.
     pub(super) async fn connect(self: &Arc<Self>, deadline: Instant) -> Result<Counted, Error> {
-        let connection = timeout_at(deadline, self.connect_patiently(deadline))
-            .await
-            .map_err(|_elapsed| Error::gave_up())??;
+        let connect = async {
+            let connected = self.connect_patiently(deadline).await;
+            let mut connection = connected.map_err(|error| match Unfit::of_connecting(&error) {
+                Some(unfit) => unfit.into(),
+                None => Error::from(error),
+            })?;
+            self.asked.ensure(&mut connection).await??;
+            Ok::<_, Error>(connection)
+        };
+        let connected = timeout_at(deadline, connect).await;
+        let connection = connected.map_err(|_elapsed| Error::gave_up())??;
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(Counted {
             connection: Some(connection),
@@ -136,6 +155,18 @@ impl Counted {
         Ok(done.ok_or_else(Error::gave_up)??)
     }
 
+    /// Whether it can be used: one that has waited for long is asked. False: a new one is better.
+    pub(super) async fn is_there(&mut self, deadline: Instant) -> bool {
+        if self.last_used.elapsed() <= LOOK_AFTER {
+            return true;
+        }
+        // Half of what is left, so that a new one can still be made.
+        let now = Instant::now();
+        let look = LOOK.min(deadline.saturating_duration_since(now) / 2);
+        let pinged = self.run(now + look, async |c| c.ping().await).await;
+        pinged.is_ok()
+    }
+
     /// Whether it has been there, or waited, for so long that a new one is better.
     pub(super) fn is_old(&self) -> bool {
         self.made.elapsed() > MAX_AGE || self.last_used.elapsed() > MAX_IDLE
@@ -209,6 +240,15 @@ impl Drop for Working<'_> {
     }
 }
 
+/// What is done on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Can be done twice.
+    Read,
+    /// Where its answer is lost, nobody knows whether it is in.
+    Write,
+}
+
 /// Connections that are shared, each used by one at a time.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -240,10 +280,11 @@ impl Pool {
     }
 
     /// Runs `work` on a connection; the wait for one and the work have one deadline. Where a
-    /// connection that had waited turns out to be gone, `work` runs once more, on a new one.
+    /// connection that had waited turns out to be gone, a read runs once more, on a new one.
     /// `turn` is held for as long as the place.
     pub(super) async fn run<T>(
         self: &Arc<Self>,
+        kind: Kind,
         turn: Option<OwnedSemaphorePermit>,
         deadline: Instant,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
@@ -257,17 +298,28 @@ impl Pool {
         };
         if let Some(connection) = self.pop() {
             let mut lease = Lease::new(self, connection, place);
-            match lease.run(deadline, work.clone()).await {
-                // One that was given up on has had its time.
-                Err(error) if error.is_of_connection() && Instant::now() < deadline => {
+            let done = match lease.is_there(deadline).await {
+                true => Some(lease.run(deadline, work.clone()).await),
+                false => None,
+            };
+            match done {
+                // One that was given up on has had its time. A write may be in.
+                Some(Err(error))
+                    if !error.is_of_connection()
+                        || kind == Kind::Write
+                        || Instant::now() >= deadline =>
+                {
+                    return Err(error);
+                }
+                Some(Ok(done)) => return Ok(done),
+                _gone => {
                     // Those that waited beside it have the same age and fate.
                     drop(std::mem::take(&mut *self.idle()));
                     let Some(freed) = lease.give_up() else {
-                        return Err(error);
+                        return Err(Error::gave_up()); // cannot be: a lease is given up once
                     };
                     place = freed;
                 }
-                done => return done,
             }
         }
         let connection = self.connector.connect(deadline).await?;
@@ -321,7 +373,8 @@ impl Pool {
 ///
 /// Where its statement was given up on, by time or because the caller hung up, Postgres may still
 /// be at it. The connection then keeps its place, so that the pool stays the bound it is meant to
-/// be, until it answers; one that does not is dropped.
+/// be, until it answers. It is not used again: a BEGIN whose answer nobody has read leaves it in a
+/// transaction of which sqlx does not know, and what is written there is gone with it.
 struct Lease<'a> {
     pool: &'a Arc<Pool>,
     /// `None` once it went back, or away.
@@ -353,6 +406,14 @@ impl<'a> Lease<'a> {
         done
     }
 
+    /// See [`Counted::is_there`].
+    async fn is_there(&mut self, deadline: Instant) -> bool {
+        match self.held.as_mut() {
+            Some((connection, _)) => connection.is_there(deadline).await,
+            None => false,
+        }
+    }
+
     /// Drops the connection, and gives its place to another.
     fn give_up(&mut self) -> Option<Place> {
         self.held.take().map(|(_, place)| place)
@@ -371,7 +432,7 @@ impl Drop for Lease<'_> {
             let deadline = Instant::now() + pool.patience;
             let pinged = connection.run(deadline, async |c| c.ping().await).await;
             if pinged.is_ok() {
-                pool.push(connection);
+                connection.close().await;
             }
             drop(place);
         });

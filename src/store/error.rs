@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::session::Unfit;
+
 /// An error of the store.
 #[derive(Clone, Debug)]
 pub enum Error {
@@ -22,6 +24,8 @@ pub enum Cause {
     Sqlx(Arc<sqlx::Error>),
     /// Nothing came back in time.
     GaveUp,
+    /// The session is not as it was asked for: see [`super::session`].
+    Session(Unfit),
 }
 
 impl Error {
@@ -64,7 +68,7 @@ impl Error {
     /// more), so that a new one may do better.
     pub fn is_of_connection(&self) -> bool {
         let error = match self.cause() {
-            Cause::GaveUp => return true,
+            Cause::GaveUp | Cause::Session(_) => return true,
             Cause::Sqlx(error) => error,
         };
         match &**error {
@@ -85,13 +89,23 @@ const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
 /// SQLSTATEs, or what they start with, after which there is no connection, or none of any use: it
 /// broke; the server ends it (a shutdown, a restart after a crash, an idle session) or has no place
-/// for it; we are not let in; it is read-only, as a server that was the primary once.
-const OF_CONNECTION: [&str; 7] = ["08", "57P", "25006", "25P03", "28", "3D000", "53300"];
+/// for it; we are not let in; it is read-only, as a server that was the primary once; a prepared
+/// statement is of no use any more: the type of a column has changed (0A000), or somebody has thrown it
+/// away (26000).
+const OF_CONNECTION: [&str; 9] = [
+    "08", "0A000", "25006", "25P03", "26000", "28", "3D000", "53300", "57P",
+];
 
 /// SQLSTATEs of a statement that another's locks were in the way of.
 const OF_LOCK: [&str; 3] = ["55P03", "40P01", "40001"];
 /// Those of them that a new attempt does not run into again.
 const OF_CONFLICT: [&str; 2] = ["40P01", "40001"];
+
+impl From<Unfit> for Error {
+    fn from(unfit: Unfit) -> Self {
+        Error::Transient(Cause::Session(unfit))
+    }
+}
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
@@ -120,6 +134,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cause() {
             Cause::GaveUp => f.write_str("no answer from the database in time"),
+            Cause::Session(unfit) => unfit.fmt(f),
             Cause::Sqlx(error) => match &**error {
                 sqlx::Error::Database(error) => write!(
                     f,

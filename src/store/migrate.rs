@@ -8,7 +8,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 
 /// A migration that waits for a lock makes every later statement wait behind it, so it gives way
 /// and tries again.
-pub(super) const LOCK_TIMEOUT: (&str, &str) = ("lock_timeout", "3s");
+pub(super) const LOCK_TIMEOUT_MS: i64 = 3000;
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -21,8 +21,10 @@ mod migrate;
 mod read;
 mod reconcile;
 mod rejected;
+mod session;
 mod stored;
 mod touched;
+mod url;
 mod write;
 
 use std::sync::Arc;
@@ -32,11 +34,11 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use connections::{Connector, Pool};
+use connections::{Connector, Kind, Pool};
 use lookups::Lookups;
 use touched::Touched;
 
-pub use connect::{Database, OpenError, is_url};
+pub use connect::{Database, OpenError};
 pub use error::Error;
 pub use read::{
     GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
@@ -46,6 +48,8 @@ pub use reconcile::{
     Turn, TurnOf, WantedByReason, WasRead,
 };
 pub use rejected::RejectedSummary;
+pub use session::Unfit;
+pub use url::{UrlError, check_url, check_variable, safety_variables};
 pub use write::{Drainer, Failed, Writer};
 
 statements! {
@@ -109,16 +113,16 @@ impl Store {
         let turn = timeout_at(deadline, turn).await;
         let turn = turn.map_err(|_elapsed| Error::gave_up())?;
         // The semaphore is never closed.
-        self.pool.run(turn.ok(), deadline, work).await
+        self.pool.run(Kind::Read, turn.ok(), deadline, work).await
     }
 
-    /// Runs a write that does not go through a lane.
+    /// Runs a write that does not go through a lane. Never twice: where the connection breaks, it may be in.
     async fn write<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.patience;
-        self.pool.run(None, deadline, work).await
+        self.pool.run(Kind::Write, None, deadline, work).await
     }
 
     /// Runs a statement that nobody waits for and that may read a whole table.
@@ -139,7 +143,8 @@ impl Store {
                 }
             }
         };
-        self.pool.run(None, Instant::now() + LONG, work).await
+        let deadline = Instant::now() + LONG;
+        self.pool.run(Kind::Write, None, deadline, work).await
     }
 
     /// Checks the server and brings the schema up to date, once, before anything is written.
@@ -223,6 +228,7 @@ impl Store {
             .chain(reconcile::statements())
             .chain(write::statements())
             .chain(connect::STATEMENTS)
+            .chain(session::STATEMENTS)
             .chain(migrate::STATEMENTS)
             .chain(STATEMENTS)
     }

@@ -8,10 +8,21 @@ use super::{Error, Store};
 use crate::domain::Rejected;
 
 statements! {
+    /// Once: where the answer of the first attempt was lost, it comes again by the spool, as one of the
+    /// newest. The time is to the microsecond.
     KEEP_REJECTED = "
 INSERT INTO rejected_callbacks
        (received_at, path, operation_id, code, detail, body, body_bytes)
-VALUES ($1, $2, $3, $4, $5, $6, $7)";
+SELECT $1, $2, $3, $4, $5, $6, $7
+ WHERE NOT EXISTS (
+           SELECT FROM (SELECT received_at, path, operation_id, body
+                          FROM rejected_callbacks
+                         ORDER BY id DESC
+                         LIMIT 1000) AS newest
+            WHERE received_at = $1
+              AND path = $2
+              AND operation_id IS NOT DISTINCT FROM $3
+              AND body = $6)";
     LIST_REJECTED = "
 SELECT id, received_at, path, operation_id, code, detail, body_bytes
   FROM rejected_callbacks

@@ -264,7 +264,11 @@ async fn http2_is_refused_at_its_first_bytes() {
     let upgrade = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
                    Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n";
     stranger.write_all(upgrade.as_bytes()).await.unwrap();
-    assert!(answer(&mut stranger).await.starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(
+        answer(&mut stranger)
+            .await
+            .starts_with("HTTP/1.1 200 OK\r\n")
+    );
 }
 
 #[tokio::test]
