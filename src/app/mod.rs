@@ -210,6 +210,7 @@ pub async fn run(
         body: config.body,
         patience: config.patience,
         callback_next_code: config.callback_next_code,
+        operators: config.operators.clone(),
         compares: config.openim.is_some(),
     };
     let metrics_addr = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use super::database::{self, Private};
 use super::{Error, PRIVATE_STOP};
 use crate::config::{Config, RejectedCommand, Selection};
-use crate::domain::Rejected;
+use crate::domain::{Change, Operators, Rejected};
 use crate::http;
 use crate::ingest::{self, Ingest};
 use crate::store::{RejectedSummary, Store};
@@ -34,7 +34,7 @@ pub async fn rejected(
         RejectedCommand::Replay(which) => {
             // Somebody waits for it, and can do it again.
             let ingest = Ingest::new(store.clone(), config.rejected, None);
-            let done = replay(&store, &ingest, &which, &mut out).await;
+            let done = replay(&store, &ingest, &config.operators, &which, &mut out).await;
             ingest.close().await;
             done
         }
@@ -120,6 +120,7 @@ async fn show(
 async fn replay(
     store: &Store,
     ingest: &Ingest,
+    operators: &Operators,
     which: &Selection,
     out: &mut impl Write,
 ) -> Result<(), Error> {
@@ -154,7 +155,8 @@ async fn replay(
         };
         match change {
             Ok(change) => {
-                ingest.submit(change).await?;
+                let event = operators.sort_out(change.event);
+                ingest.submit(Change { event, ..change }).await?;
                 store.delete_rejected(id).await?;
                 writeln!(out, "{id}: applied")?;
             }

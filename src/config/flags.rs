@@ -276,6 +276,10 @@ pub(super) struct Settings {
     /// An administrator of OpenIM, best one that nobody else uses
     #[arg(long, env, global = true, value_name = "USERID")]
     pub(super) openim_admin_user_id: Option<String>,
+    /// Users by whom backends call OpenIM's API, with commas between them, beside OPENIM_ADMIN_USER_ID:
+    /// where a callback names one for that alone, nobody becomes a member by it
+    #[arg(long, env, global = true, value_name = "USERIDS")]
+    pub(super) openim_operator_user_ids: Option<String>,
     /// What OpenIM's config/share.yml calls secret
     #[arg(long, env, global = true, value_name = "SECRET")]
     pub(super) openim_secret: Option<String>,

@@ -13,6 +13,7 @@ pub use flags::{
     Command, ConfigFormat, OpenimConfig, OpenimVersion, Reconcile, RejectedCommand, Selection,
 };
 
+use crate::domain::Operators;
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
@@ -38,6 +39,8 @@ pub struct Config {
     pub body: BodySettings,
     /// See `--help`.
     pub callback_next_code: i32,
+    /// Who calls OpenIM's API for others.
+    pub operators: Operators,
     /// How to reach OpenIM; unset: the mirror is not compared with it.
     pub openim: Option<openim::Access>,
     /// When it is compared.

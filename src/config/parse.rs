@@ -13,6 +13,7 @@ use super::{
     AccessSettings, BodySettings, Command, Config, DatabaseSettings, Errors, LogFormat, Patience,
     Secret, SpoolSettings, StopSettings,
 };
+use crate::domain::{Operators, UserId};
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
@@ -152,6 +153,28 @@ impl Errors {
     }
 }
 
+impl Errors {
+    /// These, and the administrator by whom we call ourselves.
+    fn operators(&mut self, listed: Option<String>, admin: Option<String>) -> Option<Operators> {
+        let before = self.0.len();
+        let mut users = Vec::new();
+        let listed = present(listed);
+        let listed = listed.iter().flat_map(|ids| ids.split(','));
+        let listed = listed.map(|id| ("OPENIM_OPERATOR_USER_IDS", id.trim().to_owned()));
+        let admin = admin.map(|id| ("OPENIM_ADMIN_USER_ID", id));
+        for (name, id) in listed.chain(admin) {
+            match UserId::parse(id) {
+                Ok(user) => users.push(user),
+                Err(_) => self.add(
+                    name,
+                    "user ids of 1 to 1,024 bytes, with one comma between two",
+                ),
+            }
+        }
+        (self.0.len() == before).then(|| Operators::new(users))
+    }
+}
+
 impl Settings {
     pub(super) fn parse(self, command: &Command) -> Result<Config, Errors> {
         let mut errors = Errors::default();
@@ -217,12 +240,14 @@ impl Settings {
             e.add("MAX_BODY_MEMORY", &expected);
         }
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
+        let admin = present(self.openim_admin_user_id.clone());
         let openim = e.openim(
             matches!(command, Command::Reconcile(_)),
             self.openim_api_url,
             self.openim_admin_user_id,
             self.openim_secret,
         );
+        let operators = e.operators(self.openim_operator_user_ids, admin);
         let interval = e.number(
             "RECONCILE_INTERVAL_SECS",
             &self.reconcile_interval_secs,
@@ -290,6 +315,7 @@ impl Settings {
                     max_memory: u32::try_from(memory?).ok()?,
                 },
                 callback_next_code: i32::try_from(next_code?).ok()?,
+                operators: operators?,
                 openim,
                 reconcile: openim::Settings {
                     interval: Duration::from_secs(interval?),

@@ -91,6 +91,7 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
         // Above.
         Event::Create(_) | Event::Repair(_) | Event::WantCheckIfDismissed(_) => {}
         Event::Join(user) => rows.join(user, at),
+        Event::JoinAll(users) => rows.join_all(users, at),
         Event::Quit(user) => rows.leave(user, at),
         Event::Kick(users) => rows.kick(users, at),
         Event::Dismiss => rows.dismiss(at),
@@ -229,6 +230,15 @@ impl GroupRows {
         }
     }
 
+    fn join_all(&mut self, users: &Users, at: OffsetDateTime) {
+        if users.is_incomplete {
+            self.want_check(CheckReason::MembersMissing);
+        }
+        for user in &users.user_ids {
+            self.join(user, at);
+        }
+    }
+
     fn leave(&mut self, user: &UserId, at: OffsetDateTime) {
         let known = self.members.get(user).map(Member::is_gone);
         let member = self.member(user);
@@ -334,6 +344,7 @@ impl GroupRows {
             group_type,
             created_at,
             members,
+            may_be_operator: _,
             is_incomplete,
         } = creation;
         if self.group.is_some() {

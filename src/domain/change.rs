@@ -33,6 +33,8 @@ pub enum Event {
     Create(Creation),
     /// A user joined by itself. (Invitations and approvals are not told.)
     Join(UserId),
+    /// Users joined who are told as such. No OpenIM that was seen does so.
+    JoinAll(Users),
     /// A member left by itself.
     Quit(UserId),
     /// Members were removed.
@@ -92,6 +94,10 @@ pub struct Creation {
     pub created_at: Option<OffsetDateTime>,
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,
+    /// The last of them, where the list does not tell by the owner's second mention whether that is who
+    /// called OpenIM's API and no member. [`super::Operators`] tells; it is not kept.
+    #[serde(skip)]
+    pub may_be_operator: Option<UserId>,
     /// Whether the list was missing or empty, or held something that is no id.
     pub is_incomplete: bool,
 }
@@ -142,7 +148,11 @@ impl Change {
     /// Whether it says nothing of the group itself.
     pub fn is_of_members_alone(&self) -> bool {
         match &self.event {
-            Event::Join(_) | Event::Quit(_) | Event::Kick(_) | Event::SetMember(_) => true,
+            Event::Join(_)
+            | Event::JoinAll(_)
+            | Event::Quit(_)
+            | Event::Kick(_)
+            | Event::SetMember(_) => true,
             Event::Create(_)
             | Event::Dismiss
             | Event::Transfer { .. }
@@ -158,7 +168,7 @@ impl Change {
         match &self.event {
             Event::Create(creation) => Box::new(creation.members.iter().map(|(user, _)| user)),
             Event::Join(user) | Event::Quit(user) => Box::new(iter::once(user)),
-            Event::Kick(users) => Box::new(users.user_ids.iter()),
+            Event::JoinAll(users) | Event::Kick(users) => Box::new(users.user_ids.iter()),
             Event::Transfer {
                 old_owner,
                 new_owner,

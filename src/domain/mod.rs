@@ -9,6 +9,7 @@ mod group;
 mod hint;
 mod ids;
 mod member;
+mod operators;
 mod rejected;
 mod repair;
 
@@ -21,5 +22,6 @@ pub use group::{CheckReason, DISMISSED, Group, Profile};
 pub use hint::{Hint, HintKind};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
 pub use member::{Member, MemberPatch, ORDINARY, OWNER};
+pub use operators::{Operators, may_be_operator};
 pub use rejected::{MAX_KEPT_BYTES, Rejected};
 pub use repair::{HeldGroup, HeldMember, Repair, Version};

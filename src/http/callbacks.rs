@@ -10,7 +10,7 @@ use super::payload::{self, ProfileEcho, Told};
 use super::reply::{CallbackFailure, CallbackReply};
 use super::written::Written;
 use super::{Tag, commands};
-use crate::domain::{Change, CheckReason};
+use crate::domain::{Change, CheckReason, Operators};
 use crate::ingest::{Hinted, Ingest};
 use crate::telemetry::Metrics;
 
@@ -19,6 +19,8 @@ pub(super) struct Callbacks {
     pub(super) metrics: Metrics,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub(super) next_code: i32,
+    /// Who is named in callbacks for having called OpenIM's API.
+    pub(super) operators: Operators,
 }
 
 #[derive(ApiResponse)]
@@ -54,6 +56,7 @@ impl Callbacks {
         T: FromBody<Parsed = Told>,
     {
         let Told { group_id, event } = body.parsed;
+        let event = self.operators.sort_out(event);
         let change = Change::new(group_id, body.received_at, event);
         let operation_id = body.operation_id.as_deref();
         self.ingest.take(change, operation_id).await?;
@@ -126,7 +129,8 @@ impl Callbacks {
     /// After join group
     ///
     /// OpenIM calls this after a user joined a group by itself; of invitations and approvals it tells
-    /// nothing. The joiner, an ordinary member from now on, is in `inviterUserID`.
+    /// nothing. The joiner, an ordinary member from now on, is in `inviterUserID`; where other fields tell
+    /// who joined, these count.
     #[oai(
         path = "/callbackAfterJoinGroupCommand",
         method = "post",

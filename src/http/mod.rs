@@ -57,7 +57,7 @@ use ops::{Gauges, Ops};
 use pages::Pages;
 
 use crate::config::{AccessSettings, BodySettings, Patience};
-use crate::domain::Change;
+use crate::domain::{Change, Operators};
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -73,6 +73,8 @@ pub struct Settings {
     pub patience: Patience,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub callback_next_code: i32,
+    /// Who is named in callbacks for having called OpenIM's API.
+    pub operators: Operators,
     /// Whether the mirror is compared with OpenIM.
     pub compares: bool,
 }
@@ -165,6 +167,7 @@ fn endpoint(
             ingest: ingest.clone(),
             metrics,
             next_code: settings.callback_next_code,
+            operators: settings.operators.clone(),
         },
         Groups {
             store: store.clone(),

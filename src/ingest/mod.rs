@@ -203,7 +203,7 @@ impl Ingest {
     /// See [`Error`]; the change may still have been written.
     pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
         let group = change.group_id.clone();
-        let is_join = matches!(change.event, Event::Join(_));
+        let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
         let is_looked_after = self.hints.is_looked_after(&group);
         let told = Told {
             hints: &self.hints,

@@ -1,5 +1,7 @@
 //! Groups come and go, and so do their members.
 
+use std::collections::HashSet;
+
 use poem_openapi::Object;
 use poem_openapi::types::{Any, Example};
 use serde_json::json;
@@ -9,7 +11,9 @@ use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
-use crate::domain::{Creation, Event, Profile, Text, UserId, Users, first_members};
+use crate::domain::{
+    Creation, Event, Profile, Text, UserId, Users, first_members, may_be_operator,
+};
 
 /// Most users in a list. OpenIM takes a thousand at a time; a body has room for millions, each of
 /// which would be a row in memory.
@@ -148,6 +152,7 @@ impl FromBody for CreateGroup {
         })?;
         let list = list.unwrap_or_default();
         let is_incomplete = list.is_empty() || list.iter().any(Option::is_none);
+        let list: Vec<(UserId, i32)> = list.into_iter().flatten().collect();
         let event = Event::Create(Creation {
             profile: Profile {
                 name: text(name)?,
@@ -159,7 +164,8 @@ impl FromBody for CreateGroup {
                 look_member_info: int(look_member_info)?,
                 apply_member_friend: int(apply_member_friend)?,
             },
-            members: first_members(list.into_iter().flatten(), owner.as_ref()),
+            may_be_operator: may_be_operator(&list, owner.as_ref()),
+            members: first_members(list, owner.as_ref()),
             owner,
             status: int(status)?,
             group_type: int(group_type)?,
@@ -230,9 +236,35 @@ pub(in super::super) struct JoinGroup {
     req_message: Ignored,
     /// Not looked at: OpenIM itself does not store it.
     join_source: Ignored,
-    /// Who joined, in spite of the name: 1 to 1,024 bytes, any characters but U+0000.
-    #[oai(rename = "inviterUserID", validator(min_length = 1, max_length = 1024))]
-    inviter_user_id: String,
+    /// Who joined, in spite of the name, where no other field tells it: 1 to 1,024 bytes, any characters
+    /// but U+0000. Required where none of the next four does.
+    #[oai(
+        rename = "inviterUserID",
+        nullable,
+        validator(min_length = 1, max_length = 1024)
+    )]
+    inviter_user_id: Option<String>,
+    /// Who joined. No OpenIM that is known sends this one or the three below; where one does, the inviter
+    /// is not looked at.
+    #[oai(rename = "userID", nullable)]
+    user_id: Option<String>,
+    /// Those who joined.
+    #[oai(rename = "userIDs", nullable, validator(max_items = 100000))]
+    user_ids: Option<Vec<String>>,
+    /// Those who joined.
+    #[oai(rename = "invitedUserIDs", nullable, validator(max_items = 100000))]
+    invited_user_ids: Option<Vec<String>>,
+    /// Those who joined.
+    #[oai(nullable, validator(max_items = 100000))]
+    member_list: Option<Vec<Joiner>>,
+}
+
+/// One of those who joined.
+#[derive(Clone, Debug, Object)]
+struct Joiner {
+    /// The member.
+    #[oai(rename = "userID")]
+    user_id: String,
 }
 
 impl Callback for JoinGroup {
@@ -244,13 +276,55 @@ impl FromBody for JoinGroup {
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
-        let [command, group_id, user] =
-            json::object(body, ["callbackCommand", "groupID", "inviterUserID"])?;
+        let [command, group_id, inviter, user, users, invited, members] = json::object(
+            body,
+            [
+                "callbackCommand",
+                "groupID",
+                "inviterUserID",
+                "userID",
+                "userIDs",
+                "invitedUserIDs",
+                "memberList",
+            ],
+        )?;
         expect_command(command, Self::COMMAND)?;
-        Ok(Told {
-            group_id: group_id.required()?.group_id()?,
-            event: Event::Join(user.required()?.user_id()?),
-        })
+        let group_id = group_id.required()?.group_id()?;
+        // OpenIM sends null, an empty text or an empty list for what is not set.
+        let mut told: Vec<String> = Vec::new();
+        told.extend(
+            user.optional(|user| user.text())?
+                .filter(|id| !id.is_empty()),
+        );
+        for list in [users, invited] {
+            let list = list.optional(|list| list.each(MOST_USERS, |user| user.text()))?;
+            told.extend(list.unwrap_or_default());
+        }
+        let members = members.optional(|list| {
+            list.each(MOST_USERS, |member| {
+                let [user] = member.object(["userID"])?;
+                user.required()?.text()
+            })
+        })?;
+        told.extend(members.unwrap_or_default());
+        if told.is_empty() {
+            let event = Event::Join(inviter.required()?.user_id()?);
+            return Ok(Told { group_id, event });
+        }
+        let mut joined = Users {
+            user_ids: Vec::new(),
+            is_incomplete: false,
+        };
+        let mut seen = HashSet::new();
+        for id in told {
+            match UserId::parse(id) {
+                Ok(user) if seen.insert(user.clone()) => joined.user_ids.push(user),
+                Ok(_again) => {}
+                Err(_no_id) => joined.is_incomplete = true,
+            }
+        }
+        let event = Event::JoinAll(joined);
+        Ok(Told { group_id, event })
     }
 }
 
@@ -262,7 +336,11 @@ impl Example for JoinGroup {
             group_id: "g77".into(),
             req_message: Some(Any(json!("hi"))),
             join_source: Some(Any(json!(3))),
-            inviter_user_id: "u5".into(),
+            inviter_user_id: Some("u5".into()),
+            user_id: None,
+            user_ids: None,
+            invited_user_ids: None,
+            member_list: None,
         }
     }
 }

@@ -160,6 +160,7 @@ fn event() -> impl Strategy<Value = Event> {
                 group_type: made.3,
                 created_at: made.4,
                 members: made.5,
+                may_be_operator: None,
                 is_incomplete: made.6,
             })
         });
@@ -185,6 +186,12 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         creation,
         user().prop_map(Event::Join),
+        (vec(user(), 0..4), any::<bool>()).prop_map(|(user_ids, is_incomplete)| {
+            Event::JoinAll(Users {
+                user_ids,
+                is_incomplete,
+            })
+        }),
         user().prop_map(Event::Quit),
         kick,
         Just(Event::Dismiss),

@@ -85,6 +85,7 @@ impl TestApp {
                 max_memory: 64 << 20,
             },
             callback_next_code: 1,
+            operators: openim_group_mirror::domain::Operators::default(),
             openim: None,
             reconcile: openim::Settings {
                 // The model's rows are as its versions.
