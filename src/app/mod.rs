@@ -8,6 +8,7 @@ mod progress;
 mod reconcile;
 mod rejected;
 mod spool;
+mod systemd;
 mod webhooks;
 
 use std::io::Write;
@@ -223,12 +224,14 @@ pub async fn run(
         (&database, server.as_ref()),
     );
     tracing::info!(%addr, %database, "serving");
+    let alive = systemd::ready();
     warn_of_missing_keys(config, addr);
 
     let mut deadline = None;
     let stop = async {
         (&mut shutdown).await;
         parts.stopping.begin();
+        systemd::stopping();
         let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(delay_ms, "stopping; a second signal ends it at once");
         tokio::time::sleep(config.stop.delay).await;
@@ -262,6 +265,7 @@ pub async fn run(
     parts.ingest.tell_what_is_left();
     let left = deadline.saturating_duration_since(Instant::now());
     database::stop(server, left.max(PRIVATE_STOP)).await?;
+    drop(alive);
     served.map_err(Error::Serve)?;
     tracing::info!("stopped");
     Ok(())

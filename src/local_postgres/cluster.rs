@@ -87,6 +87,8 @@ impl<'a> Cluster<'a> {
         command
             .env("LC_ALL", "C")
             .env("TZ", "UTC")
+            // Debian's Postgres would tell systemd that it is ready, and stopping, in our place.
+            .env_remove("NOTIFY_SOCKET")
             .current_dir(self.dir)
             .stdin(Stdio::null());
         if let Some(account) = self.account {

@@ -596,7 +596,10 @@ async fn case_21_where_a_join_tells_who_joined_the_inviter_is_not_looked_at() {
     let fields = json!({"groupID": "g1", "userIDs": ["j5", ""], "inviterUserID": "a1"});
     tell(&app, JOIN, fields).await;
     assert_eq!(current_role(&app, "g1", "j5").await, Some(20));
-    assert_eq!(check(&app.db, "g1").await, Some("members_missing".to_owned()));
+    assert_eq!(
+        check(&app.db, "g1").await,
+        Some("members_missing".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -628,7 +631,10 @@ async fn an_operator_that_is_told_as_inviter_has_not_joined_and_the_group_is_to_
     create(&app, "g1", "o1", &[("m1", 20)]).await;
     join(&app, "g1", "backend").await;
     assert_eq!(row(&app.db, "g1", "backend").await, None);
-    assert_eq!(check(&app.db, "g1").await, Some("members_missing".to_owned()));
+    assert_eq!(
+        check(&app.db, "g1").await,
+        Some("members_missing".to_owned())
+    );
     // Where it is told as who joined, it has.
     let fields = json!({"groupID": "g1", "userID": "backend", "inviterUserID": "imAdmin"});
     tell(&app, JOIN, fields).await;
@@ -652,7 +658,10 @@ async fn an_operator_at_the_end_of_a_list_that_names_the_owner_once_is_no_member
         assert_eq!(current_role(&app, group, "m1").await, Some(20));
     }
     assert_eq!(row(&app.db, "g1", "backend").await, None);
-    assert_eq!(check(&app.db, "g1").await, Some("members_missing".to_owned()));
+    assert_eq!(
+        check(&app.db, "g1").await,
+        Some("members_missing".to_owned())
+    );
     assert_eq!(current_role(&app, "g2", "m2").await, Some(20));
     assert_eq!(check(&app.db, "g2").await, None);
     // The list that today's OpenIM sends needs no such look.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -56,6 +57,56 @@ fn is_idle(data_dir: &Path) -> bool {
 fn postmaster(data_dir: &Path) -> String {
     let file = std::fs::read_to_string(data_dir.join("postgres/data/postmaster.pid")).unwrap();
     file.lines().next().unwrap().trim().to_owned()
+}
+
+/// What is told to systemd's socket until `is_enough`, within a bound.
+fn told_to_systemd(
+    socket: &UnixDatagram,
+    told: &mut Vec<String>,
+    is_enough: impl Fn(&[String]) -> bool,
+) {
+    let end = Instant::now() + SOON;
+    while !is_enough(told) {
+        let left = end.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "not told in time: {told:?}");
+        socket.set_read_timeout(Some(left)).unwrap();
+        let mut message = [0; 256];
+        let length = socket.recv(&mut message).unwrap_or(0);
+        let message = String::from_utf8(message[..length].to_vec()).unwrap();
+        told.extend(message.lines().map(str::to_owned));
+    }
+}
+
+/// The private Postgres, which has a word for systemd as well, is not heard.
+#[tokio::test]
+async fn systemd_is_told_that_the_service_is_up_alive_and_stopping() {
+    let folder = run().folder("systemd");
+    let path = folder.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+    let data_dir = run().folder("data");
+    let mut service = Service::start(&[
+        ("DATA_DIR", data_dir.to_str().unwrap()),
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "200000"),
+    ]);
+    let mut told = Vec::new();
+    let beats = |told: &[String]| told.iter().filter(|line| *line == "WATCHDOG=1").count();
+    told_to_systemd(&socket, &mut told, |told| beats(told) >= 3);
+    assert_eq!(told[0], "READY=1");
+    get(&service.base, "/readyz").await;
+    service.signal("TERM");
+    told_to_systemd(&socket, &mut told, |told| {
+        told.iter().any(|line| line == "STOPPING=1")
+    });
+    assert!(service.ended().success());
+    socket.set_nonblocking(true).unwrap();
+    let mut message = [0; 256];
+    while let Ok(length) = socket.recv(&mut message) {
+        told.push(String::from_utf8(message[..length].to_vec()).unwrap());
+    }
+    told.retain(|line| !line.starts_with("WATCHDOG=1"));
+    assert_eq!(told, ["READY=1", "STOPPING=1"]);
 }
 
 #[tokio::test]
