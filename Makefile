@@ -2,7 +2,7 @@
 # server programs are installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract histories bench bench-reconcile bench-hints soak fuzz postgres curl
+.PHONY: help run test check contract compat histories bench bench-reconcile bench-hints soak fuzz postgres curl
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,11 @@ check: ## what CI checks before it tests: format, lints, documentation
 contract: ## hold the running service against its OpenAPI document (Python, Node.js)
 	cargo build
 	tests/contract/run target/debug/openim-group-mirror
+
+PARTS ?= all
+compat: postgres ## run the service in real surroundings, each of PARTS (Debian, Python, Node.js; Go and a JDK for some)
+	cargo build --release
+	tests/compat/run --write docs/surroundings.md $(PARTS) target/release/openim-group-mirror
 
 N ?= 500
 histories: FOR_TESTS := yes
