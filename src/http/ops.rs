@@ -23,8 +23,8 @@ pub(super) struct Ops {
     pub(super) store: Store,
     pub(super) ingest: Ingest,
     pub(super) stopping: super::Stopping,
-    /// The last look at the database, and whether it was there.
-    pub(super) looked: Mutex<Option<(Instant, bool)>>,
+    /// The last look at the database, and how it was.
+    pub(super) looked: Mutex<Option<(Instant, Health)>>,
     /// Absent where the metrics have a listener of their own.
     pub(super) gauges: Option<Gauges>,
 }
@@ -32,22 +32,35 @@ pub(super) struct Ops {
 /// How long a look at the database is good for.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// How the database is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Health {
+    Well,
+    Away,
+    /// It answers, but its schema was not up to date yet at any time.
+    NotPrepared,
+}
+
 impl Ops {
     /// One look at a time for all who ask: they need no key, and could ask often.
-    async fn database_is_there(&self) -> bool {
+    async fn database(&self) -> Health {
         let mut looked = self.looked.lock().await;
-        if let Some((when, was_there)) = *looked
+        if let Some((when, health)) = *looked
             && when.elapsed() < FRESH
         {
-            return was_there;
+            return health;
         }
-        let ping = self.store.ping().await;
-        if let Err(error) = &ping {
-            let cause = error.to_string();
-            tracing::debug!(cause, "the database is away");
-        }
-        *looked = Some((Instant::now(), ping.is_ok()));
-        ping.is_ok()
+        let health = match self.store.ping().await {
+            Ok(()) if self.store.is_prepared() => Health::Well,
+            Ok(()) => Health::NotPrepared,
+            Err(error) => {
+                let cause = error.to_string();
+                tracing::debug!(cause, "the database is away");
+                Health::Away
+            }
+        };
+        *looked = Some((Instant::now(), health));
+        health
     }
 }
 
@@ -134,8 +147,8 @@ impl Ops {
     /// Can it work?
     ///
     /// Asks the database: send no traffic here while this answers 503. Its `detail` has a word for
-    /// each part that is not ready: `service: stopping`, `database: away` (reads get 503 then), and
-    /// what becomes of callbacks where they are not written to the database at once:
+    /// each part that is not ready: `service: stopping`, `database: away` (reads get 503 then),
+    /// `schema: not up to date` (the log says why; reads get 503 where tables are missing), and what becomes of callbacks where they are not written to the database at once:
     /// `callbacks: spooled` (they wait on disk and are answered as done) or `callbacks: refused`
     /// (there is no room for them either). Where callbacks and reads can be sent to different
     /// instances, ask for one of them.
@@ -151,8 +164,16 @@ impl Ops {
             parts.push("service: stopping");
         }
         let spool = self.ingest.spool().unwrap_or_default();
-        if part.0 != Some(Part::Callbacks) && !self.database_is_there().await {
-            parts.push("database: away");
+        let of_database = match part.0 {
+            Some(Part::Callbacks) => None,
+            Some(Part::Reads) | None => match self.database().await {
+                Health::Well => None,
+                Health::Away => Some("database: away"),
+                Health::NotPrepared => Some("schema: not up to date"),
+            },
+        };
+        if let Some(of_database) = of_database {
+            parts.push(of_database);
             if part.0.is_none() && spool.is_open && !spool.is_refusing {
                 parts.push("callbacks: spooled");
             }

@@ -13,7 +13,7 @@ use super::connections::{Connector, Pool};
 use super::session::{self, Asked, Unfit};
 use super::touched::Touched;
 use super::url::{self, UrlError};
-use super::{Store, migrate};
+use super::{Store, migrate, tls};
 
 statements! {
     /// The encoding decides whether every Unicode text can be stored.
@@ -21,25 +21,15 @@ statements! {
 SELECT current_setting('server_encoding'), current_setting('server_version_num')::integer,
        current_setting('fsync') <> 'off' AND current_setting('synchronous_commit') <> 'off'";
     DATABASE_EXISTS = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
-    /// Makes the schema that search_path names, unless it is there: CREATE SCHEMA IF NOT EXISTS
-    /// asks for the right to create even where nothing is to be created. One at a time: two that
-    /// create it at once would both find it missing, and one would fail. The number stands for
-    /// this lock alone.
-    ENSURE_SCHEMA = "
-DO $$
-BEGIN
-    PERFORM pg_advisory_xact_lock(7263002);
-    IF to_regnamespace(quote_ident(current_setting('search_path'))) IS NULL THEN
-        EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', current_setting('search_path'));
-    END IF;
-END
-$$";
     /// For the private server, whose one database this is; nobody else makes one there.
     CREATE_PRIVATE_DATABASE = "CREATE DATABASE openim_group_mirror";
 }
 
 /// Name of the database on the private server.
 const PRIVATE_DATABASE: &str = "openim_group_mirror";
+
+/// SQLSTATEs of a server that is about to start or to stop, or has no place for one more.
+const OF_ABSENCE: [&str; 4] = ["57P01", "57P02", "57P03", "53300"];
 
 /// Oldest major version of PostgreSQL that the mirror runs on.
 const OLDEST: i32 = 14;
@@ -128,6 +118,41 @@ pub enum OpenError {
         /// What was said.
         error: sqlx::Error,
     },
+    /// There is no connection that is encrypted as `sslmode` asks for.
+    #[error("cannot connect to {database} by TLS: {why}")]
+    Tls {
+        /// Where, without the password.
+        database: String,
+        /// What is wrong, and the way out.
+        why: String,
+    },
+    /// A file that the URL names cannot be read.
+    #[error("DATABASE_URL: {parameter}: cannot read {path}: {error}")]
+    File {
+        /// The parameter that names it.
+        parameter: &'static str,
+        /// Its path.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The role may not do what is needed.
+    #[error("cannot use {database}: {lack}")]
+    Right {
+        /// Where, without the password.
+        database: String,
+        /// What it may not, and what it has to be granted.
+        lack: String,
+    },
+    /// The schema is not up to date, and cannot be made so there.
+    #[error(
+        "cannot bring the schema of {database} up to date: the database is read-only, because it is a \
+         standby or default_transaction_read_only is on; DATABASE_URL has to lead to one that takes writes"
+    )]
+    ReadOnly {
+        /// Where, without the password.
+        database: String,
+    },
     /// Statements of ours are not understood there.
     #[error("{database} is PostgreSQL {major}; the mirror needs {OLDEST} or later")]
     Version {
@@ -154,6 +179,17 @@ pub enum OpenError {
         /// What was said.
         error: sqlx::migrate::MigrateError,
     },
+    /// Something there has a name that the mirror needs.
+    #[error(
+        "cannot make the schema of {database}: {error}. That is another application's; DATABASE_SCHEMA \
+         gives the mirror a schema of its own"
+    )]
+    Taken {
+        /// Where, without the password.
+        database: String,
+        /// What was said.
+        error: sqlx::migrate::MigrateError,
+    },
 }
 
 impl OpenError {
@@ -162,15 +198,35 @@ impl OpenError {
     pub fn is_away(&self) -> bool {
         use sqlx::migrate::MigrateError;
         match self {
-            OpenError::Connect { .. } | OpenError::Prepare { .. } => true,
+            OpenError::Connect { .. }
+            | OpenError::Prepare { .. }
+            | OpenError::Tls { .. }
+            | OpenError::Right { .. }
+            | OpenError::ReadOnly { .. }
+            | OpenError::Taken { .. } => true,
             OpenError::Migrate { error, .. } => matches!(
                 error,
                 MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
             ),
             OpenError::Url(_)
             | OpenError::Session { .. }
+            | OpenError::File { .. }
             | OpenError::Version { .. }
             | OpenError::Encoding { .. } => false,
+        }
+    }
+
+    /// Whether the database does not answer, or not yet. Otherwise somebody has to put something
+    /// right.
+    pub fn is_of_absence(&self) -> bool {
+        match self {
+            OpenError::Connect { error, .. } | OpenError::Prepare { error, .. } => match error {
+                sqlx::Error::Database(error) => error
+                    .code()
+                    .is_some_and(|code| OF_ABSENCE.contains(&code.as_ref())),
+                _ => true,
+            },
+            _ => false,
         }
     }
 }
@@ -181,7 +237,8 @@ impl Database {
     /// lower-case name.
     ///
     /// # Errors
-    /// [`OpenError::Url`], which repeats no value of the URL: it may be a password.
+    /// [`OpenError::Url`], which repeats no value of the URL: it may be a password; and
+    /// [`OpenError::File`].
     pub fn new(
         url: &str,
         schema: &str,
@@ -197,6 +254,7 @@ impl Database {
                 "parameters of the database's URL are passed over"
             );
         }
+        let options = tls::settle(options, url)?;
         Ok(Database {
             options: options
                 .application_name("openim-group-mirror")
@@ -301,30 +359,28 @@ impl Database {
         let options = asked.options(self.options.clone());
         let mut connection = self.connect(&options).await?;
         let elapsed = || self.cannot_prepare(sqlx::Error::PoolTimedOut);
-        let prepare = async {
+        let look = async {
             // Before anything is made, which would be made in another schema.
             self.check_session(&mut connection, &options, &asked)
                 .await?;
             self.check_server(&mut connection).await?;
-            let prepare = async {
-                sqlx::query(ENSURE_SCHEMA).execute(&mut connection).await?;
-                migrate::is_due(&mut connection).await
-            };
-            prepare.await.map_err(|error| self.cannot_prepare(error))
+            migrate::look(&mut connection, &self.schema)
+                .await
+                .map_err(|error| self.cannot_migrate(error))
         };
-        let is_due = timeout(PREPARE, prepare).await.map_err(|_| elapsed())??;
-        if is_due {
-            tracing::info!(database = %self, "the schema is brought up to date");
-        }
-        // Also where there is nothing to apply: what was applied has to be what we know.
-        let patience = if is_due { MIGRATION } else { PREPARE };
-        let migrated = timeout(patience, migrate::run(&mut connection)).await;
+        let due = timeout(PREPARE, look).await.map_err(|_| elapsed())??;
+        let patience = if due.is_migration() {
+            MIGRATION
+        } else {
+            PREPARE
+        };
+        let migrated = timeout(patience, migrate::run(&mut connection, &self.schema, due)).await;
         migrated
             .map_err(|_| elapsed())?
-            .map_err(|error| OpenError::Migrate {
-                database: self.to_string(),
-                error,
-            })?;
+            .map_err(|error| self.cannot_migrate(error))?;
+        if due.is_migration() {
+            tracing::info!(database = %self, "the schema is brought up to date");
+        }
         // Whatever is left of the connection, the schema is up to date.
         let _ = connection.close().await;
         Ok(())
@@ -332,7 +388,7 @@ impl Database {
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, OpenError> {
         // connect() has no time limit of its own; a silent host must not hang the start.
-        match tokio::time::timeout(Duration::from_secs(10), options.connect()).await {
+        match timeout(Duration::from_secs(10), tls::connect(options)).await {
             Ok(result) => result.map_err(|error| self.cannot_connect(error)),
             Err(_elapsed) => Err(self.cannot_connect(sqlx::Error::PoolTimedOut)),
         }
@@ -340,9 +396,25 @@ impl Database {
 
     fn cannot_connect(&self, error: sqlx::Error) -> OpenError {
         let database = self.to_string();
-        match Unfit::of_connecting(&error) {
-            Some(unfit) => OpenError::Session { database, unfit },
+        if let Some(unfit) = Unfit::of_connecting(&error) {
+            return OpenError::Session { database, unfit };
+        }
+        match tls::explain(&error, self.options.get_host()) {
+            Some(why) => OpenError::Tls { database, why },
             None => OpenError::Connect { database, error },
+        }
+    }
+
+    fn cannot_migrate(&self, error: migrate::Error) -> OpenError {
+        let database = self.to_string();
+        match error {
+            migrate::Error::Right(lack) => OpenError::Right { database, lack },
+            migrate::Error::ReadOnly => OpenError::ReadOnly { database },
+            migrate::Error::Look(error) => OpenError::Prepare { database, error },
+            migrate::Error::Apply(error) if migrate::is_taken(&error) => {
+                OpenError::Taken { database, error }
+            }
+            migrate::Error::Apply(error) => OpenError::Migrate { database, error },
         }
     }
 

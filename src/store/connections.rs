@@ -15,13 +15,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
-use super::Error;
 use super::session::{Asked, Unfit};
+use super::{Error, tls};
 
 /// One that has waited longer for work is not used again: a firewall may have forgotten it.
 const MAX_IDLE: Duration = Duration::from_secs(600);
@@ -90,7 +90,7 @@ impl Connector {
     async fn connect_patiently(&self, deadline: Instant) -> Result<PgConnection, sqlx::Error> {
         let mut pause = Duration::from_millis(20);
         loop {
-            let error = match self.options.connect().await {
+            let error = match tls::connect(&self.options).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };

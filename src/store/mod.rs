@@ -23,6 +23,7 @@ mod reconcile;
 mod rejected;
 mod session;
 mod stored;
+mod tls;
 mod touched;
 mod url;
 mod write;
@@ -155,6 +156,11 @@ impl Store {
         let migrate = || self.database.migrate();
         self.prepared.get_or_try_init(migrate).await?;
         Ok(())
+    }
+
+    /// Whether [`Self::prepare`] has succeeded: before that there may be no tables.
+    pub fn is_prepared(&self) -> bool {
+        self.prepared.initialized()
     }
 
     /// A connection for a lane, made when it is needed. `of_spool`: the number of the spool that

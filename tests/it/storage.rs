@@ -16,6 +16,9 @@ use crate::support::{TestApp, TestDb, own_server, until};
 #[tokio::test]
 async fn every_statement_can_be_prepared_against_the_migrated_schema() {
     let db = TestDb::new().await;
+    // The list of versions before this one, from which ours is taken.
+    db.execute("create table _sqlx_migrations (like openim_group_mirror_migrations)")
+        .await;
     let mut connection = db.pool.acquire().await.unwrap();
     let mut count = 0;
     for (name, sql) in Store::statements() {
@@ -29,12 +32,18 @@ async fn every_statement_can_be_prepared_against_the_migrated_schema() {
 #[tokio::test]
 async fn migrating_again_changes_nothing_and_a_newer_schema_is_no_error() {
     let db = TestDb::new().await;
-    let before = db.rows("select * from _sqlx_migrations").await;
+    let before = db
+        .rows("select * from openim_group_mirror_migrations")
+        .await;
     db.database().migrate().await.unwrap();
-    assert_eq!(db.rows("select * from _sqlx_migrations").await, before);
+    assert_eq!(
+        db.rows("select * from openim_group_mirror_migrations")
+            .await,
+        before
+    );
     // What a newer binary leaves behind.
     db.execute(
-        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+        "insert into openim_group_mirror_migrations (version, description, success, checksum, execution_time)
          values (9999, 'of tomorrow', true, 'x', 1);
          alter table group_members add column of_tomorrow text",
     )
@@ -56,7 +65,7 @@ async fn groups_that_are_known_by_their_members_get_a_stub_that_wants_a_check() 
             drop column joined_at, drop column display_nickname, drop column display_face_url,
             drop column join_source, drop column inviter_user_id, drop column operator_user_id,
             drop column mute_end_at, drop column last_callback_xid, drop column came_at_dismissal;
-         delete from _sqlx_migrations where version in (3, 5, 6);
+         delete from openim_group_mirror_migrations where version in (3, 5, 6);
          insert into group_members (group_id, user_id, role_level, created_at, updated_at)
          values ('g', 'u', 60, now(), now()), ('g', 'v', 20, now(), now()), ('h', 'u', 20, now(), now())",
     )
@@ -93,11 +102,11 @@ async fn the_tables_are_made_in_the_schema_that_is_asked_for() {
         .map(|row| row["name"].clone())
         .collect();
     let expected = [
-        "im_mirror._sqlx_migrations",
         "im_mirror.group_checks",
         "im_mirror.group_members",
         "im_mirror.groups",
         "im_mirror.lane_positions",
+        "im_mirror.openim_group_mirror_migrations",
         "im_mirror.reconcile_runs",
         "im_mirror.rejected_callbacks",
         "im_mirror.transaction_origin",

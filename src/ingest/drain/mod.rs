@@ -19,6 +19,8 @@ pub(super) use write::REFUSED_PATH;
 /// Pauses between two attempts to reach the database.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often it is told again what is in the way.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// How long an attempt waits for a connection, and for the sessions before it to end.
 const BEGIN: Duration = Duration::from_secs(5);
 /// How much is written at a time.
@@ -53,7 +55,7 @@ impl Error {
     fn is_of_absence(&self) -> bool {
         match self {
             Error::Store(error) => error.is_of_connection() || error.is_of_time(),
-            Error::Open(error) => error.is_away(),
+            Error::Open(error) => error.is_of_absence(),
             Error::Spool(_) | Error::Panicked => false,
         }
     }
@@ -105,7 +107,7 @@ impl Drain {
             let began = Instant::now();
             let before = self.spool.state();
             let mut was_told = false;
-            let mut told: Option<String> = None;
+            let mut telling = Telling::new(began);
             let mut pauses = pauses();
             loop {
                 let spool = self.spool.clone();
@@ -120,14 +122,16 @@ impl Drain {
                     () = stalled(&spool, &closing) => return,
                 };
                 let text = error.to_string();
-                if !settled.is_cancelled() {
-                    tracing::error!(
-                        error = text,
-                        "the database cannot be used: callbacks go to the spool until it can"
-                    );
-                } else if !error.is_of_absence() && told.as_ref() != Some(&text) {
-                    tracing::error!(error = text, "the spool cannot be drained");
-                    told = Some(text);
+                let is_first = !settled.is_cancelled();
+                if telling.is_due(&text, is_first, error.is_of_absence(), Instant::now()) {
+                    if self.store.is_prepared() {
+                        tracing::error!(error = text, "the spool cannot be drained");
+                    } else {
+                        tracing::error!(
+                            error = text,
+                            "the database cannot be used: callbacks go to the spool until it can"
+                        );
+                    }
                 } else {
                     tracing::debug!(error = text, "the spool cannot be drained yet");
                 }
@@ -199,6 +203,33 @@ impl Drain {
     }
 }
 
+/// When it is told what is in the way: at once, and again while it lasts.
+#[derive(Debug)]
+struct Telling {
+    what: Option<String>,
+    when: Instant,
+}
+
+impl Telling {
+    fn new(began: Instant) -> Self {
+        Self {
+            what: None,
+            when: began,
+        }
+    }
+
+    /// That the database does not answer is told already by whoever opened the spool.
+    fn is_due(&mut self, what: &str, is_first: bool, is_of_absence: bool, now: Instant) -> bool {
+        let is_new = !is_of_absence && self.what.as_deref() != Some(what);
+        let is_due = is_first || is_new || now.duration_since(self.when) >= TELL_INTERVAL;
+        if is_due {
+            self.what = Some(what.to_owned());
+            self.when = now;
+        }
+        is_due
+    }
+}
+
 /// Resolves once we are to end and the drain gets nowhere.
 async fn stalled(spool: &Spool, closing: &CancellationToken) {
     closing.cancelled().await;
@@ -219,4 +250,35 @@ fn pauses() -> impl Iterator<Item = Duration> {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_told_at_once_and_again_each_minute() {
+        let began = Instant::now();
+        let mut telling = Telling::new(began);
+        let mut told = Vec::new();
+        // An attempt every two seconds: a right is missing, then the server is away.
+        for second in (0..300_u64).step_by(2) {
+            let (what, is_of_absence) = match second {
+                0..150 => ("no right", false),
+                _ => ("refused", true),
+            };
+            let now = began + Duration::from_secs(second);
+            if telling.is_due(what, second == 0, is_of_absence, now) {
+                told.push((second, what));
+            }
+        }
+        let expected = [
+            (0, "no right"),
+            (60, "no right"),
+            (120, "no right"),
+            (180, "refused"),
+            (240, "refused"),
+        ];
+        assert_eq!(told, expected);
+    }
 }

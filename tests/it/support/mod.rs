@@ -27,6 +27,7 @@ pub mod recording;
 mod run;
 mod senders;
 mod service;
+mod tls_server;
 pub mod web;
 mod wire;
 
@@ -52,4 +53,5 @@ pub use random::{Random, new_seed};
 pub use run::{own_server, run, search, wait_for};
 pub use senders::{TIMEOUT, Tally};
 pub use service::{Ended, Service, kill};
+pub use tls_server::{TLS, TlsServer};
 pub use wire::Wire;
