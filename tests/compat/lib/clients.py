@@ -21,6 +21,8 @@ HERE = pathlib.Path(__file__).resolve().parent.parent / "clients"
 PASSWORD, TOKEN = "compat-password", "compat-token"
 START_SECS = 60
 OPENAPI_GENERATOR = "7.26.0"
+# Without it some of its clients refuse an answer with a field that is newer than they are.
+NEWER = "disallowAdditionalPropertiesIfNotPresent=false"
 
 # What every client does:
 CHECKS = [
@@ -41,6 +43,7 @@ CHECKS = [
 DOTS = {
     "sent": "",
     "other": "of a user id `..` asks `/groups`; the page has no `userID` then: compare it",
+    "empty": "of a user id `..` asks for an empty one: 400",
     "refused": "of a user id `..` asks `/groups`, and refuses the answer, which has no `userID`",
 }
 
@@ -210,6 +213,26 @@ class Part:
             "java", "-jar", jar, "generate", "-g", generator, "-i", document or self.document, "-o", folder,
             "--global-property", "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false", *options,
         )  # fmt: skip
+
+    def refuses_what_is_newer(self, service, build):
+        """Whether a client of openapi-generator that is older than a field refuses its answer, and
+        whether NEWER helps. `build` makes one: of a name, options and a document, a command."""
+        document = json.loads(self.document.read_text())
+        member = document["components"]["schemas"]["Member"]
+        del member["properties"]["displayName"]
+        member["required"].remove("displayName")
+        older = self.work / "older.json"
+        older.write_text(json.dumps(document))
+        reads = {}
+        for name, options in [("older-option", NEWER), ("older", "")]:
+            printed = run(*build(name, options, older), service.url, PASSWORD, TOKEN)
+            reads[options] = "ids ok" in printed
+            say(f"a client older than a field, {options or 'no option'}: {'read' if reads[options] else 'refused'}")
+        if not reads[NEWER]:
+            raise Wrong(f"{NEWER} does not help:\n{printed}")
+        if reads[""]:
+            return ""
+        return f"refuses an answer with a field newer than the client; generate with `--additional-properties={NEWER}`"
 
     def close(self):
         if not self.kept:
