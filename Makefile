@@ -19,7 +19,7 @@ check: ## what CI checks before it tests: format, lints, documentation
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-contract: ## hold the running service against its OpenAPI document (Python, Node.js)
+contract: ## hold the running service against its OpenAPI document (Python)
 	cargo build
 	tests/contract/run target/debug/openim-group-mirror
 

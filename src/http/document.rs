@@ -10,8 +10,8 @@ use poem_openapi::registry::{MetaApi, Registry};
 use poem_openapi::{ContactObject, LicenseObject, OpenApi, OpenApiService};
 use serde_json::{Map, Value};
 
-use super::answers;
 use super::error::{Code, Door};
+use super::{answers, portable};
 use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";
@@ -20,8 +20,13 @@ A Postgres mirror of OpenIM group membership. OpenIM reports changes by callback
 members over REST.
 
 An error answered to a callback is the five-field reply that OpenIM knows, with an `errCode`; any \
-other error is a problem document (RFC 9457) with a `code`. Times are RFC 3339 in UTC. Ids in a \
-path are percent-encoded.";
+other error is a problem document (RFC 9457) with a `code`; both lists grow. Times are RFC 3339 in \
+UTC. Answers have all of their fields, null where nothing is known; later versions have more.
+
+Ids are any text. In a path they are percent-encoded, once: a generated client does that by itself, \
+so give it the id as it is. `.` and `..` cannot be sent in a path, where URL libraries take them for \
+folders and ask something else; `/memberships/query` takes them, and a page says whose it is \
+(`userID`, `groupID`).";
 
 /// The document in its forms.
 #[derive(Clone, Debug)]
@@ -88,6 +93,8 @@ impl Document {
             env!("CARGO_PKG_VERSION"),
         )
         .description(DESCRIPTION)
+        // Where the document is: some clients have no host without it.
+        .server("/")
         .contact(ContactObject::new().name(TITLE))
         .license(LicenseObject::new("MIT OR Apache-2.0").url("https://spdx.org/licenses/MIT.html"));
         let bare = service.spec();
@@ -104,12 +111,11 @@ impl Document {
 }
 
 fn complete(document: &mut Value) {
+    // The codes are in the text alone: of a code that is newer than the client and not in an `enum`,
+    // some generated clients lose the whole answer.
     if let Some(schema) =
         document.pointer_mut("/components/schemas/CallbackReply/properties/errCode")
     {
-        schema["enum"] = std::iter::once(0)
-            .chain(Code::told_at(Door::Callback).map(|code| code.number()))
-            .collect();
         schema["description"] = list(
             "0, or what went wrong:",
             Code::told_at(Door::Callback),
@@ -117,7 +123,6 @@ fn complete(document: &mut Value) {
         );
     }
     if let Some(schema) = document.pointer_mut("/components/schemas/Problem/properties/code") {
-        schema["enum"] = Code::told_at(Door::Read).map(|code| code.name()).collect();
         schema["description"] = list(
             "What to tell problems apart by; never renamed:",
             Code::told_at(Door::Read),
@@ -133,6 +138,7 @@ fn complete(document: &mut Value) {
     for operation in paths.flat_map(|(_, path)| path.as_object_mut().into_iter().flatten()) {
         complete_operation(operation.1);
     }
+    portable::complete(document);
 }
 
 /// A regular expression of JSON Schema, for an id.

@@ -274,7 +274,7 @@ impl Groups {
     async fn group(
         &self,
         _key: ReadKey,
-        /// The group, percent-encoded.
+        /// The group.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
     ) -> Result<Written<Group>, ReadFailure> {

@@ -189,6 +189,10 @@ impl Example for Member {
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 struct MemberPage {
+    /// The group that was asked for.
+    #[oai(rename = "groupID")]
+    #[serde(rename = "groupID")]
+    group_id: String,
     /// In bytewise order of userID.
     members: Vec<Member>,
     /// Where the next page starts; null on the last one.
@@ -199,6 +203,7 @@ struct MemberPage {
 impl Example for MemberPage {
     fn example() -> Self {
         Self {
+            group_id: "12345".into(),
             members: vec![Member::example()],
             next_cursor: None,
         }
@@ -248,7 +253,7 @@ impl Members {
     async fn list(
         &self,
         _key: ReadKey,
-        /// The group, percent-encoded.
+        /// The group.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
         /// Which members.
@@ -300,6 +305,7 @@ impl Members {
             .await?;
         let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.user_id);
         Ok(Written(MemberPage {
+            group_id: group.as_str().to_owned(),
             members: rows.into_iter().map(Member::from).collect(),
             next_cursor,
         }))
@@ -308,7 +314,8 @@ impl Members {
     /// One member
     ///
     /// The member, if it is a current one. Send the ETag of an earlier answer as If-None-Match to
-    /// get 304 as long as nothing has changed.
+    /// get 304 as long as nothing has changed. Of the ids `.` and `..`, which cannot be sent in a path,
+    /// `/memberships/query` answers the same.
     #[oai(
         path = "/groups/:groupID/members/:userID",
         method = "get",
@@ -317,10 +324,10 @@ impl Members {
     async fn member(
         &self,
         _key: ReadKey,
-        /// The group, percent-encoded.
+        /// The group.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
-        /// The user, percent-encoded.
+        /// The user.
         #[oai(name = "userID", example = "params::example_user")]
         user_id: Path<String>,
         /// ETag of an earlier answer.

@@ -28,6 +28,11 @@ pub(super) struct Memberships {
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
 struct MembershipPage {
+    /// The user who was asked for. Where it is missing or another, something else was asked: an id
+    /// `..` in the path, and the answer is that of `/groups`.
+    #[oai(rename = "userID")]
+    #[serde(rename = "userID")]
+    user_id: String,
     /// The user's memberships, in bytewise order of groupID.
     groups: Vec<Member>,
     /// Where the next page starts; null on the last one.
@@ -38,6 +43,7 @@ struct MembershipPage {
 impl Example for MembershipPage {
     fn example() -> Self {
         Self {
+            user_id: "user789".into(),
             groups: vec![Member::example()],
             next_cursor: None,
         }
@@ -46,7 +52,7 @@ impl Example for MembershipPage {
 
 /// One question of a membership query.
 #[derive(Clone, Debug, Object)]
-struct Pair {
+struct MembershipPair {
     /// The group: 1 to 1,024 bytes, any characters but U+0000.
     #[oai(rename = "groupID", validator(min_length = 1, max_length = 1024))]
     group_id: String,
@@ -61,7 +67,7 @@ struct Pair {
 pub(super) struct MembershipQuery {
     /// Up to 1,000 pairs; a pair may be there twice.
     #[oai(validator(max_items = 1000))]
-    pairs: Vec<Pair>,
+    pairs: Vec<MembershipPair>,
 }
 
 /// Most pairs in one query.
@@ -85,7 +91,7 @@ impl FromBody for MembershipQuery {
 
 impl Example for MembershipQuery {
     fn example() -> Self {
-        let pair = |group: &str, user: &str| Pair {
+        let pair = |group: &str, user: &str| MembershipPair {
             group_id: group.into(),
             user_id: user.into(),
         };
@@ -154,7 +160,8 @@ impl Memberships {
     /// Groups of a user
     ///
     /// The groups that a user is a current member of, each with that membership, in bytewise order
-    /// of groupID, a page at a time. A user that the mirror does not know is in none.
+    /// of groupID, a page at a time. A user that the mirror does not know is in none. The ids `.` and
+    /// `..` cannot be sent in a path; whether such a user is in a group `/memberships/query` tells.
     #[oai(
         path = "/users/:userID/groups",
         method = "get",
@@ -163,7 +170,7 @@ impl Memberships {
     async fn groups_of(
         &self,
         _key: ReadKey,
-        /// The user, percent-encoded.
+        /// The user.
         #[oai(name = "userID", example = "params::example_user")]
         user_id: Path<String>,
         /// Most groups on a page.
@@ -184,6 +191,7 @@ impl Memberships {
             .await?;
         let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
         Ok(Written(MembershipPage {
+            user_id: user.as_str().to_owned(),
             groups: rows.into_iter().map(Member::from).collect(),
             next_cursor,
         }))

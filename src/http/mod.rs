@@ -27,6 +27,7 @@ mod page;
 mod pages;
 mod params;
 mod payload;
+mod portable;
 mod problem;
 mod reply;
 mod site;

@@ -175,9 +175,9 @@ async fn an_unknown_member_is_404_and_unknown_lists_are_empty() {
     }
     let detail = "groupID: no callback has named it yet";
     assert_problem(&app.get("/groups/h").await, 404, "group_unknown", detail);
-    let empty = json!({"members": [], "nextCursor": null});
+    let empty = json!({"groupID": "h", "members": [], "nextCursor": null});
     assert_eq!(app.get("/groups/h/members").await.ok(), empty);
-    let empty = json!({"groups": [], "nextCursor": null});
+    let empty = json!({"userID": "v", "groups": [], "nextCursor": null});
     assert_eq!(app.get("/users/v/groups").await.ok(), empty);
 }
 

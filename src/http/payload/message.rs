@@ -21,14 +21,14 @@ pub(in super::super) struct SentGroupMessage {
     /// Always callbackAfterSendGroupMsgCommand.
     callback_command: String,
     /// Of the call that made the change; where it is empty, the header of that name is taken.
-    #[oai(rename = "operationID")]
+    #[oai(rename = "operationID", nullable)]
     operation_id: Option<String>,
     /// 1501 to 1520: a notification. Anything else: an ordinary message.
     content_type: i32,
     /// Not looked at; empty where it is a notification.
     content: Ignored,
     /// The group.
-    #[oai(rename = "groupID")]
+    #[oai(rename = "groupID", nullable)]
     group_id: Option<String>,
 }
 
@@ -39,10 +39,10 @@ pub(in super::super) struct PushedGroupMessage {
     /// Always callbackBeforeGroupOnlinePushCommand.
     callback_command: String,
     /// Of the call that made the change; where it is empty, the header of that name is taken.
-    #[oai(rename = "operationID")]
+    #[oai(rename = "operationID", nullable)]
     operation_id: Option<String>,
     /// The group.
-    #[oai(rename = "groupID")]
+    #[oai(rename = "groupID", nullable)]
     group_id: Option<String>,
     /// 1501 to 1520: a notification. Anything else: an ordinary message.
     content_type: i32,
