@@ -68,13 +68,13 @@ def is_open(port):
     return False
 
 
-def run(*command, **options):
-    """Runs a program to its end; what it printed is shown where it fails."""
+def run(*command, env=None, **options):
+    """Runs a program to its end, with these variables beside all others; what it printed is shown where it fails."""
     command = [str(part) for part in command]
-    options = {"timeout": 300, "stdin": subprocess.DEVNULL, **options}
+    options = {"timeout": 900, "stdin": subprocess.DEVNULL, "env": {**os.environ, **(env or {})}, **options}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     if done.returncode != 0:
-        raise Wrong(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        raise Wrong(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
     return done.stdout
 
 
@@ -317,6 +317,9 @@ def quote(text):
 
 
 def main(body):
+    """Runs a part; its exit code is 1 where something of this project is wrong."""
+    # Whoever ends a part early ends what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         body()
     except Wrong as wrong:
