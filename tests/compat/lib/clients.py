@@ -11,7 +11,7 @@ import shutil
 import sys
 
 import places
-from places import PASSWORD, PROGRAM, TOKEN, WORK, Mirror, Wrong, folder, row, run, say
+from places import CACHE, PASSWORD, PROGRAM, TOKEN, WORK, Mirror, Wrong, folder, row, run, say
 
 HERE = pathlib.Path(__file__).resolve().parent.parent / "clients"
 OPENAPI_GENERATOR = "7.26.0"
@@ -109,15 +109,14 @@ class Part:
 
     def openapi_generator(self, generator, folder, *options):
         """A client by openapi-generator, which PyPI has with its Java program."""
-        jar = self.work / "openapi-generator.jar"
+        home = CACHE / f"openapi-generator-{OPENAPI_GENERATOR}"
+        jar = home / "openapi_generator_cli/openapi-generator.jar"
         if not jar.exists():
-            home = self.work / "openapi-generator"
             # The package alone: its own start-up code adds nothing.
             run(
                 sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
                 "--no-deps", "--target", home, f"openapi-generator-cli=={OPENAPI_GENERATOR}",
             )  # fmt: skip
-            jar.symlink_to(home / "openapi_generator_cli/openapi-generator.jar")
         run(
             "java", "-jar", jar, "generate", "-g", generator, "-i", self.document, "-o", folder,
             "--global-property", "apiTests=false,modelTests=false,apiDocs=false,modelDocs=false", *options,
