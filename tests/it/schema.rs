@@ -1,5 +1,10 @@
 //! The schema: who may make it, what is said where it cannot be made, whose list it stands in.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "what another application does is made up"
+)]
+
 use std::borrow::Cow;
 use std::time::Duration;
 

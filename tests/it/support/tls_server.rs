@@ -1,5 +1,10 @@
 //! A Postgres that speaks TLS on a port of this machine, with whatever certificate a test gives it.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "a value in ALTER SYSTEM is no parameter"
+)]
+
 use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
