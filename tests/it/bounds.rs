@@ -261,6 +261,120 @@ async fn an_answer_that_nobody_takes_ends_its_connection() {
     assert!(said.len() < 20_000_000, "the whole answer was taken");
 }
 
+/// HTTP/2's preface, and an empty SETTINGS frame.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Reads on until the connection ends, which has to be soon.
+async fn end_of(connection: &mut TcpStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    let end = connection.read_to_end(&mut said);
+    let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+    assert!(end.is_ok(), "it was not closed: {said:?}");
+    said
+}
+
+/// Nobody waits for long here, so what is closed is closed for what it said.
+async fn patient_app() -> TestApp {
+    TestApp::start_on(TestDb::new().await, |config| {
+        config.patience.head = Duration::from_secs(600);
+        config.stop.timeout = Duration::from_secs(600);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_preface_of_http2_is_refused_however_it_is_cut() {
+    let app = patient_app().await;
+    let preface = &HTTP2[..24];
+    for part in [preface.len(), 18, 17, 1] {
+        let mut stranger = app.connect().await;
+        stranger.set_nodelay(true).unwrap();
+        for part in preface.chunks(part) {
+            // It may be closed before it has said all.
+            if stranger.write_all(part).await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(end_of(&mut stranger).await, b"", "in parts of {part}");
+    }
+    // After a request of HTTP/1 as well.
+    let mut stranger = app.connect().await;
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stranger.write_all(request).await.unwrap();
+    assert!(
+        answer(&mut stranger)
+            .await
+            .starts_with("HTTP/1.1 200 OK\r\n")
+    );
+    stranger.write_all(HTTP2).await.unwrap();
+    let said = end_of(&mut stranger).await;
+    assert!(!said.starts_with(b"\0\0"), "a frame of HTTP/2: {said:?}");
+    // Only the connection that asks for the metrics is left.
+    until("the places are free", async || {
+        app.metric("http_connections").await == 1.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_is_not_held_by_who_began_http2() {
+    let app = patient_app().await;
+    let mut whole = app.connect().await;
+    whole.write_all(HTTP2).await.unwrap();
+    // The end, where it is refused; else what HTTP/2 answers.
+    let _ = whole.read(&mut [0; 1024]).await;
+    let mut begun = app.connect().await;
+    begun.write_all(&HTTP2[..10]).await.unwrap();
+    until("both are let in", async || {
+        app.metric("http_connections").await >= 2.0
+    })
+    .await;
+    let stop = tokio::time::timeout(Duration::from_secs(20), app.stop());
+    assert!(stop.await.is_ok(), "the stop waits for them");
+}
+
+#[tokio::test]
+async fn an_offer_to_go_on_with_http2_is_passed_over() {
+    let app = TestApp::start().await;
+    let mut connection = app.connect().await;
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+    for _ in 0..2 {
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let answer = answer(&mut connection).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(!answer.to_lowercase().contains("upgrade"), "{answer}");
+    }
+}
+
+/// What a stranger of HTTP/1.0 is told of the connection that it wants to keep is one thing.
+#[tokio::test]
+async fn who_speaks_http_1_0_is_told_either_to_close_or_to_keep() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.access.callback_passwords = vec!["p".to_owned().into()];
+        config.access.api_tokens = vec!["t".to_owned().into()];
+    })
+    .await;
+    let mut connection = app.connect().await;
+    let told = |answer: &str| -> Vec<String> {
+        let lines = answer.lines().map(str::to_lowercase);
+        lines
+            .filter_map(|line| line.strip_prefix("connection: ").map(str::to_owned))
+            .collect()
+    };
+    let with_key = "GET /groups HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\
+                    Authorization: Bearer t\r\n\r\n";
+    for _ in 0..2 {
+        connection.write_all(with_key.as_bytes()).await.unwrap();
+        assert_eq!(told(&answer(&mut connection).await), ["keep-alive"]);
+    }
+    let without = "GET /groups HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n";
+    connection.write_all(without.as_bytes()).await.unwrap();
+    let said = String::from_utf8(end_of(&mut connection).await).unwrap();
+    assert!(said.starts_with("HTTP/1.0 401 "), "{said}");
+    assert_eq!(told(&said), ["close"]);
+}
+
 #[tokio::test]
 async fn a_head_has_an_end() {
     let app = TestApp::start().await;
