@@ -22,16 +22,20 @@ pub(super) struct Pool {
     pub(super) max_bytes: usize,
     /// The setting that says so, for an error.
     setting: &'static str,
-    /// For the beginning of every body, so that small ones never queue behind large ones.
+    /// For small bodies alone, so that they never queue behind large ones.
     small: Memory,
-    /// For the rest of the large ones.
+    /// For large ones.
     large: Memory,
 }
 
-/// Up to here a body is small. It counts as it arrives, so that those who announce much and send
-/// little hold up nobody. Beyond it the whole of what is announced is counted at once: many large
-/// bodies of which each waits for the rest of its share would all wait for ever.
+/// Up to here a body is small by what it announces. A large one counts as it arrives up to here, so
+/// that those who announce much and send little hold up nobody. Beyond it the whole of what is
+/// announced is counted at once: many large bodies of which each waits for the rest of its share
+/// would all wait for ever.
 const SMALL: usize = 64 << 10;
+/// Up to here a body is small that announces nothing. Less than the other: what it takes of the
+/// memory for small ones is held while it waits for that of large ones.
+const SMALL_UNANNOUNCED: usize = 8 << 10;
 
 /// Largest body of a read: a thousand pairs of the longest ids have 2 MiB.
 const MAX_READ_BYTES: usize = 4 << 20;
@@ -88,18 +92,20 @@ impl Pool {
         announced: Option<usize>,
         wait: Duration,
     ) -> Result<usize, Error> {
+        let is_small = match announced {
+            Some(announced) => announced <= SMALL,
+            None => length <= SMALL_UNANNOUNCED,
+        };
+        if is_small {
+            shares.small.grow(length, &self.small, wait).await?;
+            return Ok(length);
+        }
         let whole = match announced {
             Some(announced) if length > SMALL => announced.max(length),
             _ => length,
         };
-        shares
-            .small
-            .grow(length.min(SMALL), &self.small, wait)
-            .await?;
-        shares
-            .large
-            .grow(whole.saturating_sub(SMALL), &self.large, wait)
-            .await?;
+        shares.large.grow(whole, &self.large, wait).await?;
+        shares.small = Share::default();
         Ok(whole)
     }
 

@@ -69,7 +69,7 @@ async fn what_arrived_of_a_body_that_stops_is_kept() {
 }
 
 /// Bodies of 1 MiB, 4 MiB together. Of these reads have 1 MiB and callbacks 3, three quarters of
-/// which are for what large bodies have beyond their first 64 KiB.
+/// which are for bodies that announce more than 64 KiB.
 async fn app_with_little_memory(patience: Duration) -> TestApp {
     TestApp::start_on(TestDb::new().await, |config| {
         config.body.max_bytes = 1 << 20;
@@ -184,6 +184,31 @@ async fn those_who_announce_much_and_send_little_hold_up_nobody() {
     }
     memory_is(&app, 16 << 10).await;
     app.callback_text(body_of(500 << 10)).await.ok();
+}
+
+/// They are more than there is memory for small ones, and nobody gives up on them.
+#[tokio::test]
+async fn half_open_large_bodies_leave_room_for_small_callbacks() {
+    for sent in [63 << 10, 70 << 10] {
+        let app = app_with_half_open(async |app| half(app, 1 << 20, sent).await).await;
+        app.set("g", "u", json!({})).await;
+    }
+    let app = app_with_half_open(async |app| half_chunked(app, 60 << 10).await).await;
+    app.set("g", "u", json!({})).await;
+}
+
+async fn app_with_half_open(half: impl AsyncFn(&TestApp) -> TcpStream) -> TestApp {
+    let app = app_with_little_memory(Duration::from_secs(600)).await;
+    for _ in 0..16 {
+        // It stays open for as long as the runtime.
+        let mut connection = half(&app).await;
+        tokio::spawn(async move { connection.read(&mut [0; 1]).await });
+    }
+    until("there is no more memory for small bodies", async || {
+        app.metric("body_memory_bytes").await >= f64::from(700 << 10)
+    })
+    .await;
+    app
 }
 
 #[tokio::test]
