@@ -1,7 +1,6 @@
 //! Reads about the members of one group.
 
-use headers::{ETag, Header as _, IfNoneMatch};
-use poem::http::HeaderValue;
+use poem::Request;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
@@ -10,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::auth::ReadKey;
 use super::error::{Code, Error};
+use super::etag;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
 use super::written::{Written, optional_rfc3339, rfc3339};
@@ -325,7 +325,9 @@ impl Members {
         user_id: Path<String>,
         /// ETag of an earlier answer.
         #[oai(name = "If-None-Match")]
-        if_none_match: Header<Option<String>>,
+        _if_none_match: Header<Option<String>>,
+        // Has all lines of it.
+        request: &Request,
     ) -> Result<MemberAnswer, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let user = params::user_id(user_id.0)?;
@@ -333,31 +335,12 @@ impl Members {
             let detail = "no current member of this group has this userID";
             return Err(Error::new(Code::MemberUnknown, detail).into());
         };
-        let etag = etag(row.updated_at);
-        if if_none_match
-            .0
-            .is_some_and(|header| matches(&header, &etag))
-        {
+        let etag = etag::of(row.updated_at);
+        if etag::is_held(request.headers(), &etag) {
             return Ok(MemberAnswer::NotModified(etag));
         }
         Ok(MemberAnswer::Found(Written(row.into()), etag))
     }
-}
-
-/// Every change of a served value moves `updated_at` by a microsecond at least, so all its digits
-/// make a strong ETag.
-fn etag(updated_at: OffsetDateTime) -> String {
-    format!("\"{}\"", updated_at.unix_timestamp_nanos() / 1000)
-}
-
-/// Whether an If-None-Match header names the ETag; one that cannot be read names nothing.
-fn matches(if_none_match: &str, etag: &str) -> bool {
-    let (Ok(header), Ok(etag)) = (HeaderValue::from_str(if_none_match), etag.parse::<ETag>())
-    else {
-        return false;
-    };
-    IfNoneMatch::decode(&mut std::iter::once(&header))
-        .is_ok_and(|header| !header.precondition_passes(&etag))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod document;
 mod drift;
 mod edge;
 mod error;
+mod etag;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod groups;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use poem::http::header::CACHE_CONTROL;
 use poem::web::Data;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
 use poem_openapi::{OpenApiService, Tags};
@@ -204,6 +206,7 @@ fn metrics_alone(
     let text = gauges.text()?;
     Ok(Response::builder()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .header(CACHE_CONTROL, "no-store")
         .body(text))
 }
 

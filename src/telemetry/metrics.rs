@@ -427,6 +427,14 @@ impl Metrics {
         self.0.callback_seconds.with_label_values(&[command]);
     }
 
+    /// The same for reads that fail.
+    pub fn begin_read<'a>(&self, route: &str, statuses: impl Iterator<Item = &'a str>) {
+        for status in statuses {
+            self.0.reads.with_label_values(&[route, status]);
+        }
+        self.0.read_seconds.with_label_values(&[route]);
+    }
+
     /// The same for callbacks that could not be understood.
     pub fn begin_rejected<'a>(&self, codes: impl Iterator<Item = &'a str>) {
         for code in codes {
