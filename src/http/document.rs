@@ -190,7 +190,8 @@ fn complete_operation(operation: &mut Value) {
     }
 }
 
-fn has_tag(operation: &Value, tag: &str) -> bool {
+/// Whether an operation is of this part of the API.
+pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
     let tags = operation["tags"].as_array();
     tags.is_some_and(|tags| tags.iter().any(|of_this| of_this == tag))
 }

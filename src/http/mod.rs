@@ -30,6 +30,7 @@ mod params;
 mod payload;
 mod problem;
 mod reply;
+mod rows;
 mod site;
 mod written;
 
@@ -54,7 +55,7 @@ use edge::Edge;
 use groups::Groups;
 use members::Members;
 use memberships::Memberships;
-use memory::BodyLimits;
+use memory::{AnswerMemory, BodyLimits};
 use ops::{Gauges, Ops};
 use pages::Pages;
 
@@ -71,6 +72,8 @@ pub struct Settings {
     pub access: AccessSettings,
     /// How much of bodies is held.
     pub body: BodySettings,
+    /// How much of answers to reads is held, in bytes.
+    pub max_answer_memory: u32,
     /// How long senders are waited for.
     pub patience: Patience,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
@@ -144,6 +147,7 @@ fn endpoint(
     is_local: bool,
     gauges: Option<Gauges>,
     bodies: Arc<BodyLimits>,
+    answers: Arc<AnswerMemory>,
 ) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
     let Parts {
         store,
@@ -170,12 +174,15 @@ fn endpoint(
         },
         Groups {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Members {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Memberships {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Drifts {
             store: store.clone(),
@@ -226,10 +233,12 @@ pub async fn serve(
     let is_local = listener.local_addr()?.ip().is_loopback();
     let patience = settings.patience;
     let bodies = Arc::new(BodyLimits::new(settings.body, patience));
+    let answers = Arc::new(AnswerMemory::new(settings.max_answer_memory, patience));
     let gauges = Gauges {
         metrics: parts.metrics.clone(),
         store: parts.store.clone(),
         bodies: Arc::clone(&bodies),
+        answers: Arc::clone(&answers),
         ingest: parts.ingest.clone(),
     };
     let places = accept::places(parts.store.max_connections() + accept::FEW);
@@ -251,8 +260,8 @@ pub async fn serve(
         None => None,
     };
     let gauges = metrics_server.is_none().then_some(gauges);
-    let endpoint =
-        endpoint(parts, &settings, is_local, gauges, bodies).map_err(std::io::Error::other)?;
+    let endpoint = endpoint(parts, &settings, is_local, gauges, bodies, answers)
+        .map_err(std::io::Error::other)?;
     let served = Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(
         endpoint,
         shutdown,

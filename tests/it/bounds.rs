@@ -263,12 +263,11 @@ async fn an_answer_that_nobody_takes_ends_its_connection() {
     app.db
         .execute(
             "insert into group_members (group_id, user_id, ex, created_at, updated_at, last_callback_at)
-             select 'g', 'u' || n, repeat('x', 20000), now(), now(), now()
-               from generate_series(1, 1000) n",
+             values ('g', 'u', repeat('x', 20000000), now(), now(), now())",
         )
         .await;
     let mut stranger = app.connect().await;
-    let request = "GET /groups/g/members?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let request = "GET /groups/g/members HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stranger.write_all(request.as_bytes()).await.unwrap();
     until("the answer is begun", async || {
         app.metric("reads_total{route=\"/groups/{groupID}/members\",status=\"200\"}")
