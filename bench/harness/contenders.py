@@ -19,10 +19,20 @@ WORK = ROOT / "target" / "bench"
 
 def statement(name: str) -> str:
     """The service's own statement of this name, so that all run the same."""
+    columns = (ROOT / "src/store/read/bounded.rs").read_text()
+    columns = re.search(r'macro_rules! member_columns {\s+\(short\) => {\s+"(.*?)"\s+};', columns, re.DOTALL)
     for path in sorted((ROOT / "src" / "store").rglob("*.rs")):
-        found = re.search(rf'\b{name} = "\n(.*?)";', path.read_text(), re.DOTALL)
-        if found:
+        text = path.read_text()
+        if found := re.search(rf'\b{name} = "\n(.*?)";', text, re.DOTALL):
             return found.group(1)
+        # Made of the columns of a member and what is its own.
+        if found := re.search(rf'\b{name} = concat!\((.*?)\);', text, re.DOTALL):
+            parts = re.findall(r'"(.*?)"|member_columns!\((short)\)', found.group(1), re.DOTALL)
+            return "".join(columns.group(1) if short else part for part, short in parts)
+        page = rf'\b{name} = member_columns \+ "(.*?)",\s+key .*?, room .*?, "(.*?)";'
+        if found := re.search(page, text, re.DOTALL):
+            others, rest = found.groups()
+            return f"SELECT {columns.group(1)}, {others}{rest}"
     raise SystemExit(f"src/store has no statement {name}")
 
 

@@ -209,6 +209,7 @@ pub async fn run(
     let settings = http::Settings {
         access: config.access.clone(),
         body: config.body,
+        max_answer_memory: config.max_answer_memory,
         patience: config.patience,
         callback_next_code: config.callback_next_code,
         operators: config.operators.clone(),

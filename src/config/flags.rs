@@ -265,6 +265,15 @@ pub(super) struct Settings {
         default_value = "67108864"
     )]
     pub(super) max_body_memory: String,
+    /// Most memory for all answers to reads at a time, 16777216 to 4294967295; more have to wait
+    #[arg(
+        long,
+        env,
+        global = true,
+        value_name = "BYTES",
+        default_value = "67108864"
+    )]
+    pub(super) max_answer_memory: String,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand: 1 as documented,
     /// 0 for OpenIM 3.6 and older, which takes 1 for an error
     #[arg(long, env, global = true, value_name = "0|1", default_value = "1")]

@@ -37,6 +37,8 @@ pub struct Config {
     pub search: Search,
     /// How much of bodies is held.
     pub body: BodySettings,
+    /// How much of answers to reads is held, in bytes.
+    pub max_answer_memory: u32,
     /// See `--help`.
     pub callback_next_code: i32,
     /// Who calls OpenIM's API for others.

@@ -239,6 +239,11 @@ impl Settings {
             let expected = format!("at least twice MAX_BODY_BYTES, so {least}");
             e.add("MAX_BODY_MEMORY", &expected);
         }
+        let answers = e.number(
+            "MAX_ANSWER_MEMORY",
+            &self.max_answer_memory,
+            16 << 20..=u32::MAX.into(),
+        );
         let next_code = e.number("CALLBACK_NEXT_CODE", &self.callback_next_code, 0..=1);
         let admin = present(self.openim_admin_user_id.clone());
         let openim = e.openim(
@@ -314,6 +319,7 @@ impl Settings {
                     max_bytes: usize::try_from(max_body?).ok()?,
                     max_memory: u32::try_from(memory?).ok()?,
                 },
+                max_answer_memory: u32::try_from(answers?).ok()?,
                 callback_next_code: i32::try_from(next_code?).ok()?,
                 operators: operators?,
                 openim,
@@ -471,6 +477,7 @@ mod tests {
             "--callback-password-previous=hunter3",
             "--api-token=hunter4,,hunter5",
             "--max-body-memory=0",
+            "--max-answer-memory=0",
             "--rejected-keep-days=0",
             "--rejected-max-bytes=1GB",
             "--shutdown-delay-ms=-1",
@@ -494,6 +501,7 @@ mod tests {
             "CALLBACK_PASSWORD_PREVIOUS",
             "API_TOKEN",
             "MAX_BODY_MEMORY",
+            "MAX_ANSWER_MEMORY",
             "REJECTED_KEEP_DAYS",
             "REJECTED_MAX_BYTES",
             "SHUTDOWN_DELAY_MS",

@@ -10,7 +10,9 @@ use poem_openapi::types::{ToJSON, Type};
 use serde_json::{Map, Value, json};
 
 use super::auth::{ApiToken, CallbackPassword, Scheme};
+use super::document;
 use super::error::{Code, Door};
+use super::memory::{ANSWERS, BODIES};
 use super::problem::{PROBLEM_JSON, Problem};
 use super::reply::CallbackReply;
 
@@ -150,9 +152,9 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         | Code::BodyIncomplete
         | Code::BodyTimeout
         | Code::BodyTooLarge
-        | Code::Busy
         | Code::NotJson
         | Code::TooMany => has_body,
+        Code::Busy => has_body || document::has_tag(operation, "Reads"),
         Code::IdInvalid => {
             let is_id = |name: &&str| ["groupID", "userID"].contains(name);
             has_body || parameters.iter().any(is_id)
@@ -204,7 +206,10 @@ fn example_detail(code: Code, door: Door) -> &'static str {
         Code::HostNotLocal => {
             "Host: expected localhost or a loopback address, as long as no key is set"
         }
-        Code::Busy => "too many bodies at a time; try again in a moment",
+        Code::Busy => match door {
+            Door::Callback => BODIES,
+            Door::Read | Door::Any => ANSWERS,
+        },
         Code::NotReady => "database: away; callbacks: spooled",
         Code::BodyTooLarge => "expected at most 16777216 bytes (MAX_BODY_BYTES)",
         Code::NotJson => "Content-Type: expected application/json",

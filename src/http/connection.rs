@@ -1,12 +1,13 @@
-//! How long a connection may keep us waiting. poem's server waits for ever for the head of a
-//! request.
+//! What a connection may be: HTTP/1, and how long it may keep us waiting. poem's server waits for
+//! ever for the head of a request, and takes up HTTP/2 with whoever begins it. Nobody who calls here
+//! needs that, and none of these bounds would hold there: it is refused at its preface.
 //!
 //! A kept connection that is silent between two requests is left alone: OpenIM's client keeps its
 //! connections, and loses the callback that it sends on one that we are just closing. Those who
 //! have shown no key, where one is set, are told to close instead (`edge`), so that strangers
 //! cannot take all the places by being silent.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -42,8 +43,7 @@ enum Reading {
     Head(Head),
     /// Behind a head: `body` has its own bound.
     Body,
-    /// HTTP/2, to which no bound of a head, a body or an answer applies. It is refused: OpenIM speaks
-    /// HTTP/1.1, and poem's server cannot be told to leave HTTP/2 out.
+    /// Behind HTTP/2's preface: nothing more is read.
     Http2,
 }
 
@@ -60,7 +60,8 @@ struct Head {
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 /// "100 Continue" asks for the body; the answer is still to come.
 const INTERIM: &[u8] = b"HTTP/1.1 100 ";
-/// What looks like a head to HTTP/1.
+/// The part of HTTP/2's preface that looks like a head to HTTP/1. The server knows HTTP/2 by what
+/// follows, so it never gets that far.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 impl Head {
@@ -100,11 +101,12 @@ impl Reading {
         Reading::Head(head)
     }
 
-    /// Further, by an answer: it is the end of a request.
-    fn answered(self) -> Self {
+    /// Whether a connection ends that has come here.
+    fn is_refused(self) -> bool {
         match self {
-            Reading::Http2 => self,
-            _ => Reading::Nothing,
+            Reading::Head(head) => head.length > MAX_HEAD_BYTES,
+            Reading::Http2 => true,
+            Reading::Nothing | Reading::Body => false,
         }
     }
 }
@@ -137,6 +139,23 @@ impl Patient {
                 .map(|()| io::ErrorKind::TimedOut.into()),
             None => Poll::Pending,
         }
+    }
+
+    /// Further, by what has become of a part of an answer: its end is the end of a request.
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+        is_interim: bool,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            return self.wait_to_write(cx);
+        }
+        if !is_interim {
+            self.reading = Reading::Nothing;
+        }
+        self.alarm = None;
+        written
     }
 
     /// While an answer does not go out: waits, but not for ever.
@@ -172,12 +191,7 @@ impl AsyncRead for Patient {
                 result?;
                 let was = this.reading;
                 this.reading = was.read(&buf.filled()[before..]);
-                let is_refused = match this.reading {
-                    Reading::Head(head) => head.length > MAX_HEAD_BYTES,
-                    Reading::Http2 => true,
-                    Reading::Nothing | Reading::Body => false,
-                };
-                if is_refused {
+                if this.reading.is_refused() {
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
                 match (was, this.reading) {
@@ -200,16 +214,24 @@ impl AsyncWrite for Patient {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.stream).poll_write(cx, buf) {
-            Poll::Pending => this.wait_to_write(cx),
-            Poll::Ready(written) => {
-                if !buf.starts_with(INTERIM) {
-                    this.reading = this.reading.answered();
-                }
-                this.alarm = None;
-                Poll::Ready(written)
-            }
-        }
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wrote(cx, written, buf.starts_with(INTERIM))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let is_interim = bufs.first().is_some_and(|buf| buf.starts_with(INTERIM));
+        this.wrote(cx, written, is_interim)
+    }
+
+    /// Else the server copies each answer beside its head, and the copy counts nowhere.
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -244,7 +266,7 @@ mod tests {
             b"PRI * HTTP/2.1\r\n\r\n",
         ] {
             assert_eq!(after(head), Reading::Body);
-            assert_eq!(after(head).answered(), Reading::Nothing);
+            assert!(!after(head).is_refused());
         }
         for part in [
             b"GET / HTTP/1.1\r\n".as_slice(),
@@ -257,9 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn http2_is_told_from_a_head() {
-        let reading = after(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    fn http2_is_refused() {
+        let reading = after(b"PRI * HTTP/2.0\r\n\r\n");
         assert_eq!(reading, Reading::Http2);
-        assert_eq!(reading.answered().read(b"anything"), Reading::Http2);
+        assert!(reading.is_refused());
+        assert!(!after(b"PRI * HTTP/2.0\r\n\r").is_refused());
     }
 }

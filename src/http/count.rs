@@ -14,7 +14,7 @@ const OTHER: &str = "other";
 const OK: &str = "ok";
 const UNANSWERED: &str = "unanswered";
 
-/// Starts the counts of all callbacks at zero.
+/// Starts the counts of all callbacks at zero, and those of reads that fail.
 pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
     let commands = routes.values().filter_map(|route| route.command.as_deref());
     for command in commands.chain([OTHER]) {
@@ -25,6 +25,12 @@ pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
     metrics.begin_rejected(kept.map(Code::name));
     metrics.begin_passed_over(commands::labels());
     metrics.begin_hinted(callbacks::hint_outcomes());
+    let reads = routes.values().filter(|route| route.command.is_none());
+    for path in reads.map(|route| route.path.as_str()).chain([OTHER]) {
+        let statuses = Code::told_at(Door::Read).map(Code::status);
+        let failures: Vec<StatusCode> = statuses.filter(StatusCode::is_server_error).collect();
+        metrics.begin_read(path, failures.iter().map(StatusCode::as_str));
+    }
 }
 
 /// Whether a callback that was answered with this status is kept: its body was not understood.

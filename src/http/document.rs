@@ -50,6 +50,8 @@ pub(super) struct Route {
     pub(super) methods: String,
     /// The command, if OpenIM calls this path.
     pub(super) command: Option<String>,
+    /// Whether the mirror is read here.
+    pub(super) is_read: bool,
 }
 
 /// The command of a path that takes all commands without one.
@@ -194,9 +196,19 @@ fn complete_operation(operation: &mut Value) {
     }
 }
 
-fn is_callback(operation: &Value) -> bool {
+/// Whether an operation is of this part of the API.
+pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
     let tags = operation["tags"].as_array();
-    tags.is_some_and(|tags| tags.iter().any(|tag| tag == "Callbacks"))
+    tags.is_some_and(|tags| tags.iter().any(|of_this| of_this == tag))
+}
+
+/// A method, and what answers with it.
+fn with_head(method: &str) -> &str {
+    match method {
+        "get" => "GET, HEAD",
+        "post" => "POST",
+        other => other,
+    }
 }
 
 /// poem-openapi numbers the parameters of a path: "/groups/{groupID}" is "/groups/:param0".
@@ -206,7 +218,7 @@ fn routes(document: &Value) -> Routes {
         .map(|(path, operations)| {
             let nothing = Map::new();
             let operations = operations.as_object().unwrap_or(&nothing);
-            let methods: Vec<String> = operations.keys().map(|m| m.to_uppercase()).collect();
+            let methods: Vec<&str> = operations.keys().map(|m| with_head(m)).collect();
             let mut numbers = 0..;
             let segments = path.split('/').map(|segment| {
                 if segment.starts_with('{') {
@@ -216,7 +228,7 @@ fn routes(document: &Value) -> Routes {
                 }
             });
             let pattern = segments.collect::<Vec<_>>().join("/");
-            let is_callback = operations.values().any(is_callback);
+            let is_callback = operations.values().any(|o| has_tag(o, "Callbacks"));
             let command = match path.trim_start_matches('/') {
                 parameter if parameter.starts_with('{') => ANY_COMMAND,
                 command => command,
@@ -225,6 +237,7 @@ fn routes(document: &Value) -> Routes {
                 path: path.clone(),
                 methods: methods.join(", "),
                 command: is_callback.then(|| command.to_owned()),
+                is_read: operations.values().any(|o| has_tag(o, "Reads")),
             };
             (pattern, route)
         })

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
-use poem::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use poem::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use poem::http::uri::PathAndQuery;
-use poem::http::{HeaderValue, Method, StatusCode, Uri};
+use poem::http::{HeaderValue, Method, StatusCode, Uri, Version};
 use poem::{Endpoint, PathPattern, Request, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, Level, Span};
@@ -39,6 +39,7 @@ pub(super) struct Edge {
 /// What is known of a request before it is handled.
 struct Asked {
     method: Method,
+    version: Version,
     is_callback: bool,
     path: String,
     operation_id: Option<HeaderValue>,
@@ -58,6 +59,7 @@ pub(super) async fn around<E: Endpoint<Output = Response>>(
     let operation_id = operation_id::of(&request).cloned();
     let asked = Asked {
         method: method.clone(),
+        version: request.version(),
         is_callback: method == Method::POST && !is_posted_read(&edge.routes, &path),
         path,
         operation_id,
@@ -147,6 +149,14 @@ impl Edge {
         if self.access.has_keys() && let_in.how() == Admitted::No {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
+            // Else the server adds "keep-alive" for whoever asks for it with HTTP/1.0.
+            if asked.version == Version::HTTP_10 {
+                response.set_version(Version::HTTP_10);
+            }
+        }
+        if !asked.is_callback {
+            let control = HeaderValue::from_static(cache_control(count.route, status));
+            response.headers_mut().insert(CACHE_CONTROL, control);
         }
         Ok(response)
     }
@@ -209,9 +219,10 @@ impl Edge {
             }
             StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ApiToken::CHALLENGE)),
             StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, answers::RETRY_AFTER_SECS)),
-            StatusCode::METHOD_NOT_ALLOWED => {
-                Some((ALLOW, route.map_or("GET", |route| route.methods.as_str())))
-            }
+            StatusCode::METHOD_NOT_ALLOWED => Some((
+                ALLOW,
+                route.map_or("GET, HEAD", |route| route.methods.as_str()),
+            )),
             _ => None,
         };
         if let Some((name, value)) = header
@@ -236,6 +247,19 @@ impl Edge {
         } else {
             tracing::debug!(code, %detail, "callback refused");
         }
+    }
+}
+
+/// What a cache on the way may do with an answer. Without a word it may keep what it likes for as
+/// long as it likes, 404 too.
+fn cache_control(route: Option<&Route>, status: StatusCode) -> &'static str {
+    match route {
+        _ if status.is_client_error() || status.is_server_error() => "no-store",
+        // An ETag is good for as long as nothing has changed, which has to be asked each time.
+        Some(route) if route.is_read => "private, no-cache",
+        Some(_) => "no-store",
+        // The documentation.
+        None => "no-cache",
     }
 }
 

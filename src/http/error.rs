@@ -107,7 +107,7 @@ codes! {
     MemberUnknown = 5124, "member_unknown", NOT_FOUND, Read, "the user is not a current member of the group";
     /// The database is away or too slow.
     DatabaseAway = 5201, "database_away", SERVICE_UNAVAILABLE, Any, "the database is away";
-    /// Bodies take all of MAX_BODY_MEMORY.
+    /// Bodies take all of MAX_BODY_MEMORY, or answers all of MAX_ANSWER_MEMORY.
     Busy = 5203, "busy", SERVICE_UNAVAILABLE, Any, "too much at a time";
     /// The database is away, and the spool is full or cannot be written.
     SpoolRefused = 5205, "spool_refused", SERVICE_UNAVAILABLE, Callback, "the database is away, and the spool takes no more";

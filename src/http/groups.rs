@@ -1,5 +1,7 @@
 //! Reads about groups as a whole.
 
+use std::sync::Arc;
+
 use poem_openapi::param::{Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
@@ -8,14 +10,17 @@ use time::OffsetDateTime;
 
 use super::auth::ReadKey;
 use super::error::{Code, Error};
+use super::memory::AnswerMemory;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
-use super::written::{Written, optional_rfc3339, rfc3339};
+use super::rows::{Answer, Reading};
+use super::written::{optional_rfc3339, rfc3339};
 use super::{Tag, params};
-use crate::store::{GroupFilter, GroupRow, GroupSummary, Store};
+use crate::store::{GroupFilter, GroupRow, GroupSummary, Page, Store};
 
 pub(super) struct Groups {
     pub(super) store: Store,
+    pub(super) memory: Arc<AnswerMemory>,
 }
 
 /// A group. null means that OpenIM has never told; an empty text is a value.
@@ -245,7 +250,7 @@ impl Groups {
         limit: Query<u32>,
         /// nextCursor of the page before, with the same filters.
         cursor: Query<Option<String>>,
-    ) -> Result<Written<GroupPage>, ReadFailure> {
+    ) -> Result<Answer<GroupPage>, ReadFailure> {
         let text = |value: Option<String>| value.unwrap_or_default();
         let scope = Scope::new("groups")
             .and(&text(status.0.map(|status| status.to_string())))
@@ -255,15 +260,21 @@ impl Groups {
             status: status.0,
             check_wanted: check_wanted.0,
         };
-        let rows = self
-            .store
-            .groups(filter, &after, i64::from(limit.0) + 1)
-            .await?;
-        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
-        Ok(Written(GroupPage {
-            groups: rows.into_iter().map(Profile::from).collect(),
+        let mut reading = Reading::begin(&self.memory, limit.0 as usize + 1).await?;
+        let page = loop {
+            let room = reading.room();
+            let found = self.store.groups(filter, &after, limit.0, room).await?;
+            if let Some(page) = reading.takes(found).await? {
+                break page;
+            }
+        };
+        let found = reading.end_page(page, GroupRow::bytes).await?;
+        let next_cursor = page::next(&found.rows, &scope, |row| &row.group_id);
+        let make = |page: Page<GroupRow>| GroupPage {
+            groups: page.rows.into_iter().map(Profile::from).collect(),
             next_cursor,
-        }))
+        };
+        Ok(found.write(make).await?)
     }
 
     /// One group, and in numbers
@@ -277,12 +288,30 @@ impl Groups {
         /// The group.
         #[oai(name = "groupID", example = "params::example_group")]
         group_id: Path<String>,
-    ) -> Result<Written<Group>, ReadFailure> {
+    ) -> Result<Answer<Group>, ReadFailure> {
         let group = params::group_id(group_id.0)?;
-        let Some(summary) = self.store.group(&group).await? else {
+        let mut reading = Reading::begin(&self.memory, 1).await?;
+        let summary = loop {
+            let found = match self.store.group(&group, reading.room()).await? {
+                None => break None,
+                Some(found) => reading.takes(found).await?,
+            };
+            if found.is_some() {
+                break found;
+            }
+        };
+        let Some(summary) = summary else {
             let detail = "groupID: no callback has named it yet";
             return Err(Error::new(Code::GroupUnknown, detail).into());
         };
+        let bytes = summary.group.bytes();
+        let found = reading.end(summary, 1, bytes).await?;
+        Ok(found.write(Group::from).await?)
+    }
+}
+
+impl From<GroupSummary> for Group {
+    fn from(summary: GroupSummary) -> Self {
         let GroupSummary {
             group,
             by_role,
@@ -295,12 +324,12 @@ impl Groups {
                 members: count.members,
             })
             .collect();
-        Ok(Written(Group {
+        Self {
             profile: group.into(),
             member_count: roles.iter().map(|role| role.members).sum(),
             roles,
             newest_change,
-        }))
+        }
     }
 }
 

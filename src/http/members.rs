@@ -1,7 +1,8 @@
 //! Reads about the members of one group.
 
-use headers::{ETag, Header as _, IfNoneMatch};
-use poem::http::HeaderValue;
+use std::sync::Arc;
+
+use poem::Request;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
@@ -10,15 +11,19 @@ use time::OffsetDateTime;
 
 use super::auth::ReadKey;
 use super::error::{Code, Error};
+use super::etag;
+use super::memory::AnswerMemory;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
-use super::written::{Written, optional_rfc3339, rfc3339};
+use super::rows::{Answer, Reading};
+use super::written::{optional_rfc3339, rfc3339};
 use super::{Tag, params};
 use crate::domain::UserId;
-use crate::store::{MemberFilter, MemberRow, MemberState, Store};
+use crate::store::{Found, MemberFilter, MemberRow, MemberState, Page, Room, Store};
 
 pub(super) struct Members {
     pub(super) store: Store,
+    pub(super) memory: Arc<AnswerMemory>,
 }
 
 /// A member of a group. null: not known, where nothing else is said; an empty text is a value.
@@ -219,7 +224,7 @@ enum MemberAnswer {
     /// The member.
     #[oai(status = 200)]
     Found(
-        Written<Member>,
+        Answer<Member>,
         /// Changes whenever the member does.
         #[oai(header = "ETag")]
         String,
@@ -273,7 +278,7 @@ impl Members {
         limit: Query<u32>,
         /// nextCursor of the page before, with the same filters.
         cursor: Query<Option<String>>,
-    ) -> Result<Written<MemberPage>, ReadFailure> {
+    ) -> Result<Answer<MemberPage>, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let mut user_ids = user_ids
             .0
@@ -299,16 +304,25 @@ impl Members {
             role_level: role_level.0,
             user_ids,
         };
-        let rows = self
-            .store
-            .members(&group, &filter, &after, i64::from(limit.0) + 1)
-            .await?;
-        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.user_id);
-        Ok(Written(MemberPage {
+        let mut reading = Reading::begin(&self.memory, limit.0 as usize + 1).await?;
+        let page = loop {
+            let room = reading.room();
+            let found = self
+                .store
+                .members(&group, &filter, &after, limit.0, room)
+                .await?;
+            if let Some(page) = reading.takes(found).await? {
+                break page;
+            }
+        };
+        let found = reading.end_page(page, MemberRow::bytes).await?;
+        let next_cursor = page::next(&found.rows, &scope, |row| &row.user_id);
+        let make = |page: Page<MemberRow>| MemberPage {
             group_id: group.as_str().to_owned(),
-            members: rows.into_iter().map(Member::from).collect(),
+            members: page.rows.into_iter().map(Member::from).collect(),
             next_cursor,
-        }))
+        };
+        Ok(found.write(make).await?)
     }
 
     /// One member
@@ -332,39 +346,42 @@ impl Members {
         user_id: Path<String>,
         /// ETag of an earlier answer.
         #[oai(name = "If-None-Match")]
-        if_none_match: Header<Option<String>>,
+        _if_none_match: Header<Option<String>>,
+        // Has all lines of it.
+        request: &Request,
     ) -> Result<MemberAnswer, ReadFailure> {
         let group = params::group_id(group_id.0)?;
         let user = params::user_id(user_id.0)?;
-        let Some(row) = self.store.member(group, user).await? else {
+        let pair: Arc<[_]> = [(group, user)].into();
+        let mut reading = Reading::begin(&self.memory, 1).await?;
+        let row = loop {
+            let found = match reading.room() {
+                Room::Short => self.store.memberships(Arc::clone(&pair)).await?,
+                Room::Bytes(bytes) => self.store.long_members(&[(&pair[0], bytes)]).await?,
+            };
+            let Some(member) = found.into_iter().next().flatten() else {
+                break None;
+            };
+            let found = match member.has_texts {
+                true => Found::Whole(member.row),
+                false => Found::Long(member.bytes),
+            };
+            if let Some(row) = reading.takes(found).await? {
+                break Some(row);
+            }
+        };
+        let Some(row) = row else {
             let detail = "no current member of this group has this userID";
             return Err(Error::new(Code::MemberUnknown, detail).into());
         };
-        let etag = etag(row.updated_at);
-        if if_none_match
-            .0
-            .is_some_and(|header| matches(&header, &etag))
-        {
+        let etag = etag::of(row.updated_at);
+        if etag::is_held(request.headers(), &etag) {
             return Ok(MemberAnswer::NotModified(etag));
         }
-        Ok(MemberAnswer::Found(Written(row.into()), etag))
+        let bytes = row.bytes();
+        let found = reading.end(row, 1, bytes).await?;
+        Ok(MemberAnswer::Found(found.write(Member::from).await?, etag))
     }
-}
-
-/// Every change of a served value moves `updated_at` by a microsecond at least, so all its digits
-/// make a strong ETag.
-fn etag(updated_at: OffsetDateTime) -> String {
-    format!("\"{}\"", updated_at.unix_timestamp_nanos() / 1000)
-}
-
-/// Whether an If-None-Match header names the ETag; one that cannot be read names nothing.
-fn matches(if_none_match: &str, etag: &str) -> bool {
-    let (Ok(header), Ok(etag)) = (HeaderValue::from_str(if_none_match), etag.parse::<ETag>())
-    else {
-        return false;
-    };
-    IfNoneMatch::decode(&mut std::iter::once(&header))
-        .is_ok_and(|header| !header.precondition_passes(&etag))
 }
 
 #[cfg(test)]

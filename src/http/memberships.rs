@@ -1,5 +1,6 @@
 //! Reads about memberships across groups: a user's own, and any pairs.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use poem_openapi::param::{Path, Query};
@@ -12,15 +13,17 @@ use super::body::{FromBody, JsonBody};
 use super::error::{Door, Error};
 use super::json;
 use super::members::Member;
+use super::memory::AnswerMemory;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
-use super::written::Written;
+use super::rows::{self, Answer, Held, Reading};
 use super::{Tag, params};
 use crate::domain::{GroupId, UserId};
-use crate::store::Store;
+use crate::store::{MemberRow, PAGE_BYTES, Page, SoughtMember, Store};
 
 pub(super) struct Memberships {
     pub(super) store: Store,
+    pub(super) memory: Arc<AnswerMemory>,
 }
 
 /// A page of the groups that a user is in.
@@ -119,7 +122,7 @@ struct Membership {
     /// As what; null for no member, and for a member whose role OpenIM has never told.
     #[oai(nullable)]
     role_level: Option<i32>,
-    /// The whole member; null for no member.
+    /// The whole member; null for no member, and for a member that is left out.
     #[oai(nullable)]
     member: Option<Member>,
 }
@@ -181,26 +184,34 @@ impl Memberships {
         limit: Query<u32>,
         /// nextCursor of the page before.
         cursor: Query<Option<String>>,
-    ) -> Result<Written<MembershipPage>, ReadFailure> {
+    ) -> Result<Answer<MembershipPage>, ReadFailure> {
         let user = params::user_id(user_id.0)?;
         let scope = Scope::new("groups of user").and(user.as_str());
         let after = scope.key(cursor.0.as_deref())?;
-        let rows = self
-            .store
-            .groups_of(&user, &after, i64::from(limit.0) + 1)
-            .await?;
-        let (rows, next_cursor) = page::cut(rows, limit.0, &scope, |row| &row.group_id);
-        Ok(Written(MembershipPage {
+        let mut reading = Reading::begin(&self.memory, limit.0 as usize + 1).await?;
+        let page = loop {
+            let room = reading.room();
+            let found = self.store.groups_of(&user, &after, limit.0, room).await?;
+            if let Some(page) = reading.takes(found).await? {
+                break page;
+            }
+        };
+        let found = reading.end_page(page, MemberRow::bytes).await?;
+        let next_cursor = page::next(&found.rows, &scope, |row| &row.group_id);
+        let make = |page: Page<MemberRow>| MembershipPage {
             user_id: user.as_str().to_owned(),
-            groups: rows.into_iter().map(Member::from).collect(),
+            groups: page.rows.into_iter().map(Member::from).collect(),
             next_cursor,
-        }))
+        };
+        Ok(found.write(make).await?)
     }
 
     /// Who is in which group, as what?
     ///
     /// Answers up to 1,000 questions at once: what a backend asks before it lets someone in. One
-    /// answer for each pair, in the order of the pairs.
+    /// answer for each pair, in the order of the pairs; isMember and roleLevel are always told. Members
+    /// have 4 MiB of text together at most: `member` is null where isMember is true for those that
+    /// are too large for what is left of it. Ask for these with GET /groups/{groupID}/members/{userID}.
     #[oai(
         path = "/memberships/query",
         method = "post",
@@ -210,21 +221,98 @@ impl Memberships {
         &self,
         _key: ReadKey,
         body: JsonBody<MembershipQuery>,
-    ) -> Result<Written<MembershipAnswers>, ReadFailure> {
-        let pairs: Arc<[_]> = body.parsed.into();
-        let found = self.store.memberships(Arc::clone(&pairs)).await?;
-        let memberships = pairs
-            .iter()
-            .zip(found)
-            .map(|((group, user), row)| Membership {
+    ) -> Result<Answer<MembershipAnswers>, ReadFailure> {
+        let asked = Asked::new(body.parsed);
+        let mut share = rows::hold(&self.memory, asked.pairs.len()).await?;
+        let mut found = self.store.memberships(Arc::clone(&asked.pairs)).await?;
+        let (is_shown, bytes) = asked.shown(&found);
+        let read = found.iter().flatten().filter(|member| member.has_texts);
+        let read: usize = read.map(|member| member.bytes).sum();
+        rows::fit(&mut share, bytes.max(read), asked.places.len()).await?;
+        let is_long = |at: &usize| found[*at].as_ref().is_some_and(|sought| !sought.has_texts);
+        let long: Vec<usize> = asked.shown_pairs(&is_shown).filter(is_long).collect();
+        let allowed = |at: &usize| {
+            (
+                &asked.pairs[*at],
+                found[*at].as_ref().map_or(0, |m| m.bytes),
+            )
+        };
+        let pairs: Vec<_> = long.iter().map(allowed).collect();
+        let members = self.store.long_members(&pairs).await?;
+        for (at, member) in long.into_iter().zip(members) {
+            found[at] = member;
+        }
+        let held = Held {
+            rows: found,
+            bytes,
+            share,
+        };
+        Ok(held.write(|found| asked.answers(&is_shown, &found)).await?)
+    }
+}
+
+/// The pairs of a query, each once, and where they are asked for.
+struct Asked {
+    pairs: Arc<[(GroupId, UserId)]>,
+    /// The index of a pair, for each place.
+    places: Vec<usize>,
+}
+
+impl Asked {
+    fn new(all: Vec<(GroupId, UserId)>) -> Self {
+        let mut places = Vec::with_capacity(all.len());
+        let mut known = HashMap::with_capacity(all.len());
+        let mut pairs = Vec::new();
+        for pair in all {
+            let at = *known.entry(pair.clone()).or_insert(pairs.len());
+            if at == pairs.len() {
+                pairs.push(pair);
+            }
+            places.push(at);
+        }
+        Self {
+            pairs: pairs.into(),
+            places,
+        }
+    }
+
+    /// Whether the member is shown, for each place: as many as a page has bytes for, from the first
+    /// on; those that are too large for what is left are passed over. And how many bytes these have.
+    fn shown(&self, found: &[Option<SoughtMember>]) -> (Vec<bool>, usize) {
+        let mut bytes = 0;
+        let is_shown = self.places.iter().map(|at| {
+            let more = found[*at].as_ref().map_or(0, |member| member.bytes);
+            let fits = bytes + more <= PAGE_BYTES;
+            bytes += if fits { more } else { 0 };
+            fits
+        });
+        (is_shown.collect(), bytes)
+    }
+
+    /// The pairs of which a member is shown, each once.
+    fn shown_pairs(&self, is_shown: &[bool]) -> impl Iterator<Item = usize> + use<> {
+        let shown = self.places.iter().zip(is_shown);
+        let shown: BTreeSet<usize> = shown.filter(|(_, is)| **is).map(|(at, _)| *at).collect();
+        shown.into_iter()
+    }
+
+    fn answers(&self, is_shown: &[bool], found: &[Option<SoughtMember>]) -> MembershipAnswers {
+        let answer = |(at, is_shown): (&usize, &bool)| {
+            let (group, user) = &self.pairs[*at];
+            let sought = found[*at].as_ref();
+            // One that has grown meanwhile is left out too.
+            let shown = sought.filter(|member| *is_shown && member.has_texts);
+            Membership {
                 group_id: group.as_str().to_owned(),
                 user_id: user.as_str().to_owned(),
-                is_member: row.is_some(),
-                role_level: row.as_ref().and_then(|row| row.role_level),
-                member: row.map(Member::from),
-            })
-            .collect();
-        Ok(Written(MembershipAnswers { memberships }))
+                is_member: sought.is_some(),
+                role_level: sought.and_then(|member| member.row.role_level),
+                member: shown.map(|member| member.row.clone().into()),
+            }
+        };
+        MembershipAnswers {
+            memberships: self.places.iter().zip(is_shown).map(answer).collect(),
+        }
     }
 }
 

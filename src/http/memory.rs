@@ -1,4 +1,5 @@
-//! The memory for request bodies: so much for each door, shared by all who send.
+//! The memory for request bodies, so much for each door, and that for answers to reads: shared by all
+//! who send or ask.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,16 +23,20 @@ pub(super) struct Pool {
     pub(super) max_bytes: usize,
     /// The setting that says so, for an error.
     setting: &'static str,
-    /// For the beginning of every body, so that small ones never queue behind large ones.
+    /// For small bodies alone, so that they never queue behind large ones.
     small: Memory,
-    /// For the rest of the large ones.
+    /// For large ones.
     large: Memory,
 }
 
-/// Up to here a body is small. It counts as it arrives, so that those who announce much and send
-/// little hold up nobody. Beyond it the whole of what is announced is counted at once: many large
-/// bodies of which each waits for the rest of its share would all wait for ever.
+/// Up to here a body is small by what it announces. A large one counts as it arrives up to here, so
+/// that those who announce much and send little hold up nobody. Beyond it the whole of what is
+/// announced is counted at once: many large bodies of which each waits for the rest of its share
+/// would all wait for ever.
 const SMALL: usize = 64 << 10;
+/// Up to here a body is small that announces nothing. Less than the other: what it takes of the
+/// memory for small ones is held while it waits for that of large ones.
+const SMALL_UNANNOUNCED: usize = 8 << 10;
 
 /// Largest body of a read: a thousand pairs of the longest ids have 2 MiB.
 const MAX_READ_BYTES: usize = 4 << 20;
@@ -74,8 +79,8 @@ impl Pool {
             // One that can be held, however little the memory.
             max_bytes: max_bytes.min(large as usize),
             setting,
-            small: Memory::new(small),
-            large: Memory::new(large),
+            small: Memory::new(small, BODIES),
+            large: Memory::new(large, BODIES),
         }
     }
 
@@ -88,18 +93,20 @@ impl Pool {
         announced: Option<usize>,
         wait: Duration,
     ) -> Result<usize, Error> {
+        let is_small = match announced {
+            Some(announced) => announced <= SMALL,
+            None => length <= SMALL_UNANNOUNCED,
+        };
+        if is_small {
+            shares.small.grow(length, &self.small, wait).await?;
+            return Ok(length);
+        }
         let whole = match announced {
             Some(announced) if length > SMALL => announced.max(length),
             _ => length,
         };
-        shares
-            .small
-            .grow(length.min(SMALL), &self.small, wait)
-            .await?;
-        shares
-            .large
-            .grow(whole.saturating_sub(SMALL), &self.large, wait)
-            .await?;
+        shares.large.grow(whole, &self.large, wait).await?;
+        shares.small = Share::default();
         Ok(whole)
     }
 
@@ -110,19 +117,90 @@ impl Pool {
     }
 }
 
+/// The memory for answers to reads.
+#[derive(Debug)]
+pub(super) struct AnswerMemory {
+    /// For small answers alone, so that they never queue behind large ones.
+    small: Memory,
+    large: Memory,
+    wait: Duration,
+}
+
+impl AnswerMemory {
+    pub(super) fn new(bytes: u32, patience: Patience) -> Self {
+        let small = bytes / 4;
+        Self {
+            small: Memory::new(small, ANSWERS),
+            large: Memory::new(bytes - small, ANSWERS),
+            wait: patience.memory,
+        }
+    }
+
+    /// What answers take now, in bytes.
+    pub(super) fn in_use(&self) -> usize {
+        self.small.in_use() + self.large.in_use()
+    }
+
+    /// A share of so many bytes.
+    pub(super) async fn hold(self: &Arc<Self>, bytes: usize) -> Result<AnswerShare, Error> {
+        let mut share = AnswerShare {
+            memory: Arc::clone(self),
+            shares: Shares::default(),
+        };
+        share.resize(bytes).await?;
+        Ok(share)
+    }
+}
+
+/// A share of the memory for answers, given back on drop.
+#[derive(Debug)]
+pub(super) struct AnswerShare {
+    memory: Arc<AnswerMemory>,
+    /// One of them.
+    shares: Shares,
+}
+
+impl AnswerShare {
+    /// Makes it so large: at once where it becomes smaller, else as soon as others have given back
+    /// theirs. What needs more than all the memory is alone with it.
+    pub(super) async fn resize(&mut self, bytes: usize) -> Result<(), Error> {
+        let AnswerMemory { small, large, wait } = &*self.memory;
+        let Shares {
+            small: of_small,
+            large: of_large,
+        } = &mut self.shares;
+        if bytes <= SMALL.min(small.all as usize) && of_large.bytes() == 0 {
+            of_small.shrink(bytes);
+            return of_small.grow(bytes, small, *wait).await;
+        }
+        let bytes = bytes.min(large.all as usize);
+        of_large.shrink(bytes);
+        of_large.grow(bytes, large, *wait).await?;
+        *of_small = Share::default();
+        Ok(())
+    }
+}
+
+/// What there is too much of, for an error.
+pub(super) const BODIES: &str = "too many bodies at a time; try again in a moment";
+pub(super) const ANSWERS: &str = "too many answers at a time; try again in a moment";
+
 /// So much memory, to be shared.
 #[derive(Debug)]
 struct Memory {
     /// One permit a byte.
     free: Arc<Semaphore>,
     all: u32,
+    /// What is said where it is not enough.
+    busy: &'static str,
 }
 
 impl Memory {
-    fn new(bytes: u32) -> Self {
+    fn new(bytes: u32, busy: &'static str) -> Self {
         Self {
             free: Arc::new(Semaphore::new(bytes as usize)),
             all: bytes,
+            busy,
         }
     }
 
@@ -147,18 +225,21 @@ impl Share {
         self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 
+    /// Gives back what it has beyond `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        let more = self.bytes().saturating_sub(bytes);
+        if let Some(share) = &mut self.0 {
+            drop(share.split(more));
+        }
+    }
+
     /// Makes it `bytes` large, waiting for others to give back theirs.
     async fn grow(&mut self, bytes: usize, memory: &Memory, wait: Duration) -> Result<(), Error> {
         let more = bytes.saturating_sub(self.bytes());
         if more == 0 {
             return Ok(());
         }
-        let busy = || {
-            Error::new(
-                Code::Busy,
-                "too many bodies at a time; try again in a moment",
-            )
-        };
+        let busy = || Error::new(Code::Busy, memory.busy);
         let more = u32::try_from(more).map_err(|_| busy())?;
         let free = Arc::clone(&memory.free);
         let taken = match Arc::clone(&free).try_acquire_many_owned(more) {

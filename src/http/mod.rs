@@ -13,6 +13,7 @@ mod document;
 mod drift;
 mod edge;
 mod error;
+mod etag;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod groups;
@@ -30,6 +31,7 @@ mod payload;
 mod portable;
 mod problem;
 mod reply;
+mod rows;
 mod site;
 mod written;
 
@@ -37,6 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use poem::http::header::CACHE_CONTROL;
 use poem::web::Data;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
 use poem_openapi::{OpenApiService, Tags};
@@ -53,7 +56,7 @@ use edge::Edge;
 use groups::Groups;
 use members::Members;
 use memberships::Memberships;
-use memory::BodyLimits;
+use memory::{AnswerMemory, BodyLimits};
 use ops::{Gauges, Ops};
 use pages::Pages;
 
@@ -70,6 +73,8 @@ pub struct Settings {
     pub access: AccessSettings,
     /// How much of bodies is held.
     pub body: BodySettings,
+    /// How much of answers to reads is held, in bytes.
+    pub max_answer_memory: u32,
     /// How long senders are waited for.
     pub patience: Patience,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
@@ -145,6 +150,7 @@ fn endpoint(
     is_local: bool,
     gauges: Option<Gauges>,
     bodies: Arc<BodyLimits>,
+    answers: Arc<AnswerMemory>,
 ) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
     let Parts {
         store,
@@ -172,12 +178,15 @@ fn endpoint(
         },
         Groups {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Members {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Memberships {
             store: store.clone(),
+            memory: Arc::clone(&answers),
         },
         Drifts {
             store: store.clone(),
@@ -208,6 +217,7 @@ fn metrics_alone(
     let text = gauges.text()?;
     Ok(Response::builder()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .header(CACHE_CONTROL, "no-store")
         .body(text))
 }
 
@@ -227,10 +237,12 @@ pub async fn serve(
     let is_local = listener.local_addr()?.ip().is_loopback();
     let patience = settings.patience;
     let bodies = Arc::new(BodyLimits::new(settings.body, patience));
+    let answers = Arc::new(AnswerMemory::new(settings.max_answer_memory, patience));
     let gauges = Gauges {
         metrics: parts.metrics.clone(),
         store: parts.store.clone(),
         bodies: Arc::clone(&bodies),
+        answers: Arc::clone(&answers),
         ingest: parts.ingest.clone(),
     };
     let places = accept::places(parts.store.max_connections() + accept::FEW);
@@ -252,8 +264,8 @@ pub async fn serve(
         None => None,
     };
     let gauges = metrics_server.is_none().then_some(gauges);
-    let endpoint =
-        endpoint(parts, &settings, is_local, gauges, bodies).map_err(std::io::Error::other)?;
+    let endpoint = endpoint(parts, &settings, is_local, gauges, bodies, answers)
+        .map_err(std::io::Error::other)?;
     let served = Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(
         endpoint,
         shutdown,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Tag;
 use super::auth::ReadKey;
 use super::error::{Code, Error};
-use super::memory::BodyLimits;
+use super::memory::{AnswerMemory, BodyLimits};
 use super::problem::ReadFailure;
 use crate::ingest::Ingest;
 use crate::store::Store;
@@ -70,6 +70,7 @@ pub(super) struct Gauges {
     pub(super) metrics: Metrics,
     pub(super) store: Store,
     pub(super) bodies: Arc<BodyLimits>,
+    pub(super) answers: Arc<AnswerMemory>,
     pub(super) ingest: Ingest,
 }
 
@@ -84,6 +85,7 @@ impl Gauges {
             pool_idle,
             pool_max: self.store.max_connections(),
             body_memory: self.bodies.in_use(),
+            answer_memory: self.answers.in_use(),
             waiting,
             marks_waiting,
             spool_entries: spool.waiting,

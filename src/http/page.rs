@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{Code, Error};
 use crate::domain::UserId;
+use crate::store::Page;
 
 /// First byte of every cursor. A change of the form takes another number.
 const VERSION: u8 = 1;
@@ -68,21 +69,10 @@ impl Scope {
     }
 }
 
-/// A page and, if there are more, the cursor of the next: from `limit` + 1 items.
-pub(super) fn cut<T>(
-    mut items: Vec<T>,
-    limit: u32,
-    scope: &Scope,
-    key: impl Fn(&T) -> &str,
-) -> (Vec<T>, Option<String>) {
-    let limit = limit as usize;
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = items
-        .last()
-        .filter(|_| more)
-        .map(|last| scope.cursor(key(last)));
-    (items, next)
+/// The cursor of the next page, if there are more rows than those of this one.
+pub(super) fn next<T>(page: &Page<T>, scope: &Scope, key: impl Fn(&T) -> &str) -> Option<String> {
+    let last = page.rows.last().filter(|_| page.has_more);
+    last.map(|last| scope.cursor(key(last)))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use poem::Request;
 use poem::http::header::{HOST, ORIGIN};
 use poem::http::uri::Authority;
 
-/// Every name that the request gives us counts: `Host`, and the URL where that is absolute.
+/// Every name that the request gives us counts: that of `Host`, and that of a whole URL, which a
+/// request to a proxy has.
 pub(super) fn names_this_machine(request: &Request) -> bool {
     let hosts = request.headers().get_all(HOST).iter();
     let of_header = hosts.map(|host| Authority::try_from(host.as_bytes()).ok());

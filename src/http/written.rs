@@ -6,7 +6,7 @@
 
 use poem::http::header::CONTENT_TYPE;
 use poem::http::{HeaderValue, StatusCode};
-use poem::{IntoResponse, Response};
+use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry};
@@ -33,16 +33,19 @@ impl<T: Type> Payload for Written<T> {
 impl<T: Serialize + Send> IntoResponse for Written<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {
-            Ok(json) => {
-                let mut response = Response::from(json);
-                let json = HeaderValue::from_static("application/json; charset=utf-8");
-                response.headers_mut().insert(CONTENT_TYPE, json);
-                response
-            }
+            Ok(json) => self::json(json),
             // A time outside the years 0 to 9999, which neither we nor now() ever wrote.
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }
+}
+
+/// JSON text as an answer.
+pub(super) fn json(text: impl Into<Body>) -> Response {
+    let mut response = Response::from(text.into());
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
 }
 
 impl<T: Type + Serialize + Send> ApiResponse for Written<T> {

@@ -152,6 +152,8 @@ impl Counted {
         self.last_used = now;
         let _working = Working::begin(&self.connector.used);
         let done = self.alarm.timeout_at(deadline, work(connection)).await;
+        // Else it keeps what the largest message took for as long as it is there.
+        connection.shrink_buffers();
         Ok(done.ok_or_else(Error::gave_up)??)
     }
 

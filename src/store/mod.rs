@@ -5,7 +5,7 @@
 
 /// Defines the SQL constants of a file and `STATEMENTS`, the list of them all.
 macro_rules! statements {
-    ($($(#[$doc:meta])* $name:ident = $sql:literal;)+) => {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
         $($(#[$doc])* const $name: &str = $sql;)+
         /// Every statement of this file, by name.
         pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
@@ -18,6 +18,7 @@ mod emptying;
 mod error;
 mod lookups;
 mod migrate;
+#[macro_use]
 mod read;
 mod reconcile;
 mod rejected;
@@ -42,7 +43,8 @@ use touched::Touched;
 pub use connect::{Database, OpenError};
 pub use error::Error;
 pub use read::{
-    GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, RoleCount,
+    Found, GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, PAGE_BYTES,
+    Page, RoleCount, Room, SHORT_ROW, SoughtMember,
 };
 pub use reconcile::{
     Begun, ComparedMember, Finished, KnownGroup, Named, Noted, Run, RunCounts, TOO_MANY_REMOVALS,

@@ -4,6 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
+use super::read::Texts;
 use crate::domain::{Group, GroupId, Member, Profile, Text, UserId};
 
 /// A group.
@@ -31,6 +32,22 @@ pub(super) struct StoredMember {
     pub(super) member: Member,
     pub(super) last_callback_xid: Option<i64>,
     pub(super) created_at: OffsetDateTime,
+}
+
+impl Texts for StoredMember {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let member = &self.member;
+        let texts = [
+            &member.nickname,
+            &member.display_nickname,
+            &member.face_url,
+            &member.display_face_url,
+            &member.ex,
+            &member.inviter,
+            &member.operator,
+        ];
+        texts.into_iter().flatten().map(Text::as_str)
+    }
 }
 
 /// An id that we have written, or an error as for any value that cannot be read.

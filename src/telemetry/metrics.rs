@@ -51,6 +51,7 @@ struct Inner {
     pool: IntGaugeVec,
     pool_max: IntGauge,
     body_memory: IntGauge,
+    answer_memory: IntGauge,
     waiting: IntGauge,
     marks_waiting: IntGauge,
     spool_entries: IntGauge,
@@ -103,6 +104,8 @@ pub struct Snapshot {
     pub pool_max: usize,
     /// What request bodies take, in bytes.
     pub body_memory: usize,
+    /// Memory that answers to reads take, in bytes.
+    pub answer_memory: usize,
     /// Changes that wait for a lane.
     pub waiting: usize,
     /// Groups that wait to be marked.
@@ -227,6 +230,10 @@ impl Metrics {
                 "body_memory_bytes",
                 "Memory that request bodies take (MAX_BODY_MEMORY at most).",
             )?,
+            answer_memory: IntGauge::new(
+                "answer_memory_bytes",
+                "Memory that answers to reads take (MAX_ANSWER_MEMORY at most).",
+            )?,
             waiting: IntGauge::new(
                 "changes_waiting",
                 "Changes that wait to be written; those that are being written are not counted.",
@@ -339,6 +346,7 @@ impl Metrics {
             pool,
             pool_max,
             body_memory,
+            answer_memory,
             waiting,
             marks_waiting,
             spool_entries,
@@ -359,7 +367,7 @@ impl Metrics {
             oldest_check,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 35] = [
+        let all: [Box<dyn Collector>; 36] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -376,6 +384,7 @@ impl Metrics {
             Box::new(pool.clone()),
             Box::new(pool_max.clone()),
             Box::new(body_memory.clone()),
+            Box::new(answer_memory.clone()),
             Box::new(waiting.clone()),
             Box::new(marks_waiting.clone()),
             Box::new(spool_entries.clone()),
@@ -425,6 +434,14 @@ impl Metrics {
             self.0.callbacks.with_label_values(&[command, outcome]);
         }
         self.0.callback_seconds.with_label_values(&[command]);
+    }
+
+    /// The same for reads that fail.
+    pub fn begin_read<'a>(&self, route: &str, statuses: impl Iterator<Item = &'a str>) {
+        for status in statuses {
+            self.0.reads.with_label_values(&[route, status]);
+        }
+        self.0.read_seconds.with_label_values(&[route]);
     }
 
     /// The same for callbacks that could not be understood.
@@ -576,6 +593,7 @@ impl Metrics {
             pool_idle,
             pool_max,
             body_memory,
+            answer_memory,
             waiting,
             marks_waiting,
             spool_entries,
@@ -598,6 +616,7 @@ impl Metrics {
             .set(number(pool_idle));
         inner.pool_max.set(number(pool_max));
         inner.body_memory.set(number(body_memory));
+        inner.answer_memory.set(number(answer_memory));
         inner.waiting.set(number(waiting));
         inner.marks_waiting.set(number(marks_waiting));
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);

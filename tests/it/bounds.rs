@@ -69,7 +69,7 @@ async fn what_arrived_of_a_body_that_stops_is_kept() {
 }
 
 /// Bodies of 1 MiB, 4 MiB together. Of these reads have 1 MiB and callbacks 3, three quarters of
-/// which are for what large bodies have beyond their first 64 KiB.
+/// which are for bodies that announce more than 64 KiB.
 async fn app_with_little_memory(patience: Duration) -> TestApp {
     TestApp::start_on(TestDb::new().await, |config| {
         config.body.max_bytes = 1 << 20;
@@ -186,6 +186,31 @@ async fn those_who_announce_much_and_send_little_hold_up_nobody() {
     app.callback_text(body_of(500 << 10)).await.ok();
 }
 
+/// They are more than there is memory for small ones, and nobody gives up on them.
+#[tokio::test]
+async fn half_open_large_bodies_leave_room_for_small_callbacks() {
+    for sent in [63 << 10, 70 << 10] {
+        let app = app_with_half_open(async |app| half(app, 1 << 20, sent).await).await;
+        app.set("g", "u", json!({})).await;
+    }
+    let app = app_with_half_open(async |app| half_chunked(app, 60 << 10).await).await;
+    app.set("g", "u", json!({})).await;
+}
+
+async fn app_with_half_open(half: impl AsyncFn(&TestApp) -> TcpStream) -> TestApp {
+    let app = app_with_little_memory(Duration::from_secs(600)).await;
+    for _ in 0..16 {
+        // It stays open for as long as the runtime.
+        let mut connection = half(&app).await;
+        tokio::spawn(async move { connection.read(&mut [0; 1]).await });
+    }
+    until("there is no more memory for small bodies", async || {
+        app.metric("body_memory_bytes").await >= f64::from(700 << 10)
+    })
+    .await;
+    app
+}
+
 #[tokio::test]
 async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
@@ -232,57 +257,17 @@ async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
     assert!(answer(&mut kept).await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
-/// No bound of HTTP/1.1 holds for HTTP/2: 16,384 silent strangers would lock OpenIM out.
-#[tokio::test]
-async fn http2_is_refused_at_its_first_bytes() {
-    // The bound of a head plays no part.
-    let app = TestApp::start_on(TestDb::new().await, |config| {
-        config.patience.head = Duration::from_secs(600);
-    })
-    .await;
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
-    let whole = [PREFACE, SETTINGS].concat();
-    for parts in [1, 17, 18, 24, whole.len()] {
-        let mut stranger = app.connect().await;
-        for part in whole.chunks(parts) {
-            // It may be closed while it speaks.
-            if stranger.write_all(part).await.is_err() {
-                break;
-            }
-            stranger.flush().await.unwrap();
-            tokio::task::yield_now().await;
-        }
-        let mut said = Vec::new();
-        let end = stranger.read_to_end(&mut said);
-        let end = tokio::time::timeout(Duration::from_secs(10), end).await;
-        assert!(end.is_ok(), "in parts of {parts}: not closed, {said:?}");
-        assert_eq!(said, b"", "in parts of {parts}: HTTP/2 was spoken");
-    }
-    // Nor is it changed to.
-    let mut stranger = app.connect().await;
-    let upgrade = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
-                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n";
-    stranger.write_all(upgrade.as_bytes()).await.unwrap();
-    assert!(
-        answer(&mut stranger)
-            .await
-            .starts_with("HTTP/1.1 200 OK\r\n")
-    );
-}
-
 #[tokio::test]
 async fn an_answer_that_nobody_takes_ends_its_connection() {
     let app = TestApp::start_on(TestDb::new().await, |config| config.patience.answer = SHORT).await;
     app.db
         .execute(
             "insert into group_members (group_id, user_id, ex, created_at, updated_at, last_callback_at)
-             select 'g', 'u' || n, repeat('x', 20000), now(), now(), now()
-               from generate_series(1, 1000) n",
+             values ('g', 'u', repeat('x', 20000000), now(), now(), now())",
         )
         .await;
     let mut stranger = app.connect().await;
-    let request = "GET /groups/g/members?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let request = "GET /groups/g/members HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stranger.write_all(request.as_bytes()).await.unwrap();
     until("the answer is begun", async || {
         app.metric("reads_total{route=\"/groups/{groupID}/members\",status=\"200\"}")
@@ -298,6 +283,120 @@ async fn an_answer_that_nobody_takes_ends_its_connection() {
     let mut said = Vec::new();
     let _ = stranger.read_to_end(&mut said).await;
     assert!(said.len() < 20_000_000, "the whole answer was taken");
+}
+
+/// HTTP/2's preface, and an empty SETTINGS frame.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Reads on until the connection ends, which has to be soon.
+async fn end_of(connection: &mut TcpStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    let end = connection.read_to_end(&mut said);
+    let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+    assert!(end.is_ok(), "it was not closed: {said:?}");
+    said
+}
+
+/// Nobody waits for long here, so what is closed is closed for what it said.
+async fn patient_app() -> TestApp {
+    TestApp::start_on(TestDb::new().await, |config| {
+        config.patience.head = Duration::from_secs(600);
+        config.stop.timeout = Duration::from_secs(600);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_preface_of_http2_is_refused_however_it_is_cut() {
+    let app = patient_app().await;
+    let preface = &HTTP2[..24];
+    for part in [preface.len(), 18, 17, 1] {
+        let mut stranger = app.connect().await;
+        stranger.set_nodelay(true).unwrap();
+        for part in preface.chunks(part) {
+            // It may be closed before it has said all.
+            if stranger.write_all(part).await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(end_of(&mut stranger).await, b"", "in parts of {part}");
+    }
+    // After a request of HTTP/1 as well.
+    let mut stranger = app.connect().await;
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stranger.write_all(request).await.unwrap();
+    assert!(
+        answer(&mut stranger)
+            .await
+            .starts_with("HTTP/1.1 200 OK\r\n")
+    );
+    stranger.write_all(HTTP2).await.unwrap();
+    let said = end_of(&mut stranger).await;
+    assert!(!said.starts_with(b"\0\0"), "a frame of HTTP/2: {said:?}");
+    // Only the connection that asks for the metrics is left.
+    until("the places are free", async || {
+        app.metric("http_connections").await == 1.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_is_not_held_by_who_began_http2() {
+    let app = patient_app().await;
+    let mut whole = app.connect().await;
+    whole.write_all(HTTP2).await.unwrap();
+    // The end, where it is refused; else what HTTP/2 answers.
+    let _ = whole.read(&mut [0; 1024]).await;
+    let mut begun = app.connect().await;
+    begun.write_all(&HTTP2[..10]).await.unwrap();
+    until("both are let in", async || {
+        app.metric("http_connections").await >= 2.0
+    })
+    .await;
+    let stop = tokio::time::timeout(Duration::from_secs(20), app.stop());
+    assert!(stop.await.is_ok(), "the stop waits for them");
+}
+
+#[tokio::test]
+async fn an_offer_to_go_on_with_http2_is_passed_over() {
+    let app = TestApp::start().await;
+    let mut connection = app.connect().await;
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+                   Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+    for _ in 0..2 {
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let answer = answer(&mut connection).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(!answer.to_lowercase().contains("upgrade"), "{answer}");
+    }
+}
+
+/// What a stranger of HTTP/1.0 is told of the connection that it wants to keep is one thing.
+#[tokio::test]
+async fn who_speaks_http_1_0_is_told_either_to_close_or_to_keep() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.access.callback_passwords = vec!["p".to_owned().into()];
+        config.access.api_tokens = vec!["t".to_owned().into()];
+    })
+    .await;
+    let mut connection = app.connect().await;
+    let told = |answer: &str| -> Vec<String> {
+        let lines = answer.lines().map(str::to_lowercase);
+        lines
+            .filter_map(|line| line.strip_prefix("connection: ").map(str::to_owned))
+            .collect()
+    };
+    let with_key = "GET /groups HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\
+                    Authorization: Bearer t\r\n\r\n";
+    for _ in 0..2 {
+        connection.write_all(with_key.as_bytes()).await.unwrap();
+        assert_eq!(told(&answer(&mut connection).await), ["keep-alive"]);
+    }
+    let without = "GET /groups HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n";
+    connection.write_all(without.as_bytes()).await.unwrap();
+    let said = String::from_utf8(end_of(&mut connection).await).unwrap();
+    assert!(said.starts_with("HTTP/1.0 401 "), "{said}");
+    assert_eq!(told(&said), ["close"]);
 }
 
 #[tokio::test]

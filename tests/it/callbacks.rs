@@ -619,7 +619,7 @@ async fn every_error_to_a_post_is_the_package_and_to_others_a_problem() {
     let reply = app.post("/groups/g/members", "{}").await;
     assert_eq!(reply.status, 405);
     assert_eq!(reply.body["errCode"], 5122);
-    assert_eq!(reply.header("allow"), Some("GET"));
+    assert_eq!(reply.header("allow"), Some("GET, HEAD"));
     // Also where a read without parameters has the path.
     for path in ["/livez", "/readyz", "/metrics"] {
         let reply = app.post(path, "{}").await;
@@ -628,6 +628,9 @@ async fn every_error_to_a_post_is_the_package_and_to_others_a_problem() {
             (405, &json!(5122)),
             "{path}"
         );
+        assert_eq!(reply.header("allow"), Some("GET, HEAD"), "{path}");
+        let head = app.send(Method::HEAD, path, |request| request).await;
+        assert_eq!(head.status, 200, "{path}");
     }
     for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH] {
         let reply = app.send(method.clone(), PATH, |request| request).await;

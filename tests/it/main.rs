@@ -21,6 +21,7 @@ mod fences;
 mod hints;
 mod histories;
 mod lanes;
+mod large_answers;
 mod lookups;
 mod membership;
 mod model;

@@ -590,6 +590,21 @@ async fn an_etag_saves_sending_the_same_member_again() {
     for other in ["\"x\"", "x", "", "\"1", "é"] {
         assert_eq!(ask(other).await.status, 200, "{other}");
     }
+    // As proxies hand it on that compress answers.
+    for encoding in ["gzip", "br"] {
+        let held = etag.replace(&micros.to_string(), &format!("{micros}-{encoding}"));
+        for held in [held.clone(), format!("W/{held}")] {
+            assert_eq!(ask(&held).await.status, 304, "{held}");
+        }
+    }
+    for order in [["\"x\"", &etag], [&etag, "\"x\""]] {
+        let reply = app.send(Method::GET, path, |request| {
+            order.iter().fold(request, |request, tag| {
+                request.header("if-none-match", *tag)
+            })
+        });
+        assert_eq!(reply.await.status, 304, "{order:?}");
+    }
     // The same value again is no change; another one is.
     app.set("g", "u", json!({"nickName": "a"})).await;
     assert_eq!(ask(&etag).await.status, 304);
@@ -597,6 +612,42 @@ async fn an_etag_saves_sending_the_same_member_again() {
     let reply = ask(&etag).await;
     assert_eq!((reply.status, &reply.body["nickName"]), (200, &json!("b")));
     assert_ne!(reply.header("etag"), Some(etag.as_str()));
+}
+
+#[tokio::test]
+async fn caches_on_the_way_keep_nothing_that_may_have_changed() {
+    let app = TestApp::start().await;
+    app.set("g", "u", json!({})).await;
+    let member = "/groups/g/members/u";
+    let etag = app.get(member).await.header("etag").unwrap().to_owned();
+    for (path, status, expected) in [
+        (member, 200, "private, no-cache"),
+        ("/groups/g/members", 200, "private, no-cache"),
+        ("/groups", 200, "private, no-cache"),
+        ("/groups/g", 200, "private, no-cache"),
+        ("/users/u/groups", 200, "private, no-cache"),
+        ("/livez", 200, "no-store"),
+        ("/readyz", 200, "no-store"),
+        ("/metrics", 200, "no-store"),
+        ("/drift", 200, "no-store"),
+        ("/groups/g/members/v", 404, "no-store"),
+        ("/groups?limit=x", 400, "no-store"),
+        ("/no/where", 404, "no-store"),
+        ("/openapi.json", 200, "no-cache"),
+        ("/docs", 200, "no-cache"),
+    ] {
+        let reply = app.get(path).await;
+        let told = (reply.status, reply.header("cache-control"));
+        assert_eq!(told, (status, Some(expected)), "{path}");
+    }
+    let held = app.send(Method::GET, member, |request| {
+        request.header("if-none-match", &etag)
+    });
+    let held = held.await;
+    let told = (held.status, held.header("cache-control"));
+    assert_eq!(told, (304, Some("private, no-cache")));
+    let query = app.post("/memberships/query", r#"{"pairs":[]}"#).await;
+    assert_eq!(query.header("cache-control"), Some("private, no-cache"));
 }
 
 #[tokio::test]

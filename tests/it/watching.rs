@@ -101,6 +101,9 @@ async fn what_alerts_ask_for_is_there_before_it_happens() {
         "callbacks_total{command=\"other\",outcome=\"credentials_wrong\"} 0\n",
         "rejected_callbacks_total{code=\"field_type\",kept=\"no\"} 0\n",
         "http_accept_errors_total 0\n",
+        "reads_total{route=\"/groups/{groupID}/members\",status=\"503\"} 0\n",
+        "reads_total{route=\"/memberships/query\",status=\"500\"} 0\n",
+        "reads_total{route=\"other\",status=\"500\"} 0\n",
         "reconcile_cycles_total{outcome=\"too_many_removals\"} 0\n",
         "reconcile_interval_seconds 600\n",
         "hints_total{outcome=\"due\",type=\"1509\"} 0\n",
@@ -161,6 +164,8 @@ async fn metrics_can_have_a_listener_of_their_own_without_a_token() {
     assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
     let counted = "_reads_total{route=\"/groups/{groupID}\",status=\"404\"} 1\n";
     assert!(text.contains(counted), "{text}");
+    let again = client.get(url).send().await.unwrap();
+    assert_eq!(again.headers()["cache-control"], "no-store");
     // On loopback only those who name this machine, as at every door without a key.
     let rebound = client.get(url).header("host", "evil.example").send().await;
     assert_eq!(rebound.unwrap().status(), 403);

@@ -1,20 +1,46 @@
 //! Groups: one in numbers, and pages of them.
 
-use sqlx::FromRow;
+use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
 use super::super::{Error, Store};
+use super::bounded::{self, Found, Page, Room, SHORT_ROW, Texts};
 use crate::domain::GroupId;
 
-statements! {
-    /// One look at the primary key.
-    GROUP = "
-SELECT group_id, name, notification, introduction, face_url, owner_user_id, ex, status, group_type,
-       need_verification, look_member_info, apply_member_friend, created_in_openim_at,
-       CASE WHEN status = 2 THEN dismissed_at END AS dismissed_at,
-       check_wanted_since, check_reason, created_at, updated_at
+pages! {
+    /// Walks the primary key.
+    PAGE_OF_GROUPS = group_columns + "check_wanted_since, check_reason, created_at, updated_at",
+        key "group_id", room "$4", "
   FROM groups
- WHERE group_id = $1";
+ WHERE group_id > $1 AND ($3::boolean IS NULL OR (check_wanted_since IS NOT NULL) = $3)
+ ORDER BY group_id
+ LIMIT $2";
+    /// Walks groups_by_status.
+    PAGE_OF_STATUS = group_columns + "check_wanted_since, check_reason, created_at, updated_at",
+        key "group_id", room "$5", "
+  FROM groups
+ WHERE (status, group_id) > ($4, $1) AND status <= $4
+   AND ($3::boolean IS NULL OR (check_wanted_since IS NOT NULL) = $3)
+ ORDER BY status, group_id
+ LIMIT $2";
+    /// Walks groups_check_wanted.
+    PAGE_OF_CHECK_WANTED = group_columns + "check_wanted_since, check_reason, created_at, updated_at",
+        key "group_id", room "$4", "
+  FROM groups
+ WHERE group_id > $1 AND check_wanted_since IS NOT NULL AND ($3::integer IS NULL OR status = $3)
+ ORDER BY group_id
+ LIMIT $2";
+}
+
+statements! {
+    /// One look at the primary key; with the bytes of the group, and its texts where there is room.
+    GROUP = concat!("
+SELECT ", group_columns!(if "bytes <= $2"), ", check_wanted_since, check_reason, created_at, updated_at, bytes
+  FROM (SELECT ", group_columns!(plain), ", check_wanted_since, check_reason, created_at, updated_at,
+               ", group_columns!(bytes), " AS bytes
+          FROM groups
+         WHERE group_id = $1
+         LIMIT 1) AS g");
     /// Reads every row of the group: the newest change is in none of the indexes, so that patches
     /// stay heap-only. A leave is a change too.
     GROUP_BY_ROLE = "
@@ -29,37 +55,6 @@ SELECT role_level,
  WHERE group_id = $1
  GROUP BY role_level
  ORDER BY role_level";
-    /// Walks the primary key.
-    PAGE_OF_GROUPS = "
-SELECT group_id, name, notification, introduction, face_url, owner_user_id, ex, status, group_type,
-       need_verification, look_member_info, apply_member_friend, created_in_openim_at,
-       CASE WHEN status = 2 THEN dismissed_at END AS dismissed_at,
-       check_wanted_since, check_reason, created_at, updated_at
-  FROM groups
- WHERE group_id > $1 AND ($3::boolean IS NULL OR (check_wanted_since IS NOT NULL) = $3)
- ORDER BY group_id
- LIMIT $2";
-    /// Walks groups_by_status.
-    PAGE_OF_STATUS = "
-SELECT group_id, name, notification, introduction, face_url, owner_user_id, ex, status, group_type,
-       need_verification, look_member_info, apply_member_friend, created_in_openim_at,
-       CASE WHEN status = 2 THEN dismissed_at END AS dismissed_at,
-       check_wanted_since, check_reason, created_at, updated_at
-  FROM groups
- WHERE (status, group_id) > ($4, $1) AND status <= $4
-   AND ($3::boolean IS NULL OR (check_wanted_since IS NOT NULL) = $3)
- ORDER BY status, group_id
- LIMIT $2";
-    /// Walks groups_check_wanted.
-    PAGE_OF_CHECK_WANTED = "
-SELECT group_id, name, notification, introduction, face_url, owner_user_id, ex, status, group_type,
-       need_verification, look_member_info, apply_member_friend, created_in_openim_at,
-       CASE WHEN status = 2 THEN dismissed_at END AS dismissed_at,
-       check_wanted_since, check_reason, created_at, updated_at
-  FROM groups
- WHERE group_id > $1 AND check_wanted_since IS NOT NULL AND ($3::integer IS NULL OR status = $3)
- ORDER BY group_id
- LIMIT $2";
 }
 
 /// A group, as stored.
@@ -85,6 +80,27 @@ pub struct GroupRow {
     pub check_reason: Option<String>,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
+}
+
+impl Texts for GroupRow {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let texts = [
+            &self.name,
+            &self.notification,
+            &self.introduction,
+            &self.face_url,
+            &self.ex,
+        ];
+        texts.into_iter().filter_map(|text| text.as_deref())
+    }
+}
+
+impl GroupRow {
+    /// Bytes of its texts and ids.
+    pub fn bytes(&self) -> usize {
+        let texts: usize = self.texts().map(str::len).sum();
+        texts + self.group_id.len() + self.owner_user_id.as_ref().map_or(0, String::len)
+    }
 }
 
 /// Current members of one role.
@@ -129,18 +145,35 @@ impl Store {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn group(&self, group: &GroupId) -> Result<Option<GroupSummary>, Error> {
-        let found: Option<(GroupRow, Vec<RoleRow>)> = self
+    pub async fn group(
+        &self,
+        group: &GroupId,
+        room: Room,
+    ) -> Result<Option<Found<GroupSummary>>, Error> {
+        let room = match room {
+            Room::Short => SHORT_ROW,
+            Room::Bytes(bytes) => bytes,
+        };
+        let found: Option<Found<(GroupRow, Vec<RoleRow>)>> = self
             .read(async |connection| {
-                let row = sqlx::query_as(GROUP).bind(group.as_str());
-                let Some(row) = row.fetch_optional(&mut *connection).await? else {
+                let query = sqlx::query(GROUP).bind(group.as_str());
+                let query = query.bind(bounded::count(room));
+                let Some(row) = query.fetch_optional(&mut *connection).await? else {
                     return Ok(None);
                 };
+                let bytes = bounded::bytes(row.try_get("bytes")?);
+                if bytes > room {
+                    return Ok(Some(Found::Long(bytes)));
+                }
+                let row = GroupRow::from_row(&row)?;
                 let by_role = sqlx::query_as(GROUP_BY_ROLE).bind(group.as_str());
-                Ok(Some((row, by_role.fetch_all(connection).await?)))
+                Ok(Some(Found::Whole((
+                    row,
+                    by_role.fetch_all(connection).await?,
+                ))))
             })
             .await?;
-        Ok(found.map(|(group, rows)| GroupSummary {
+        let summary = |(group, rows): (GroupRow, Vec<RoleRow>)| GroupSummary {
             newest_change: rows
                 .iter()
                 .map(|row| row.newest_change)
@@ -154,6 +187,10 @@ impl Store {
                     members: row.members,
                 })
                 .collect(),
+        };
+        Ok(found.map(|found| match found {
+            Found::Whole(found) => Found::Whole(summary(found)),
+            Found::Long(bytes) => Found::Long(bytes),
         }))
     }
 
@@ -167,29 +204,28 @@ impl Store {
         &self,
         filter: GroupFilter,
         after: &str,
-        limit: i64,
-    ) -> Result<Vec<GroupRow>, Error> {
+        limit: u32,
+        room: Room,
+    ) -> Result<Found<Page<GroupRow>>, Error> {
         let GroupFilter {
             status,
             check_wanted,
         } = filter;
+        let sql = match (status, check_wanted) {
+            (_, Some(true)) => PAGE_OF_CHECK_WANTED,
+            (Some(_), _) => PAGE_OF_STATUS,
+            (None, _) => PAGE_OF_GROUPS,
+        };
         self.read(async |connection| {
-            let query = match (status, check_wanted) {
-                (_, Some(true)) => sqlx::query_as(PAGE_OF_CHECK_WANTED)
-                    .bind(after)
-                    .bind(limit)
-                    .bind(status),
-                (Some(status), _) => sqlx::query_as(PAGE_OF_STATUS)
-                    .bind(after)
-                    .bind(limit)
-                    .bind(check_wanted)
-                    .bind(status),
-                (None, _) => sqlx::query_as(PAGE_OF_GROUPS)
-                    .bind(after)
-                    .bind(limit)
-                    .bind(check_wanted),
-            };
-            query.fetch_all(connection).await
+            bounded::page(connection, sql, limit as usize, room, |query| {
+                let query = query.bind(after).bind(i64::from(limit) + 1);
+                match (status, check_wanted) {
+                    (_, Some(true)) => query.bind(status),
+                    (Some(status), _) => query.bind(check_wanted).bind(status),
+                    (None, _) => query.bind(check_wanted),
+                }
+            })
+            .await
         })
         .await
     }

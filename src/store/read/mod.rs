@@ -11,14 +11,22 @@
 //! say so: a look at `groups_emptying`, where there is nearly never anything, once where there is one
 //! group.
 
+#[macro_use]
+mod bounded;
 mod groups;
 mod members;
 
+pub use bounded::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
+pub(super) use bounded::{PageSql, Texts, page};
 pub use groups::{GroupFilter, GroupRow, GroupSummary, RoleCount};
-pub use members::{MemberFilter, MemberRow, MemberState};
+pub use members::{MemberFilter, MemberRow, MemberState, SoughtMember};
 pub(super) use members::{member, memberships};
 
 /// Every statement of these files, by name.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    groups::STATEMENTS.iter().chain(members::STATEMENTS)
+    groups::STATEMENTS
+        .iter()
+        .chain(groups::PAGES)
+        .chain(members::STATEMENTS)
+        .chain(members::PAGES)
 }

@@ -8,8 +8,23 @@ use time::OffsetDateTime;
 
 use super::checks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, UserId, Version};
+use crate::store::read::{Found, Page, Room, page};
 use crate::store::stored::{StoredGroup, StoredMember};
 use crate::store::{Error, Store};
+
+pages! {
+    /// Walks the primary key, those who left too.
+    MEMBERS_TO_COMPARE = member_columns + "COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
+       last_callback_xid, created_at" as "left_at, last_callback_xid, created_at",
+        key "user_id", room "$4", "
+  FROM group_members
+ WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
+ ORDER BY group_id, user_id
+ LIMIT $3";
+}
 
 statements! {
     /// By their ids.
@@ -43,19 +58,6 @@ SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.n
  WHERE g.group_id > $1
  ORDER BY g.group_id
  LIMIT $2";
-    /// Walks the primary key, those who left too.
-    MEMBERS_TO_COMPARE = "
-SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
-       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at,
-       COALESCE(left_at, CASE
-           WHEN came_at_dismissal IS DISTINCT FROM
-                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
-           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
-       last_callback_xid, created_at
-  FROM group_members
- WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
- ORDER BY group_id, user_id
- LIMIT $3";
     /// A look at the primary key for each user.
     MEMBERS_NAMED = "
 SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.display_nickname,
@@ -95,7 +97,7 @@ SELECT count(*)
          LIMIT $1) AS found";
 }
 
-/// Members on a page.
+/// Members on a page; fewer where they have much text.
 const PAGE: usize = 2000;
 
 /// A group of the mirror, and what is known of its last comparison.
@@ -240,20 +242,26 @@ impl Store {
         group: &GroupId,
         after: &str,
     ) -> Result<(Vec<ComparedMember>, bool), Error> {
-        let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
-        let rows: Vec<StoredMember> = self
-            .read(async |connection| {
-                sqlx::query_as(MEMBERS_TO_COMPARE)
-                    .bind(group.as_str())
-                    .bind(after)
-                    .bind(limit)
-                    .fetch_all(connection)
+        let limit = i64::try_from(PAGE + 1).unwrap_or(i64::MAX);
+        let mut room = Room::Short;
+        loop {
+            let found: Found<Page<StoredMember>> = self
+                .read(async |connection| {
+                    page(connection, MEMBERS_TO_COMPARE, PAGE, room, |query| {
+                        query.bind(group.as_str()).bind(after).bind(limit)
+                    })
                     .await
-            })
-            .await?;
-        let is_last = rows.len() < PAGE;
-        let rows = rows.into_iter().map(ComparedMember::from);
-        Ok((rows.collect(), is_last))
+                })
+                .await?;
+            match found {
+                Found::Whole(Page { rows, has_more }) => {
+                    let rows = rows.into_iter().map(ComparedMember::from);
+                    return Ok((rows.collect(), !has_more));
+                }
+                // As much as a page has, or its first row alone. Again only where that grows.
+                Found::Long(bytes) => room = Room::Bytes(bytes),
+            }
+        }
     }
 
     /// Those of these users who have a row in a group, in any order.

@@ -16,6 +16,7 @@ pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'sta
     checks::STATEMENTS
         .iter()
         .chain(compared::STATEMENTS)
+        .chain(compared::PAGES)
         .chain(runs::STATEMENTS)
         .chain(turn::STATEMENTS)
 }

@@ -84,6 +84,7 @@ impl TestApp {
                 max_bytes: 16 << 20,
                 max_memory: 64 << 20,
             },
+            max_answer_memory: 64 << 20,
             callback_next_code: 1,
             operators: openim_group_mirror::domain::Operators::default(),
             openim: None,

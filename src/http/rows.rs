@@ -1,0 +1,214 @@
+//! Answers with rows of the mirror: first memory, then rows, then the text, which holds its share of
+//! the memory until it is written out.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use poem::{IntoResponse, Response};
+use poem_openapi::ApiResponse;
+use poem_openapi::payload::Payload;
+use poem_openapi::registry::{MetaResponses, MetaSchemaRef, Registry};
+use poem_openapi::types::Type;
+use serde::Serialize;
+
+use super::error::{Code, Error};
+use super::memory::{ANSWERS, AnswerMemory, AnswerShare};
+use super::written::{self, Written};
+use crate::store::{Found, Page, Room, SHORT_ROW};
+
+/// What a row takes beside its texts: the names of its fields, and times.
+const BESIDE_TEXTS: usize = 1 << 10;
+/// From so many bytes on the length of an answer is worth to be known before it is written.
+const LONG: usize = 64 << 10;
+/// How often rows are asked for that have grown since the memory for them was taken.
+const TRIES: usize = 4;
+
+/// Rows that an answer is made of, and the memory for it.
+pub(super) struct Held<T> {
+    pub(super) rows: T,
+    /// Bytes of their texts.
+    pub(super) bytes: usize,
+    pub(super) share: AnswerShare,
+}
+
+/// What an answer takes while it is made: the texts, and the same once more or twice as JSON.
+fn cost(bytes: usize, rows: usize) -> usize {
+    3 * bytes + rows * BESIDE_TEXTS
+}
+
+/// Memory for `rows` short rows.
+pub(super) async fn hold(memory: &Arc<AnswerMemory>, rows: usize) -> Result<AnswerShare, Error> {
+    memory.hold(rows * SHORT_ROW).await
+}
+
+/// Makes a share as large as it has to be for rows of so many bytes.
+pub(super) async fn fit(share: &mut AnswerShare, bytes: usize, rows: usize) -> Result<(), Error> {
+    share.resize(cost(bytes, rows)).await
+}
+
+/// A read, which begins as soon as there is memory for it, and begins anew where it finds more than that
+/// was for.
+pub(super) struct Reading {
+    share: AnswerShare,
+    /// Most rows.
+    most: usize,
+    room: Room,
+    tries: usize,
+}
+
+impl Reading {
+    /// Of so many rows at most.
+    pub(super) async fn begin(memory: &Arc<AnswerMemory>, most: usize) -> Result<Self, Error> {
+        Ok(Self {
+            share: hold(memory, most).await?,
+            most,
+            room: Room::Short,
+            tries: TRIES,
+        })
+    }
+
+    /// What there is room for now.
+    pub(super) fn room(&self) -> Room {
+        self.room
+    }
+
+    /// What was found, if it is all. Else there is room for it then.
+    pub(super) async fn takes<T>(&mut self, found: Found<T>) -> Result<Option<T>, Error> {
+        let bytes = match found {
+            Found::Whole(found) => return Ok(Some(found)),
+            Found::Long(bytes) => bytes,
+        };
+        self.tries -= 1;
+        if self.tries == 0 {
+            return Err(Error::new(Code::Busy, ANSWERS));
+        }
+        fit(&mut self.share, bytes, self.most).await?;
+        self.room = Room::Bytes(bytes);
+        Ok(None)
+    }
+
+    /// Its end: the rows, of which there are so many, with so many bytes of text.
+    pub(super) async fn end<T>(
+        self,
+        rows: T,
+        count: usize,
+        bytes: usize,
+    ) -> Result<Held<T>, Error> {
+        let mut share = self.share;
+        fit(&mut share, bytes, count).await?;
+        Ok(Held { rows, bytes, share })
+    }
+
+    /// The same of a page.
+    pub(super) async fn end_page<T>(
+        self,
+        page: Page<T>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<Held<Page<T>>, Error> {
+        let count = page.rows.len();
+        let bytes = page.rows.iter().map(bytes).sum();
+        self.end(page, count, bytes).await
+    }
+}
+
+impl<T> Held<T> {
+    /// The answer that is made of the rows.
+    pub(super) async fn write<A: Serialize>(
+        self,
+        make: impl FnOnce(T) -> A,
+    ) -> Result<Answer<A>, Error> {
+        let Self {
+            rows,
+            bytes,
+            mut share,
+        } = self;
+        let answer = make(rows);
+        let mut json = Vec::new();
+        if bytes >= LONG {
+            let mut length = Length(0);
+            serde_json::to_writer(&mut length, &answer).map_err(unwritten)?;
+            // Nothing, unless most of it has to be escaped.
+            share.resize(bytes + length.0).await?;
+            json.reserve_exact(length.0);
+        } else {
+            json.reserve(bytes + bytes / 2 + BESIDE_TEXTS);
+        }
+        serde_json::to_writer(&mut json, &answer).map_err(unwritten)?;
+        drop(answer);
+        share.resize(json.capacity()).await?;
+        let held = Json {
+            json,
+            _share: share,
+        };
+        Ok(Answer {
+            json: Bytes::from_owner(held),
+            of: PhantomData,
+        })
+    }
+}
+
+/// An answer that is written already, as JSON.
+pub(super) struct Answer<A> {
+    json: Bytes,
+    of: PhantomData<fn() -> A>,
+}
+
+impl<A: Type> Payload for Answer<A> {
+    const CONTENT_TYPE: &'static str = Written::<A>::CONTENT_TYPE;
+
+    fn schema_ref() -> MetaSchemaRef {
+        Written::<A>::schema_ref()
+    }
+
+    fn register(registry: &mut Registry) {
+        A::register(registry);
+    }
+}
+
+impl<A> IntoResponse for Answer<A> {
+    fn into_response(self) -> Response {
+        written::json(self.json)
+    }
+}
+
+impl<A: Type + Serialize + Send> ApiResponse for Answer<A> {
+    fn meta() -> MetaResponses {
+        Written::<A>::meta()
+    }
+
+    fn register(registry: &mut Registry) {
+        A::register(registry);
+    }
+}
+
+/// A time outside the years 0 to 9999, which neither we nor now() ever wrote.
+fn unwritten(error: serde_json::Error) -> Error {
+    Error::new(Code::Internal, "the log says more").because(error)
+}
+
+/// A written answer, and its share of the memory.
+struct Json {
+    json: Vec<u8>,
+    _share: AnswerShare,
+}
+
+impl AsRef<[u8]> for Json {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl std::io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
