@@ -201,16 +201,11 @@ impl Settings {
             );
         }
         let url = present(self.database_url);
-        if let Some(Err(error)) = url.as_deref().map(store::check_url) {
-            e.add("DATABASE_URL", &error.to_string());
-        }
-        for name in url.iter().flat_map(|_| store::safety_variables()) {
-            let value = std::env::var(name).unwrap_or_default();
-            if let Err(instead) = store::check_variable(name, &value) {
-                let expected =
-                    format!("it unset: the check that it asks for is not made here. {instead}");
-                e.add(name, &expected);
-            }
+        let variable = |name: &'static str| std::env::var(name).ok();
+        if let Some(url) = &url
+            && let Err(error) = store::check_url(url, variable)
+        {
+            e.add(error.setting, &error.expected);
         }
         if !is_plain_name(&self.database_schema) {
             e.add(

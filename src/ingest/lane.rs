@@ -284,15 +284,21 @@ pub(super) fn answer_all(changes: Vec<Left>, spooled: &Result<(), Error>) {
 }
 
 /// Writes changes as one. Where others were at the same rows at the same moment, and Postgres has
-/// chosen us to begin anew, we do at once.
+/// chosen us to begin anew, we do at once; once too where the session was the reason, for the next
+/// attempt has another.
 async fn attempt(
     writer: &mut Writer,
     changes: &[&Change],
     deadline: Instant,
 ) -> Result<(), Failed> {
+    let mut has_new_session = false;
     loop {
         match writer.write(changes, deadline).await {
-            Err(Failed { error, .. }) if error.is_of_conflict() && Instant::now() < deadline => {}
+            Err(failed) if Instant::now() >= deadline => return Err(failed),
+            Err(Failed { error, .. }) if error.is_of_conflict() => {}
+            Err(Failed { error, .. }) if error.is_of_session() && !has_new_session => {
+                has_new_session = true;
+            }
             done => return done,
         }
     }

@@ -51,7 +51,7 @@ const DRAIN_STATEMENT: Duration = Duration::from_secs(60);
 const DRAIN_LOCK: Duration = Duration::from_secs(5);
 
 /// Settings of every session but that of a migration.
-const ALWAYS: [(&str, &str); 4] = [
+const ALWAYS: [(&str, &str); 8] = [
     // Every statement is written for the plan that fits all values, so none is planned again and again.
     ("plan_cache_mode", "force_generic_plan"),
     // A statement sees what was committed while it waited for a lock.
@@ -60,6 +60,14 @@ const ALWAYS: [(&str, &str); 4] = [
     // workers and a compiler, both of which take longer than a page.
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
+    // Lanes and turns may have nothing to do for long. Not of a migration: where PostgreSQL is too old for
+    // this, that is what is to be said.
+    ("idle_session_timeout", "0"),
+    // Whoever forgets connections that are silent (a firewall, a NAT) hears something on ours every minute;
+    // and Postgres lets go of one whose other end is gone. sqlx has no probes of its own.
+    ("tcp_keepalives_idle", "60"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "6"),
 ];
 
 /// Lanes look for rows by their keys, one after the other, and lock them in that order; a plan made while
@@ -79,7 +87,7 @@ const PREPARE: Duration = Duration::from_secs(30);
 const MIGRATION: Duration = Duration::from_secs(3600);
 
 /// Where the database is and how it is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Database {
     options: PgConnectOptions,
     schema: String,
@@ -92,7 +100,7 @@ pub struct Database {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not the URL of a Postgres database that can be used as it asks for.
-    #[error("the database's URL: expected {0}")]
+    #[error(transparent)]
     Url(#[from] UrlError),
     /// A pooler is in the way.
     #[error("cannot use {database}: {unfit}")]
@@ -249,10 +257,7 @@ impl Database {
         let (options, passed_over) = url::parse(url)?;
         if !passed_over.is_empty() {
             let parameters = passed_over.join(", ");
-            tracing::info!(
-                parameters,
-                "parameters of the database's URL are passed over"
-            );
+            tracing::warn!(parameters, "parameters of DATABASE_URL have no effect");
         }
         let options = tls::settle(options, url)?;
         Ok(Database {
@@ -436,15 +441,11 @@ impl Database {
             database: self.to_string(),
             unfit,
         };
-        // Where there is no place for one more, it stays open whether there is a pooler.
-        if let Ok(mut other) = self.connect(options).await {
-            let checked = session::check_alone(connection, &mut other).await;
-            let _ = other.close().await;
-            checked
-                .map_err(|error| self.cannot_prepare(error))?
-                .map_err(refused)?;
-        }
-        let set = asked.ensure(connection).await;
+        let alone = session::check_alone(connection, options).await;
+        alone
+            .map_err(|error| self.cannot_prepare(error))?
+            .map_err(refused)?;
+        let set = asked.ensure(connection, options).await;
         set.map_err(|error| self.cannot_prepare(error))?
             .map_err(refused)
     }
@@ -474,6 +475,13 @@ impl Database {
             );
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for Database {
+    /// sqlx's options show their password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Connections to Postgres: so many, each taken by one at a time.
 //!
 //! Not sqlx's pool: it sends a statement of its own before and after each use to see whether the
-//! connection is well, and so makes three round trips of one. Here a connection is well until it
-//! fails, or has waited for a second: then it is looked at first, for whatever lies before Postgres may
-//! have ended it. A read that fails on one that had waited is tried again on a new one; a write is not,
-//! for it may be in.
+//! connection is well, and so makes three round trips of one. Here one that was used just now is well
+//! until it fails, and one that has waited is looked at before it is used; a read that failed on it
+//! nevertheless is tried again on a new one.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::{Pin, pin};
@@ -23,13 +23,17 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 use super::session::{Asked, Unfit};
 use super::{Error, tls};
 
+/// One that has waited longer is looked at before it is used: a balancer or the server may have ended
+/// it, and a firewall forgotten it. A look is a round trip, which a lane that is at work never makes.
+const QUIET: Duration = Duration::from_millis(200);
+/// Least time that is waited for the answer to a look: one that does not come costs whoever waits for
+/// the connection so much.
+const LEAST_LOOK: Duration = Duration::from_millis(250);
+/// Most of it, as a part of the time that there is: the rest is for a new connection.
+const PART_FOR_LOOK: u32 = 3;
+
 /// One that has waited longer for work is not used again: a firewall may have forgotten it.
 const MAX_IDLE: Duration = Duration::from_secs(600);
-/// One that has waited longer is looked at before it is used: a proxy, a firewall or the server may have
-/// ended it, and some do without a word.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// How long that may take: a lane has 0.1 s for a write at least, 1.5 s by default.
-const LOOK: Duration = Duration::from_millis(400);
 /// One that is older is closed after use: it may lead to a server that others have left.
 const MAX_AGE: Duration = Duration::from_secs(1800);
 
@@ -37,7 +41,6 @@ const MAX_AGE: Duration = Duration::from_secs(1800);
 const NOT_YET: [&str; 2] = ["57P03", "53300"];
 
 /// How connections are made, and how many there are.
-#[derive(Debug)]
 pub(super) struct Connector {
     options: PgConnectOptions,
     /// What the options have to come to.
@@ -49,6 +52,16 @@ pub(super) struct Connector {
     open: AtomicUsize,
     /// Those of them that work.
     used: AtomicUsize,
+}
+
+impl fmt::Debug for Connector {
+    /// Without the options, which show their password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("asked", &self.asked)
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Connector {
@@ -70,18 +83,23 @@ impl Connector {
                 Some(unfit) => unfit.into(),
                 None => Error::from(error),
             })?;
-            self.asked.ensure(&mut connection).await??;
-            Ok::<_, Error>(connection)
+            let began = Instant::now();
+            self.asked.ensure(&mut connection, &self.options).await??;
+            Ok::<_, Error>((connection, began.elapsed()))
         };
-        let connected = timeout_at(deadline, connect).await;
-        let connection = connected.map_err(|_elapsed| Error::gave_up())??;
+        let (connection, two_rounds) = timeout_at(deadline, connect)
+            .await
+            .map_err(|_elapsed| Error::gave_up())??;
         self.open.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
         Ok(Counted {
             connection: Some(connection),
             alarm: Alarm::default(),
             connector: Arc::clone(self),
-            made: Instant::now(),
-            last_used: Instant::now(),
+            look: two_rounds.max(LEAST_LOOK),
+            is_amid: false,
+            made: now,
+            last_used: now,
         })
     }
 
@@ -130,13 +148,17 @@ pub(super) struct Counted {
     connection: Option<PgConnection>,
     alarm: Alarm,
     connector: Arc<Connector>,
+    /// How long the answer to a look is waited for.
+    look: Duration,
+    /// Whether it was left in the midst of something, or broke.
+    is_amid: bool,
     made: Instant,
     last_used: Instant,
 }
 
 impl Counted {
-    /// Runs `work`, until `deadline` at most. What was given up on leaves the connection in the
-    /// midst of something.
+    /// Runs `work`, until `deadline` at most. What was given up on, also by dropping this, leaves the
+    /// connection in the midst of something.
     pub(super) async fn run<T>(
         &mut self,
         deadline: Instant,
@@ -149,24 +171,31 @@ impl Counted {
         if now >= deadline {
             return Err(Error::gave_up());
         }
-        self.last_used = now;
+        self.is_amid = true;
         let _working = Working::begin(&self.connector.used);
-        let done = self.alarm.timeout_at(deadline, work(connection)).await;
+        let work = to_the_end(connection, work);
+        let done = self.alarm.timeout_at(deadline, work).await;
         // Else it keeps what the largest message took for as long as it is there.
         connection.shrink_buffers();
-        Ok(done.ok_or_else(Error::gave_up)??)
+        let done = done.map_or_else(|| Err(Error::gave_up()), |done| done.map_err(Error::from));
+        self.is_amid = done.as_ref().is_err_and(Error::is_of_connection);
+        self.last_used = Instant::now();
+        done
     }
 
-    /// Whether it can be used: one that has waited for long is asked. False: a new one is better.
+    /// Whether it can be used: nothing is left of an earlier use, and somebody is at the other end.
     pub(super) async fn is_there(&mut self, deadline: Instant) -> bool {
-        if self.last_used.elapsed() <= LOOK_AFTER {
+        if self.is_amid || self.is_old() {
+            return false;
+        }
+        if self.last_used.elapsed() <= QUIET {
             return true;
         }
-        // Half of what is left, so that a new one can still be made.
         let now = Instant::now();
-        let look = LOOK.min(deadline.saturating_duration_since(now) / 2);
-        let pinged = self.run(now + look, async |c| c.ping().await).await;
-        pinged.is_ok()
+        let left = deadline.saturating_duration_since(now);
+        let patience = self.look.min(left / PART_FOR_LOOK);
+        let looked = self.run(now + patience, async |c| c.ping().await).await;
+        looked.is_ok()
     }
 
     /// Whether it has been there, or waited, for so long that a new one is better.
@@ -186,6 +215,19 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.connector.open.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Does `work`, and what it left to be done. A transaction that is dropped sends its ROLLBACK with
+/// the next statement, which may be long in coming; until then it holds its locks.
+async fn to_the_end<T>(
+    connection: &mut PgConnection,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
+    let done = work(connection).await;
+    if connection.should_flush() {
+        connection.ping().await?;
+    }
+    done
 }
 
 /// A bound on the time of one thing after the other.
@@ -242,15 +284,6 @@ impl Drop for Working<'_> {
     }
 }
 
-/// What is done on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Can be done twice.
-    Read,
-    /// Where its answer is lost, nobody knows whether it is in.
-    Write,
-}
-
 /// Connections that are shared, each used by one at a time.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -261,6 +294,17 @@ pub(super) struct Pool {
     idle: Mutex<Vec<Counted>>,
     /// How long an answer is waited for that nobody wants any more.
     patience: Duration,
+}
+
+/// What may become of work on a shared connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It begins no transaction, and may be done twice.
+    Read,
+    /// It may be done twice: the end is the same.
+    Write,
+    /// It may not. Where the answer is lost, so is the knowledge whether it was done.
+    WriteOnce,
 }
 
 /// The right to one connection, and whatever else is held with it.
@@ -282,8 +326,9 @@ impl Pool {
     }
 
     /// Runs `work` on a connection; the wait for one and the work have one deadline. Where a
-    /// connection that had waited turns out to be gone, a read runs once more, on a new one.
-    /// `turn` is held for as long as the place.
+    /// connection that had waited turns out to be gone, `work` runs once more, on a new one, unless
+    /// it may have been done and is of a kind that must not be done twice. `turn` is held for as
+    /// long as the place.
     pub(super) async fn run<T>(
         self: &Arc<Self>,
         kind: Kind,
@@ -299,33 +344,28 @@ impl Pool {
             _turn: turn,
         };
         if let Some(connection) = self.pop() {
-            let mut lease = Lease::new(self, connection, place);
-            let done = match lease.is_there(deadline).await {
-                true => Some(lease.run(deadline, work.clone()).await),
-                false => None,
-            };
-            match done {
-                // One that was given up on has had its time. A write may be in.
-                Some(Err(error))
-                    if !error.is_of_connection()
-                        || kind == Kind::Write
-                        || Instant::now() >= deadline =>
-                {
-                    return Err(error);
-                }
-                Some(Ok(done)) => return Ok(done),
-                _gone => {
-                    // Those that waited beside it have the same age and fate.
-                    drop(std::mem::take(&mut *self.idle()));
-                    let Some(freed) = lease.give_up() else {
-                        return Err(Error::gave_up()); // cannot be: a lease is given up once
-                    };
-                    place = freed;
+            let mut lease = Lease::new(self, kind, connection, place);
+            if lease.is_there(deadline).await {
+                match lease.run(deadline, work.clone()).await {
+                    // One that was given up on has had its time.
+                    Err(error) if error.is_of_connection() && Instant::now() < deadline => {
+                        if kind == Kind::WriteOnce && !error.is_of_session() {
+                            drop(std::mem::take(&mut *self.idle()));
+                            return Err(error);
+                        }
+                    }
+                    done => return done,
                 }
             }
+            // Those that waited beside it have the same age and fate.
+            drop(std::mem::take(&mut *self.idle()));
+            let Some(freed) = lease.give_up() else {
+                return Err(Error::gave_up()); // cannot be: only what went well goes back
+            };
+            place = freed;
         }
         let connection = self.connector.connect(deadline).await?;
-        let mut lease = Lease::new(self, connection, place);
+        let mut lease = Lease::new(self, kind, connection, place);
         lease.run(deadline, work).await
     }
 
@@ -375,19 +415,32 @@ impl Pool {
 ///
 /// Where its statement was given up on, by time or because the caller hung up, Postgres may still
 /// be at it. The connection then keeps its place, so that the pool stays the bound it is meant to
-/// be, until it answers. It is not used again: a BEGIN whose answer nobody has read leaves it in a
-/// transaction of which sqlx does not know, and what is written there is gone with it.
+/// be, until it answers; one that does not is dropped. One that does is closed too where it may be
+/// in a transaction by then: a BEGIN that was given up on may have come through, and what others
+/// write on that connection is lost with it.
 struct Lease<'a> {
     pool: &'a Arc<Pool>,
+    kind: Kind,
+    /// Whether it broke.
+    is_broken: bool,
     /// `None` once it went back, or away.
     held: Option<(Counted, Place)>,
 }
 
 impl<'a> Lease<'a> {
-    fn new(pool: &'a Arc<Pool>, connection: Counted, place: Place) -> Self {
+    fn new(pool: &'a Arc<Pool>, kind: Kind, connection: Counted, place: Place) -> Self {
         Self {
             pool,
+            kind,
+            is_broken: false,
             held: Some((connection, place)),
+        }
+    }
+
+    async fn is_there(&mut self, deadline: Instant) -> bool {
+        match &mut self.held {
+            Some((connection, _)) => connection.is_there(deadline).await,
+            None => false,
         }
     }
 
@@ -401,19 +454,14 @@ impl<'a> Lease<'a> {
         };
         let done = connection.run(deadline, work).await;
         // What was given up on or broke is seen to on drop.
-        let is_well = !done.as_ref().is_err_and(Error::is_of_connection);
-        if is_well && let Some((connection, _place)) = self.held.take() {
+        let failed = done.as_ref().err().filter(|error| error.is_of_connection());
+        self.is_broken = failed.is_some_and(|error| !error.is_open_ended());
+        if failed.is_none()
+            && let Some((connection, _place)) = self.held.take()
+        {
             self.pool.push(connection);
         }
         done
-    }
-
-    /// See [`Counted::is_there`].
-    async fn is_there(&mut self, deadline: Instant) -> bool {
-        match self.held.as_mut() {
-            Some((connection, _)) => connection.is_there(deadline).await,
-            None => false,
-        }
     }
 
     /// Drops the connection, and gives its place to another.
@@ -429,12 +477,17 @@ impl Drop for Lease<'_> {
         else {
             return;
         };
-        let pool = Arc::clone(self.pool);
+        if self.is_broken {
+            return;
+        }
+        let (pool, kind) = (Arc::clone(self.pool), self.kind);
         runtime.spawn(async move {
             let deadline = Instant::now() + pool.patience;
             let pinged = connection.run(deadline, async |c| c.ping().await).await;
-            if pinged.is_ok() {
-                connection.close().await;
+            match (pinged, kind) {
+                (Ok(()), Kind::Read) => pool.push(connection),
+                (Ok(()), _) => connection.close().await,
+                (Err(_), _) => {}
             }
             drop(place);
         });

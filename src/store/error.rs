@@ -54,6 +54,22 @@ impl Error {
         matches!(self.cause(), Cause::GaveUp) || self.has_code(&["57014"]) // query_canceled
     }
 
+    /// Whether nothing came back, so that what was asked may still be done.
+    pub(super) fn is_open_ended(&self) -> bool {
+        matches!(self.cause(), Cause::GaveUp)
+    }
+
+    /// Whether it failed for what the session had become, and did nothing: on another it may go
+    /// well.
+    pub fn is_of_session(&self) -> bool {
+        self.has_code(&OF_SESSION)
+    }
+
+    /// Whether somebody has to see to how we reach the database.
+    pub fn is_of_setup(&self) -> bool {
+        matches!(self.cause(), Cause::Session(_))
+    }
+
     fn has_code(&self, codes: &[&str]) -> bool {
         match self {
             Error::Transient(Cause::Sqlx(error)) => error
@@ -71,12 +87,17 @@ impl Error {
             Cause::GaveUp | Cause::Session(_) => return true,
             Cause::Sqlx(error) => error,
         };
+        if self.is_of_session() {
+            return true;
+        }
         match &**error {
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
                 let is = |start: &&str| code.starts_with(start);
                 OF_CONNECTION.iter().any(is)
             }),
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
+            // A transaction was open already, or had failed.
+            sqlx::Error::BeginFailed => true,
             _ => false,
         }
     }
@@ -88,13 +109,18 @@ impl Error {
 const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
 /// SQLSTATEs, or what they start with, after which there is no connection, or none of any use: it
-/// broke; the server ends it (a shutdown, a restart after a crash, an idle session) or has no place
-/// for it; we are not let in; it is read-only, as a server that was the primary once; a prepared
-/// statement is of no use any more: the type of a column has changed (0A000), or somebody has thrown it
-/// away (26000).
-const OF_CONNECTION: [&str; 9] = [
-    "08", "0A000", "25006", "25P03", "26000", "28", "3D000", "53300", "57P",
+/// broke; the server ends it (a shutdown, a restart after a crash, an idle session, a transaction
+/// that takes too long) or has no place for it; we are not let in; it is read-only, as a server that
+/// was the primary once.
+const OF_CONNECTION: [&str; 8] = [
+    "08", "25006", "25P03", "25P04", "28", "3D000", "53300", "57P",
 ];
+
+/// SQLSTATEs of a statement that could not begin in its session: the type of a column has changed
+/// since it was prepared (0A000); it is not prepared any more, or another is by its name, because
+/// a pooler has cleared the session or given us another (26000, 42P05); a transaction that failed
+/// is still open (25P02).
+const OF_SESSION: [&str; 4] = ["0A000", "26000", "42P05", "25P02"];
 
 /// SQLSTATEs of a statement that another's locks were in the way of.
 const OF_LOCK: [&str; 3] = ["55P03", "40P01", "40001"];

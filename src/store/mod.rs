@@ -52,7 +52,7 @@ pub use reconcile::{
 };
 pub use rejected::RejectedSummary;
 pub use session::Unfit;
-pub use url::{UrlError, check_url, check_variable, safety_variables};
+pub use url::{UrlError, check_url};
 pub use write::{Drainer, Failed, Writer};
 
 statements! {
@@ -119,7 +119,7 @@ impl Store {
         self.pool.run(Kind::Read, turn.ok(), deadline, work).await
     }
 
-    /// Runs a write that does not go through a lane. Never twice: where the connection breaks, it may be in.
+    /// Runs a write that does not go through a lane, and may be done twice.
     async fn write<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
@@ -128,7 +128,16 @@ impl Store {
         self.pool.run(Kind::Write, None, deadline, work).await
     }
 
-    /// Runs a statement that nobody waits for and that may read a whole table.
+    /// The same where it may not: the caller hears of an answer that was lost.
+    async fn write_once<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.patience;
+        self.pool.run(Kind::WriteOnce, None, deadline, work).await
+    }
+
+    /// Runs a statement that nobody waits for, that may read a whole table, and may be done twice.
     async fn housekeep<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,

@@ -1,6 +1,7 @@
 //! Callbacks that could not be understood: kept, listed, deleted.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
@@ -8,21 +9,12 @@ use super::{Error, Store};
 use crate::domain::Rejected;
 
 statements! {
-    /// Once: where the answer of the first attempt was lost, it comes again by the spool, as one of the
-    /// newest. The time is to the microsecond.
+    /// Once, however often it is tried: an answer that was lost, and a spool, try again.
     KEEP_REJECTED = "
 INSERT INTO rejected_callbacks
-       (received_at, path, operation_id, code, detail, body, body_bytes)
-SELECT $1, $2, $3, $4, $5, $6, $7
- WHERE NOT EXISTS (
-           SELECT FROM (SELECT received_at, path, operation_id, body
-                          FROM rejected_callbacks
-                         ORDER BY id DESC
-                         LIMIT 1000) AS newest
-            WHERE received_at = $1
-              AND path = $2
-              AND operation_id IS NOT DISTINCT FROM $3
-              AND body = $6)";
+       (received_at, path, operation_id, code, detail, body, body_bytes, key)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (key) DO NOTHING";
     LIST_REJECTED = "
 SELECT id, received_at, path, operation_id, code, detail, body_bytes
   FROM rejected_callbacks
@@ -105,9 +97,34 @@ pub(super) async fn insert(
         .bind(detail)
         .bind(body.as_ref())
         .bind(i64::try_from(*body_bytes).unwrap_or(i64::MAX))
+        .bind(key(rejected))
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// What tells one from all others: two that are equal to the microsecond are one. Made of what a spool
+/// keeps too, so that it is the same on both ways.
+fn key(rejected: &Rejected) -> Vec<u8> {
+    let Rejected {
+        received_at,
+        path,
+        operation_id,
+        code,
+        detail,
+        body,
+        body_bytes,
+    } = rejected;
+    let micros = received_at.unix_timestamp_nanos().div_euclid(1000);
+    let mut digest = Sha256::new()
+        .chain_update(micros.to_be_bytes())
+        .chain_update(body_bytes.to_be_bytes());
+    let operation_id = operation_id.as_deref().unwrap_or_default();
+    for text in [path, operation_id, code, detail].map(str::as_bytes) {
+        digest.update(text.len().to_be_bytes());
+        digest.update(text);
+    }
+    digest.chain_update(body).finalize().to_vec()
 }
 
 impl Store {
@@ -175,10 +192,10 @@ impl Store {
     /// Deletes a kept one; false where there is none.
     ///
     /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// [`Error::Transient`] while the database is away; it may be deleted.
     pub async fn delete_rejected(&self, id: i64) -> Result<bool, Error> {
         let done = self
-            .write(async |connection| {
+            .write_once(async |connection| {
                 sqlx::query(DELETE_REJECTED)
                     .bind(id)
                     .execute(connection)

@@ -1,16 +1,24 @@
 //! The settings of a session, and whether it has them. They are asked for in the start-up parameter
 //! `options`, which a pooler may drop; then they are set by a statement. That needs a session of our own:
 //! a pooler that gives one to each transaction would hand them to others.
+//!
+//! Every new connection is looked at, not only the first of a process: a pooler can get other settings,
+//! or its place, at any time. That is two round trips, once in the half hour that a connection lives.
+
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Row};
+use tokio::time::timeout;
+
+use super::tls;
 
 statements! {
-    /// Whether what was asked for at the start of the session is in force; `lock_timeout` in
+    /// What tells whether what was asked for at the start of the session is in force; `lock_timeout` in
     /// milliseconds. The process is that of the server.
     ASKED = "
-SELECT current_setting('search_path') = $1
-       AND extract(epoch FROM current_setting('lock_timeout')::interval) * 1000 = $2::bigint,
+SELECT current_setting('search_path'),
+       (extract(epoch FROM current_setting('lock_timeout')::interval) * 1000)::bigint,
        pg_backend_pid()";
     /// Until the session ends.
     SET = "
@@ -20,6 +28,10 @@ SELECT pg_backend_pid()
     /// The server process behind a connection.
     PROCESS = "SELECT pg_backend_pid()";
 }
+
+/// How long a second connection is waited for, to tell whose the first one is: a pooler may have no
+/// place for it.
+const SECOND: Duration = Duration::from_millis(500);
 
 /// Why a session is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +51,8 @@ pub enum Unfit {
     /// What was set is not in force.
     #[error(
         "the schema and the timeouts that were asked for are not in force: something between here and \
-         Postgres changes the session; connect to Postgres directly"
+         Postgres drops the start-up parameter options (ignore_startup_parameters of a pooler) and \
+         changes the session; connect to Postgres directly"
     )]
     NotAsAsked,
 }
@@ -72,8 +85,6 @@ impl Asked {
         let mut settings = vec![
             ("search_path", schema.to_owned()),
             ("lock_timeout", lock_timeout_ms.to_string()),
-            // Lanes and turns may have nothing to do for long.
-            ("idle_session_timeout", "0".to_owned()),
         ];
         settings.extend(others);
         Self {
@@ -88,24 +99,28 @@ impl Asked {
         options.options(self.settings.iter().map(|(name, value)| (*name, value)))
     }
 
-    /// Sets what is not in force.
+    /// Sets what is not in force in a session that was made with these options.
     pub(super) async fn ensure(
         &self,
         connection: &mut PgConnection,
+        options: &PgConnectOptions,
     ) -> Result<Result<(), Unfit>, sqlx::Error> {
         let (is_as_asked, before) = self.look(connection).await?;
+        if before != process(connection).await? {
+            return Ok(Err(Unfit::Shared));
+        }
         if is_as_asked {
             return Ok(Ok(()));
+        }
+        // A pooler is there. Before anything is set, which would be set for others.
+        if let Err(unfit) = check_alone(connection, options).await? {
+            return Ok(Err(unfit));
         }
         let (names, values): (Vec<&str>, Vec<&str>) = self
             .settings
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .unzip();
-        // Before anything is set, which would be set for others.
-        if before != process(connection).await? {
-            return Ok(Err(Unfit::Shared));
-        }
         sqlx::query(SET)
             .bind(names)
             .bind(values)
@@ -120,27 +135,33 @@ impl Asked {
     }
 
     async fn look(&self, connection: &mut PgConnection) -> Result<(bool, i32), sqlx::Error> {
-        sqlx::query_as(ASKED)
-            .bind(&self.schema)
-            .bind(self.lock_timeout_ms)
-            .persistent(false)
-            .fetch_one(connection)
-            .await
+        // Not prepared, here and below: another session would not know the statement, and its error
+        // would not say why.
+        let row = sqlx::raw_sql(ASKED).fetch_one(connection).await?;
+        let is_as_asked = row.try_get::<&str, _>(0)? == self.schema
+            && row.try_get::<i64, _>(1)? == self.lock_timeout_ms;
+        Ok((is_as_asked, row.try_get(2)?))
     }
 }
 
-/// Whether each of two connections has a server process of its own. A pooler that gives one to each
-/// transaction gives that of the first, which is between two, to the transaction of the second; or
-/// another to the next transaction of the first.
+/// Whether a connection has a server process of its own, as far as that can be told: by a second one
+/// beside it. A pooler that gives one to each transaction gives that of the first, which is between two,
+/// to the transaction of the second; or another to the next transaction of the first.
 pub(super) async fn check_alone(
     one: &mut PgConnection,
-    other: &mut PgConnection,
+    options: &PgConnectOptions,
 ) -> Result<Result<(), Unfit>, sqlx::Error> {
+    // Where there is no place for one more, it stays open.
+    let Ok(Ok(mut other)) = timeout(SECOND, tls::connect(options)).await else {
+        return Ok(Ok(()));
+    };
     let before = process(one).await?;
     let mut transaction = other.begin().await?;
     let beside = process(&mut transaction).await?;
     let after = process(one).await?;
     transaction.rollback().await?;
+    // Whatever is left of it.
+    let _ = other.close().await;
     Ok(match before == after && before != beside {
         true => Ok(()),
         false => Err(Unfit::Shared),
@@ -148,8 +169,6 @@ pub(super) async fn check_alone(
 }
 
 async fn process(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar(PROCESS)
-        .persistent(false)
-        .fetch_one(connection)
-        .await
+    let row = sqlx::raw_sql(PROCESS).fetch_one(connection).await?;
+    row.try_get(0)
 }

@@ -21,6 +21,16 @@ const NOT_LET_IN: &str = "28000";
 /// What sqlx calls a parameter that names a file, and what that looks like in its URL.
 const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 const FILE: &str = "file: ";
+/// All names that these have in a URL.
+const NAMES: [&str; 7] = [
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+];
 
 /// Settles what sqlx does not do as libpq: a Unix socket has no TLS, whatever `sslmode` says; and
 /// `require` with `sslrootcert` is `verify-ca`. Fails where a file that is named cannot be read.
@@ -63,9 +73,8 @@ fn files(url: &str) -> Vec<(&'static str, String)> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let of_tls = query.split('&').filter(|parameter| {
         let key = parameter.split('=').next().unwrap_or_default();
-        percent_decode_str(key)
-            .decode_utf8_lossy()
-            .starts_with("ssl")
+        // No other: sqlx logs the value of one that it does not know.
+        NAMES.contains(&&*percent_decode_str(key).decode_utf8_lossy())
     });
     let of_tls: Vec<&str> = of_tls.collect();
     let url = format!("postgres://user@localhost/db?{}", of_tls.join("&"));

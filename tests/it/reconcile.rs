@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use openim_group_mirror::openim::{Mode, Settings};
+use sqlx::Executor;
 
-use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values, settings};
+use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values, settings, until};
 
 const GROUP: &str = "g";
 
@@ -765,5 +766,52 @@ async fn the_limit_counts_current_members() {
     }
     let stopped = pair.compare(&[], Mode::default()).await.unwrap_err();
     assert_eq!(stopped.code(), "too_many_removals");
+    pair.close().await;
+}
+
+/// The session that holds the turn ends while OpenIM is asked.
+async fn cycle_that_loses_its_turn(
+    pair: &Pair,
+    meanwhile: impl Future<Output = ()>,
+) -> Result<(), String> {
+    let creation = Creation::open("Kayaks", "boss", &["ann"]);
+    pair.act(GROUP, &Operation::Create(creation));
+    let mut held = pair.server.hold("get_group_member_list");
+    let lose = async {
+        held.reached().await;
+        let of_turn = "select pid, pg_terminate_backend(pid) from pg_locks
+                        where locktype = 'advisory' and classid = 726301
+                          and database = (select oid from pg_database where datname = current_database())";
+        assert_eq!(pair.db.rows(of_turn).await.len(), 1);
+        until("the session has ended", async || {
+            pair.db.rows(of_turn).await.is_empty()
+        })
+        .await;
+        meanwhile.await;
+        held.release();
+    };
+    let (done, ()) = tokio::join!(pair.compare(&[], Mode::default()), lose);
+    done.map(|_| ()).map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_comparison_whose_turn_is_lost_to_nobody_goes_on() {
+    let pair = Pair::new().await;
+    cycle_that_loses_its_turn(&pair, async {}).await.unwrap();
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn a_comparison_whose_turn_another_process_has_taken_ends() {
+    let pair = Pair::new().await;
+    let mut other = pair.db.pool.acquire().await.unwrap();
+    let lost = cycle_that_loses_its_turn(&pair, async {
+        let take = "select pg_advisory_lock(726301, hashtext('public'))";
+        other.execute(take).await.unwrap();
+    });
+    let error = lost.await.unwrap_err();
+    assert!(error.contains("our turn is gone"), "{error}");
+    other.close().await.unwrap();
     pair.close().await;
 }

@@ -54,6 +54,7 @@ impl Error {
     /// Whether it is what everybody knows already: the database does not answer.
     fn is_of_absence(&self) -> bool {
         match self {
+            Error::Store(error) if error.is_of_setup() => false,
             Error::Store(error) => error.is_of_connection() || error.is_of_time(),
             Error::Open(error) => error.is_of_absence(),
             Error::Spool(_) | Error::Panicked => false,

@@ -14,7 +14,7 @@ use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::{Error, Inner};
 use crate::domain::{DISMISSED, Fence, GroupId, HeldGroup, Version, group_verdict};
-use crate::store::{KnownGroup, Turn};
+use crate::store::{KnownGroup, Turn, TurnOf};
 
 /// Groups that OpenIM is asked about in one call.
 const AT_ONCE: usize = 100;
@@ -124,11 +124,16 @@ impl Inner {
 
     async fn between(&self, between: &mut Between<'_>, pass: &Pass<'_>) -> Result<(), Error> {
         match between {
-            // Its connection may have broken, and another process have taken it.
-            Between::Keep(turn) => match turn.is_held().await {
-                true => Ok(()),
-                false => Err(Error::TurnLost),
-            },
+            Between::Keep(turn) => {
+                if turn.is_held().await {
+                    return Ok(());
+                }
+                // Its connection has nothing to do while OpenIM is asked, and some end it for that.
+                // Unless another process has taken the turn, it is ours again.
+                let again = self.store.take_turn(TurnOf::Cycle).await?;
+                **turn = again.ok_or(Error::TurnLost)?;
+                Ok(())
+            }
             Between::Tell(tell) => self.confirm(pass, *tell).await,
         }
     }

@@ -119,7 +119,7 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn begin_run(&self, is_full: bool) -> Result<i64, Error> {
-        self.write(async |connection| {
+        self.write_once(async |connection| {
             sqlx::query_scalar(BEGIN_RUN)
                 .bind(is_full)
                 .fetch_one(connection)

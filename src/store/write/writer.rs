@@ -67,12 +67,12 @@ impl Writer {
     /// those that are not patches all or none. The next call makes a new connection where this one
     /// is of no more use, which does not mean that Postgres is done with the old one.
     pub async fn write(&mut self, changes: &[&Change], deadline: Instant) -> Result<(), Failed> {
-        if let Some(connection) = &mut self.connection {
-            if connection.is_old() {
-                self.connection.take().map(|old| tokio::spawn(old.close()));
-            } else if !connection.is_there(deadline).await {
-                self.connection = None;
-            }
+        let is_there = match &mut self.connection {
+            Some(connection) => connection.is_there(deadline).await,
+            None => true,
+        };
+        if !is_there && let Some(old) = self.connection.take() {
+            tokio::spawn(old.close());
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
