@@ -27,6 +27,7 @@ use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
 use comparing::Comparing;
 use database::Private;
+use spool::Unusable;
 
 pub use commands::{healthcheck, migrate, openim_config};
 pub use reconcile::reconcile;
@@ -171,7 +172,7 @@ pub async fn run(
         None => None,
     };
     let start = async {
-        let spool = spool::open(config).await?;
+        let spool = spool::open(config, Unusable::Passes).await?;
         let (database, server) = database::find(config, Private::Own).await?;
         let store = database.store();
         let deadline = Instant::now() + START_PATIENCE;
@@ -188,6 +189,8 @@ pub async fn run(
     // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
     // to stop. What was started ends with the process.
     let (database, mut server, store, ingest) = tokio::select! {
+        // What has just started ends in order.
+        biased;
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
@@ -253,7 +256,8 @@ pub async fn run(
 
     // In this order, all by one deadline: no request is open any more; then what they submitted;
     // then the database.
-    let deadline = deadline.unwrap_or_else(Instant::now);
+    // Where serving has ended by itself, they have as long as after a signal.
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + config.stop.timeout);
     let close = async {
         comparing.end().await;
         parts.ingest.close().await;
