@@ -256,8 +256,7 @@ pub async fn run(
 
     // In this order, all by one deadline: no request is open any more; then what they submitted;
     // then the database.
-    // Where serving has ended by itself, they have as long as after a signal.
-    let deadline = deadline.unwrap_or_else(|| Instant::now() + config.stop.timeout);
+    let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
     let close = async {
         comparing.end().await;
         parts.ingest.close().await;
@@ -273,6 +272,12 @@ pub async fn run(
     served.map_err(Error::Serve)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// When everything has to have ended: as a signal has set it, or as long after serving has ended by
+/// itself.
+fn end_of(set: Option<Instant>, now: Instant, timeout: Duration) -> Instant {
+    set.unwrap_or(now + timeout)
 }
 
 /// Brings the schema up to date, if the database is there; if not, that is done when it is.
@@ -307,5 +312,18 @@ fn warn_of_missing_keys(config: &Config, addr: SocketAddr) {
         );
     } else {
         tracing::warn!("{missing} not set: everybody who reaches the port is let in");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_serving_ends_by_itself_the_rest_has_as_long_to_end_as_after_a_signal() {
+        let (now, timeout) = (Instant::now(), Duration::from_secs(5));
+        assert_eq!(end_of(None, now, timeout), now + timeout);
+        let set = now + Duration::from_secs(2);
+        assert_eq!(end_of(Some(set), now, timeout), set);
     }
 }
