@@ -27,6 +27,7 @@ use crate::store::{self, OpenError, Store};
 use crate::telemetry::{self, Metrics};
 use comparing::Comparing;
 use database::Private;
+use spool::Unusable;
 
 pub use commands::{healthcheck, migrate, openim_config};
 pub use reconcile::reconcile;
@@ -171,7 +172,7 @@ pub async fn run(
         None => None,
     };
     let start = async {
-        let spool = spool::open(config).await?;
+        let spool = spool::open(config, Unusable::Passes).await?;
         let (database, server) = database::find(config, Private::Own).await?;
         let store = database.store();
         let deadline = Instant::now() + START_PATIENCE;
@@ -188,6 +189,8 @@ pub async fn run(
     // Crash recovery, a silent host or a locked schema can take long; nobody has to wait for them
     // to stop. What was started ends with the process.
     let (database, mut server, store, ingest) = tokio::select! {
+        // What has just started ends in order.
+        biased;
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
@@ -254,7 +257,7 @@ pub async fn run(
 
     // In this order, all by one deadline: no request is open any more; then what they submitted;
     // then the database.
-    let deadline = deadline.unwrap_or_else(Instant::now);
+    let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
     let close = async {
         comparing.end().await;
         parts.ingest.close().await;
@@ -270,6 +273,12 @@ pub async fn run(
     served.map_err(Error::Serve)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// When everything has to have ended: as a signal has set it, or as long after serving has ended by
+/// itself.
+fn end_of(set: Option<Instant>, now: Instant, timeout: Duration) -> Instant {
+    set.unwrap_or(now + timeout)
 }
 
 /// Brings the schema up to date, if the database is there; if not, that is done when it is.
@@ -304,5 +313,18 @@ fn warn_of_missing_keys(config: &Config, addr: SocketAddr) {
         );
     } else {
         tracing::warn!("{missing} not set: everybody who reaches the port is let in");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_serving_ends_by_itself_the_rest_has_as_long_to_end_as_after_a_signal() {
+        let (now, timeout) = (Instant::now(), Duration::from_secs(5));
+        assert_eq!(end_of(None, now, timeout), now + timeout);
+        let set = now + Duration::from_secs(2);
+        assert_eq!(end_of(Some(set), now, timeout), set);
     }
 }

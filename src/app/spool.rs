@@ -5,11 +5,23 @@ use super::{Error, PRIVATE_STOP};
 use crate::config::Config;
 use crate::ingest::{self, Spool};
 
+/// What to do where the folder cannot be used now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// Goes on without a spool until it can be, if nothing waits in it.
+    Passes,
+    Fails,
+}
+
 /// Opens it: reading all that is in it can take a while.
-pub(super) async fn open(config: &Config) -> Result<Spool, Error> {
+pub(super) async fn open(config: &Config, unusable: Unusable) -> Result<Spool, Error> {
     let dir = config.spool.dir.clone().ok_or(Error::NoSpoolDir)?;
     let max_bytes = config.spool.max_bytes;
-    let opened = tokio::task::spawn_blocking(move || Spool::in_folder(&dir, max_bytes)).await;
+    let open = move || match unusable {
+        Unusable::Passes => Spool::in_folder_once_usable(&dir, max_bytes),
+        Unusable::Fails => Spool::in_folder(&dir, max_bytes),
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
     Ok(opened.map_err(|e| Error::Print(std::io::Error::other(e)))??)
 }
 
@@ -18,7 +30,7 @@ pub(super) async fn open(config: &Config) -> Result<Spool, Error> {
 /// # Errors
 /// [`Error::Drain`] where something is left, and see [`Error`].
 pub async fn drain(config: &Config) -> Result<(), Error> {
-    let spool = open(config).await?;
+    let spool = open(config, Unusable::Fails).await?;
     let (database, server) = database::find(config, Private::Own).await?;
     let drained = ingest::drain(&spool, database.store()).await;
     database::stop(server, PRIVATE_STOP).await?;

@@ -95,6 +95,8 @@ impl Gauges {
             drained: spool.drained,
             spool_refused: spool.refused,
             spool_rejected: spool.rejected,
+            spool_usable: !spool.is_absent,
+            spool_blocked: spool.is_blocked,
         });
         text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
     }
@@ -150,10 +152,12 @@ impl Ops {
     ///
     /// Asks the database: send no traffic here while this answers 503. Its `detail` has a word for
     /// each part that is not ready: `service: stopping`, `database: away` (reads get 503 then),
-    /// `schema: not up to date` (the log says why; reads get 503 where tables are missing), and what becomes of callbacks where they are not written to the database at once:
-    /// `callbacks: spooled` (they wait on disk and are answered as done) or `callbacks: refused`
-    /// (there is no room for them either). Where callbacks and reads can be sent to different
-    /// instances, ask for one of them.
+    /// `schema: not up to date` (the log says why; reads get 503 where tables are missing), and what
+    /// becomes of callbacks where they are not written to the database at once: `callbacks: spooled`
+    /// (they wait on disk and are answered as done) or `callbacks: refused` (there is no room for them
+    /// either). `spool: blocked` says that what waits on disk is not written, for an entry of it is of a
+    /// newer version of the service. Where callbacks and reads can be sent to different instances, ask
+    /// for one of them.
     #[oai(path = "/readyz", method = "get", operation_id = "readyz")]
     async fn readyz(
         &self,
@@ -174,14 +178,16 @@ impl Ops {
                 Health::NotPrepared => Some("schema: not up to date"),
             },
         };
-        if let Some(of_database) = of_database {
-            parts.push(of_database);
-            if part.0.is_none() && spool.is_open && !spool.is_refusing {
-                parts.push("callbacks: spooled");
-            }
+        parts.extend(of_database);
+        if part.0.is_none() && spool.is_blocked {
+            parts.push("spool: blocked");
         }
-        if part.0 != Some(Part::Reads) && spool.is_open && spool.is_refusing {
-            parts.push("callbacks: refused");
+        if spool.is_open && (spool.is_refusing || spool.is_absent) {
+            if part.0 != Some(Part::Reads) {
+                parts.push("callbacks: refused");
+            }
+        } else if part.0.is_none() && spool.is_open && (of_database.is_some() || spool.is_blocked) {
+            parts.push("callbacks: spooled");
         }
         if parts.is_empty() {
             return Ok(Json(Status::example()));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::Error;
@@ -29,32 +29,27 @@ pub(super) struct Waiting {
     change: Change,
     /// `None` once answered.
     answer: Option<oneshot::Sender<Result<(), Error>>>,
-    /// In the queue.
-    place: Option<OwnedSemaphorePermit>,
     marks: Marks,
 }
 
 impl Waiting {
     pub(super) fn new(
         change: Change,
-        place: OwnedSemaphorePermit,
         marks: Marks,
     ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (answer, answered) = oneshot::channel();
         let waiting = Self {
             change,
             answer: Some(answer),
-            place: Some(place),
             marks,
         };
         (waiting, answered)
     }
 
-    fn answer(mut self, written: Result<(), Error>) {
+    pub(super) fn answer(mut self, written: Result<(), Error>) {
         if written.is_err() {
             self.marks.lost(&self.change);
         }
-        self.place = None;
         if let Some(answer) = self.answer.take() {
             // Whoever hung up does not hear of it.
             let _ = answer.send(written);

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -16,8 +16,8 @@ use super::spool::Spool;
 use crate::domain::{Change, Creation, Event, Profile, Text};
 use crate::store::{self, Store, Writer};
 
-/// Changes that may wait or be written at a time; who brings more waits for a place.
-const PLACES: usize = 2048;
+/// So many changes are written soon. Whatever comes while more wait may wait for too long.
+const SOON: usize = 2048;
 
 /// What a lane writes at a time: so much that commits are few, so little that none takes long.
 const MOST: Load = Load {
@@ -32,7 +32,6 @@ const BYTES_OF_ROW: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
     shared: Arc<Shared>,
-    places: Arc<Semaphore>,
     /// One for each lane.
     writers: Arc<[Arc<AsyncMutex<Writer>>]>,
     /// Of what is not written.
@@ -90,6 +89,23 @@ impl Shared {
     }
 }
 
+/// A change that waits for a lane. The answer comes when it is durable or cannot be: by twice the
+/// time that a lane may take, for a lane does nothing without a bound. A timer for each change would
+/// cost more than the change.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) answered: oneshot::Receiver<Result<(), Error>>,
+    /// In the queue, where that bound may not hold: see [`SOON`].
+    number: Option<u64>,
+}
+
+impl Queued {
+    /// Whether many changes were before it.
+    pub(super) fn is_late(&self) -> bool {
+        self.number.is_some()
+    }
+}
+
 impl Lanes {
     pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>) -> Self {
         let lanes = store.lanes();
@@ -111,44 +127,49 @@ impl Lanes {
         }
         Self {
             shared,
-            places: Arc::new(Semaphore::new(PLACES)),
             writers: writers.into(),
             marks,
             running,
         }
     }
 
-    /// A place in the queue, at once.
-    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().ok()
-    }
-
-    /// A place in the queue, when there is one.
-    pub(super) async fn wait_for_place(
-        &self,
-        deadline: Instant,
-    ) -> Result<OwnedSemaphorePermit, store::Error> {
-        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
-        place
-            .map_err(|_elapsed| store::Error::gave_up())?
-            .map_err(|_closed| store::Error::gave_up()) // it never is
-    }
-
-    /// Puts a change in its place. The answer comes when it is durable or cannot be: by twice the
-    /// time that a lane may take, for a lane does nothing without a bound. A timer for each change
-    /// would cost more than the change.
-    pub(super) fn push(
-        &self,
-        place: OwnedSemaphorePermit,
-        change: Change,
-    ) -> oneshot::Receiver<Result<(), Error>> {
+    /// Puts a change behind all that came before it, however many these are: the bodies that they
+    /// came in have their bound elsewhere.
+    pub(super) fn push(&self, change: Change) -> Queued {
         let group = self.shared.hasher.hash_one(&change.group_id);
         let bytes = bytes_of(&change);
-        let marks = self.marks.clone();
-        let (waiting, answered) = Waiting::new(change, place, marks);
-        let lane = self.shared.queue().push(group, bytes, waiting);
+        let (waiting, answered) = Waiting::new(change, self.marks.clone());
+        let (lane, number) = {
+            let mut queue = self.shared.queue();
+            let are_many = queue.len() >= SOON;
+            let lane = queue.push(group, bytes, waiting);
+            (lane, are_many.then_some(queue.last()))
+        };
         self.shared.wake(lane);
-        answered
+        Queued { answered, number }
+    }
+
+    /// Waits for the answer to a change that many others were before. It is given up on where no
+    /// lane has taken it by `deadline`, and is not written then.
+    pub(super) async fn answer(&self, queued: Queued, deadline: Instant) -> Result<(), Error> {
+        let Queued {
+            mut answered,
+            number,
+        } = queued;
+        let answer = match number {
+            None => answered.await,
+            Some(number) => match timeout_at(deadline, &mut answered).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => {
+                    let waiting = self.shared.queue().take_back(number);
+                    if let Some(waiting) = waiting {
+                        waiting.answer(Err(store::Error::gave_up().into()));
+                    }
+                    answered.await
+                }
+            },
+        };
+        answer.unwrap_or(Err(Error::Lost)) // the lane panicked
     }
 
     /// How many changes wait.

@@ -92,6 +92,7 @@ impl Marks {
             let marks = self.take();
             if marks.is_empty() {
                 tokio::select! {
+                    biased;
                     () = self.0.added.notified() => continue,
                     () = closing.cancelled() => return,
                 }
@@ -122,12 +123,8 @@ impl Marks {
         reason: CheckReason,
         deadline: Instant,
     ) -> bool {
-        let Ok(place) = lanes.wait_for_place(deadline).await else {
-            self.add(group, reason);
-            return false;
-        };
         let change = Change::new(group, OffsetDateTime::now_utc(), Event::WantCheck(reason));
-        let answered = lanes.push(place, change);
-        matches!(answered.await, Ok(Ok(())))
+        let queued = lanes.push(change);
+        lanes.answer(queued, deadline).await.is_ok()
     }
 }

@@ -71,7 +71,7 @@ pub struct Ingest {
     /// Told when it is known whether the database is there.
     settled: CancellationToken,
     keeper: Arc<Keeper>,
-    /// How long a change waits for a place in the queue.
+    /// How long a change waits for a lane where many are before it.
     patience: Duration,
     under_way: TaskTracker,
 }
@@ -121,7 +121,7 @@ impl Ingest {
     pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
         let marks = Marks::default();
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref());
-        // For a place in the queue: the lanes may be at something that takes all their time.
+        // The lanes may be at something that takes all their time.
         let patience = store.patience_of_lanes() * 2;
         let marking = Task::default();
         marking.start({
@@ -177,20 +177,15 @@ impl Ingest {
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn submit(&self, change: Change) -> Result<(), Error> {
-        let deadline = Instant::now() + self.patience;
-        let answered = match self.lanes.place() {
-            Some(place) => self.lanes.push(place, change),
-            None => {
-                let (lanes, marks) = (self.lanes.clone(), self.marks.clone());
-                self.finish(async move {
-                    let place = lanes.wait_for_place(deadline).await;
-                    let place = place.inspect_err(|_| marks.lost(&change))?;
-                    Ok(lanes.push(place, change))
-                })
-                .await?
-            }
-        };
-        match answered.await {
+        let queued = self.lanes.push(change);
+        if queued.is_late() {
+            let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.patience);
+            // Nothing waits in the queue without a bound, also where nobody waits for the answer.
+            return self
+                .finish(async move { lanes.answer(queued, deadline).await })
+                .await;
+        }
+        match queued.answered.await {
             Ok(written) => written,
             Err(_panicked) => Err(Error::Lost),
         }

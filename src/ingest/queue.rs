@@ -21,6 +21,8 @@ pub(super) struct Queue<C> {
     idle: Vec<usize>,
     /// How much a lane takes at a time.
     most: Load,
+    /// How many have come.
+    count: u64,
 }
 
 /// Up to so many changes, the commit costs more than the rows.
@@ -35,6 +37,8 @@ pub(super) struct Load {
 
 #[derive(Debug)]
 struct Entry<C> {
+    /// Of all that have come.
+    number: u64,
     group: u64,
     bytes: usize,
     change: C,
@@ -63,12 +67,15 @@ impl<C> Queue<C> {
             claims: HashMap::new(),
             idle: Vec::new(),
             most,
+            count: 0,
         }
     }
 
     /// Adds a change of `bytes` bytes. Returns the lane to wake, if there is one without work.
     pub(super) fn push(&mut self, group: u64, bytes: usize, change: C) -> Option<usize> {
+        self.count += 1;
         let entry = Entry {
+            number: self.count,
             group,
             bytes,
             change,
@@ -79,6 +86,30 @@ impl<C> Queue<C> {
         }
         self.unclaimed.push_back(entry);
         self.wanted()
+    }
+
+    /// The number of the change that came last.
+    pub(super) fn last(&self) -> u64 {
+        self.count
+    }
+
+    /// Takes the change of a number out again; `None` where a lane has taken it.
+    pub(super) fn take_back(&mut self, number: u64) -> Option<C> {
+        let is_it = |entry: &Entry<C>| entry.number == number;
+        if let Some(place) = self.unclaimed.iter().position(is_it) {
+            return self.unclaimed.remove(place).map(|entry| entry.change);
+        }
+        self.lanes.iter_mut().find_map(|lane| {
+            let place = lane.kept.iter().position(is_it)?;
+            let entry = lane.kept.remove(place)?;
+            let has_group = lane.writing.contains(&entry.group)
+                || lane.kept.iter().any(|kept| kept.group == entry.group);
+            if !has_group {
+                // Nothing wakes the lane for what comes next of this group.
+                self.claims.remove(&entry.group);
+            }
+            Some(entry.change)
+        })
     }
 
     /// What `lane` writes next, in order of arrival within each group; what it wrote before is
@@ -231,12 +262,14 @@ mod tests {
     enum Event {
         Push { group: u64, bytes: usize },
         Take { lane: usize },
+        TakeBack { part: usize },
     }
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Event::Push { group, bytes }),
             2 => (0_usize..3).prop_map(|lane| Event::Take { lane }),
+            1 => (0_usize..100).prop_map(|part| Event::TakeBack { part }),
         ]
     }
 
@@ -248,6 +281,7 @@ mod tests {
             let mut queue = Queue::new(3, SMALL);
             let mut pushed = Vec::new();
             let mut taken = Vec::new();
+            let mut taken_back = Vec::new();
             let mut writing: [Vec<(u64, usize, usize)>; 3] = Default::default();
             // In the end each lane takes until there is nothing left.
             let end = (0..600).map(|n| Event::Take { lane: n % 3 });
@@ -257,6 +291,17 @@ mod tests {
                         let change = (group, bytes, pushed.len());
                         pushed.push(change);
                         queue.push(group, bytes, change);
+                        prop_assert_eq!(queue.last(), pushed.len() as u64);
+                    }
+                    Event::TakeBack { part } => {
+                        let number = pushed.len() * part / 100;
+                        let change = pushed.get(number).copied();
+                        let back = queue.take_back(number as u64 + 1);
+                        let waits = change.is_some_and(|change| {
+                            !taken.contains(&change) && !taken_back.contains(&change)
+                        });
+                        prop_assert_eq!(back, change.filter(|_| waits));
+                        taken_back.extend(back);
                     }
                     Event::Take { lane } => {
                         let batch = queue.take(lane);
@@ -272,8 +317,11 @@ mod tests {
                         writing[lane] = batch;
                     }
                 }
-                prop_assert_eq!(queue.len(), pushed.len() - taken.len());
+                prop_assert_eq!(queue.len(), pushed.len() - taken.len() - taken_back.len());
             }
+            pushed.retain(|change| !taken_back.contains(change));
+            // Nothing is left that a lane would never be woken for.
+            prop_assert!(queue.claims.is_empty());
             for group in 0..6 {
                 let of = |changes: &[(u64, usize, usize)]| -> Vec<usize> {
                     let same = changes.iter().filter(|change| change.0 == group);

@@ -27,11 +27,11 @@ SELECT id, received_at, path, operation_id, code, detail, body_bytes, body
     /// The oldest above an id: to go through all without holding more than one.
     NEXT_REJECTED = "SELECT min(id) FROM rejected_callbacks WHERE id > $1";
     DELETE_REJECTED = "DELETE FROM rejected_callbacks WHERE id = $1";
-    /// By their own times: ids are in order of arrival only nearly, and a clock can be wrong.
+    /// By the database's clock, from when they could be seen: one may have waited in a spool for long.
     DELETE_EXPIRED = "
 DELETE FROM rejected_callbacks
  WHERE id IN (SELECT id FROM rejected_callbacks
-               WHERE received_at < now() - make_interval(days => $1)
+               WHERE stored_at < now() - make_interval(days => $1)
                ORDER BY id LIMIT 1000)";
     /// The newest of those for which there is no room, counted from the newest of all. The length
     /// of a body is known without reading it; 256 bytes stand for the rest of a row.
@@ -205,7 +205,7 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Deletes the kept ones that came more than `keep_days` ago, and the oldest beyond
+    /// Deletes the kept ones that were stored more than `keep_days` ago, and the oldest beyond
     /// `max_bytes`. Returns how many.
     ///
     /// # Errors

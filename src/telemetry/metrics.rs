@@ -61,6 +61,8 @@ struct Inner {
     drained: IntCounter,
     spool_refused: IntCounter,
     spool_rejected: IntCounter,
+    spool_usable: IntGauge,
+    spool_blocked: IntGauge,
     openim_calls: IntCounterVec,
     cycles: IntCounterVec,
     interval: IntGauge,
@@ -124,6 +126,10 @@ pub struct Snapshot {
     pub spool_refused: u64,
     /// Those that the database did not take out of it.
     pub spool_rejected: u64,
+    /// Whether its folder can be used.
+    pub spool_usable: bool,
+    /// Whether an entry of a newer version holds up what waits.
+    pub spool_blocked: bool,
 }
 
 impl Metrics {
@@ -270,6 +276,14 @@ impl Metrics {
                 "spool_rejected_total",
                 "Changes that the database refused for good when they came out of the spool: they were answered as done, and are with the rejected callbacks.",
             )?,
+            spool_usable: IntGauge::new(
+                "spool_usable",
+                "1: the spool's folder can be used. 0: it cannot, and callbacks are refused while the database is away.",
+            )?,
+            spool_blocked: IntGauge::new(
+                "spool_blocked",
+                "1: an entry of a newer version of the service is the first that waits in the spool, and nothing is written past it. 0: nothing of that kind.",
+            )?,
             openim_calls: IntCounterVec::new(
                 Opts::new(
                     "openim_calls_total",
@@ -356,6 +370,8 @@ impl Metrics {
             drained,
             spool_refused,
             spool_rejected,
+            spool_usable,
+            spool_blocked,
             openim_calls,
             cycles,
             interval,
@@ -367,7 +383,7 @@ impl Metrics {
             oldest_check,
             text: _,
         } = &inner;
-        let all: [Box<dyn Collector>; 36] = [
+        let all: [Box<dyn Collector>; 38] = [
             Box::new(callbacks.clone()),
             Box::new(callback_seconds.clone()),
             Box::new(reads.clone()),
@@ -394,6 +410,8 @@ impl Metrics {
             Box::new(drained.clone()),
             Box::new(spool_refused.clone()),
             Box::new(spool_rejected.clone()),
+            Box::new(spool_usable.clone()),
+            Box::new(spool_blocked.clone()),
             Box::new(openim_calls.clone()),
             Box::new(cycles.clone()),
             Box::new(interval.clone()),
@@ -603,6 +621,8 @@ impl Metrics {
             drained,
             spool_refused,
             spool_rejected,
+            spool_usable,
+            spool_blocked,
         } = snapshot;
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let inner = &self.0;
@@ -623,6 +643,8 @@ impl Metrics {
         inner.spool_entries.set(number(spool_entries));
         inner.spool_bytes.set(number(spool_bytes));
         inner.spool_oldest.set(number(spool_oldest.as_secs()));
+        inner.spool_usable.set(spool_usable.into());
+        inner.spool_blocked.set(spool_blocked.into());
         {
             let _one = inner.text.lock().unwrap_or_else(PoisonError::into_inner);
             for (counter, total) in [

@@ -1,8 +1,10 @@
 //! The way of a change through the lanes: folded, batched, retried, and the same as one by one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use openim_group_mirror::domain::{
     Change, Event, Group, GroupId, GroupRows, LATE, Member, MemberPatch, Text, UserId, apply,
@@ -496,12 +498,8 @@ async fn more_than_the_queue_holds_waits_and_is_answered_in_time() {
     let wait = Duration::from_secs(1);
     let store = Database::new(&db.url, "public", 4, wait, wait);
     let store = store.unwrap().open().await.unwrap();
-    let retention = Retention {
-        keep_days: 1,
-        max_bytes: 0,
-    };
     let spool = Spool::in_folder(&run().folder("spool"), 64 << 20).unwrap();
-    let ingest = Arc::new(Ingest::new(store.clone(), retention, Some(spool)));
+    let ingest = Arc::new(Ingest::new(store.clone(), none_kept(), Some(spool)));
     ingest.settled().await;
     let mut holder = db.pool.begin().await.unwrap();
     holder
@@ -554,4 +552,118 @@ async fn more_than_the_queue_holds_waits_and_is_answered_in_time() {
         db.rows(left).await.is_empty()
     })
     .await;
+}
+
+fn none_kept() -> Retention {
+    Retention {
+        keep_days: 1,
+        max_bytes: 0,
+    }
+}
+
+/// Every second change is followed by one that sets the same member; the others have 2,500 changes
+/// between them and the next of their member.
+fn member_of(change: u32) -> String {
+    let n = change / 2;
+    match change % 2 {
+        0 => format!("near{}", n / 2),
+        _ => format!("far{}", n % 2500),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn ten_thousand_changes_of_one_group_keep_their_order_and_no_newcomer_overtakes() {
+    let db = TestDb::new().await;
+    let wait = Duration::from_secs(30);
+    let store = Database::new(&db.url, "public", 8, wait, wait).unwrap();
+    let store = store.open().await.unwrap();
+    let spool = Spool::in_folder(&run().folder("spool"), 64 << 20).unwrap();
+    let ingest = Ingest::new(store.clone(), none_kept(), Some(spool));
+    until("the spool is closed", async || {
+        !ingest.spool().unwrap().is_open
+    })
+    .await;
+    let mut holder = db.pool.begin().await.unwrap();
+    let lock = "lock table group_members in exclusive mode";
+    holder.execute(lock).await.unwrap();
+    let mut last = BTreeMap::new();
+    let mut answers = Vec::new();
+    let mut submit = |member: String, number: u32| {
+        let number = number.to_string();
+        let mut answer = Box::pin(ingest.submit(set_nickname("g", &member, &number)));
+        last.insert(member, number);
+        // Taken, in this order.
+        let taken = answer.as_mut().now_or_never();
+        answers.push(async move {
+            match taken {
+                Some(answer) => answer,
+                None => answer.await,
+            }
+        });
+    };
+    for number in 0..10_000 {
+        submit(member_of(number), number);
+    }
+    holder.rollback().await.unwrap();
+    for number in 0..2500 {
+        // Those who wait at the end of the queue first.
+        submit(format!("far{}", 2499 - number), 10_000 + number);
+        tokio::task::yield_now().await;
+    }
+    for answer in join_all(answers).await {
+        answer.unwrap();
+    }
+    assert_eq!(ingest.spool().unwrap().spooled, 0);
+    let rows = db.rows("select user_id, nickname from group_members").await;
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let found: BTreeMap<String, String> = rows
+        .iter()
+        .map(|row| (text(&row["user_id"]), text(&row["nickname"])))
+        .collect();
+    assert_eq!(found.len(), last.len());
+    let wrong: Vec<_> = last
+        .iter()
+        .filter(|(member, number)| found.get(*member) != Some(number))
+        .map(|(member, number)| (member, number, found.get(member)))
+        .collect();
+    assert!(wrong.is_empty(), "{} of them: {wrong:?}", wrong.len());
+    ingest.close().await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_too_long_is_told_and_is_not_written_later() {
+    let db = TestDb::new().await;
+    let wait = Duration::from_millis(500);
+    let store = Database::new(&db.url, "public", 4, wait, wait).unwrap();
+    let store = store.open().await.unwrap();
+    let ingest = Ingest::new(store.clone(), none_kept(), None);
+    let mut holder = db.pool.begin().await.unwrap();
+    let lock = "lock table group_members in exclusive mode";
+    holder.execute(lock).await.unwrap();
+    let changes = (0..6000).map(|n| set_nickname("g", &format!("u{n}"), "late"));
+    let began = Instant::now();
+    let answers = changes.map(async |change| (ingest.submit(change).await, began.elapsed()));
+    let answers = join_all(answers).await;
+    let longest = store.patience_of_lanes() * 2 + Duration::from_secs(2);
+    for (answer, took) in &answers[4000..] {
+        assert!(answer.is_err(), "{answer:?}");
+        assert!(*took < longest, "{took:?}");
+    }
+    assert!(answers.iter().all(|(answer, _)| answer.is_err()));
+    holder.rollback().await.unwrap();
+    // Their place in the queue is free, and their group is nobody's.
+    ingest
+        .submit(set_nickname("g", "v", "later"))
+        .await
+        .unwrap();
+    ingest.close().await;
+    let rows = db.rows("select nickname from group_members").await;
+    assert_eq!(rows, [json!({"nickname": "later"})]);
+    let groups = "select check_reason from groups where check_wanted_since is not null";
+    assert_eq!(
+        db.rows(groups).await,
+        [json!({"check_reason": "callback_lost"})]
+    );
+    store.close().await;
 }

@@ -43,6 +43,8 @@ mod recordings;
 mod rejected;
 mod schema;
 mod snapshots;
+mod spool_folder;
+mod spool_versions;
 mod stopping;
 mod storage;
 mod support;

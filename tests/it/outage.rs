@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use openim_group_mirror::domain::Change;
 use openim_group_mirror::http::understand;
 use openim_group_mirror::ingest::{Ingest, Retention, Spool, drain};
 use openim_group_mirror::local_postgres::{STOP_TIMEOUT, Server};
@@ -404,13 +405,69 @@ async fn a_panic_of_the_drain_is_not_its_end() {
     }
 }
 
+const NONE_KEPT: Retention = Retention {
+    keep_days: 1,
+    max_bytes: 0,
+};
+
+/// A patch of a member, as a callback has it.
+fn change(user: &str) -> Change {
+    let body = member_info("g", user, json!({"roleLevel": 60}));
+    let path = "/callbackAfterSetGroupMemberInfoCommand";
+    understand(path, body.as_bytes(), OffsetDateTime::now_utc()).unwrap()
+}
+
+#[tokio::test]
+async fn at_a_stop_the_spool_is_drained_each_time_the_database_is_there() {
+    let db = TestDb::new().await;
+    let wait = Duration::from_secs(5);
+    let away = "postgres://nobody@127.0.0.1:1/away";
+    let away = Database::new(away, "public", 4, wait, wait).unwrap();
+    for round in 0..12 {
+        let spool = Spool::in_folder(&run().folder("spool"), 1 << 20).unwrap();
+        let ingest = Ingest::new(away.store(), NONE_KEPT, Some(spool.clone()));
+        ingest.submit(change("u")).await.unwrap();
+        ingest.close().await;
+        assert_eq!(spool.state().waiting, 1);
+        let store = db.database().store();
+        // It is told to end before it has begun.
+        Ingest::new(store.clone(), NONE_KEPT, Some(spool.clone()))
+            .close()
+            .await;
+        store.close().await;
+        assert_eq!(spool.state().waiting, 0, "{round}");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_in_a_pause_of_the_drain_tries_once_more() {
+    let db = TestDb::new().await;
+    let wire = Wire::before(&db.url).await;
+    let wait = Duration::from_secs(5);
+    for round in 0..3 {
+        let store = Database::new(&wire.url, "public", 4, wait, wait).unwrap();
+        let store = store.store();
+        let spool = Spool::in_folder(&run().folder("spool"), 1 << 20).unwrap();
+        wire.cut();
+        let ingest = Ingest::new(store.clone(), NONE_KEPT, Some(spool.clone()));
+        ingest.submit(change("u")).await.unwrap();
+        let before = wire.made();
+        // Pauses are short at first.
+        until("the drain has tried some times", async || {
+            wire.made() >= before + 6
+        })
+        .await;
+        assert_eq!(spool.state().waiting, 1);
+        wire.heal();
+        ingest.close().await;
+        assert_eq!(spool.state().waiting, 0, "{round}");
+        store.close().await;
+    }
+}
+
 /// With a copy of another's folder, or of its number, nothing is taken for written that is not.
 #[tokio::test]
 async fn what_waits_is_not_given_up_for_numbers_of_another_spool() {
-    let retention = Retention {
-        keep_days: 1,
-        max_bytes: 0,
-    };
     let folder = run().folder("spool");
     let spool = Spool::in_folder(&folder, 1 << 20).unwrap();
     let wait = Duration::from_secs(5);
@@ -418,11 +475,8 @@ async fn what_waits_is_not_given_up_for_numbers_of_another_spool() {
     let away = Database::new(away, "public", 4, wait, wait)
         .unwrap()
         .store();
-    let ingest = Ingest::new(away, retention, Some(spool.clone()));
-    let body = member_info("g", "u", json!({"roleLevel": 60}));
-    let path = "/callbackAfterSetGroupMemberInfoCommand";
-    let change = understand(path, body.as_bytes(), OffsetDateTime::now_utc()).unwrap();
-    ingest.submit(change).await.unwrap();
+    let ingest = Ingest::new(away, NONE_KEPT, Some(spool.clone()));
+    ingest.submit(change("u")).await.unwrap();
     ingest.close().await;
     assert_eq!(spool.state().waiting, 1);
 

@@ -3,9 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use openim_group_mirror::ingest::Retention;
+use openim_group_mirror::domain::Rejected;
+use openim_group_mirror::ingest::{Ingest, Retention, Spool, drain};
+use openim_group_mirror::store::Database;
 use reqwest::Method;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use crate::support::{
     COMMAND, Ended, Reply, Service, TestApp, TestDb, body_of, member_info, run, sample, until,
@@ -197,11 +200,12 @@ async fn none_are_kept_where_there_is_no_room_at_all() {
 }
 
 #[tokio::test]
-async fn those_that_came_too_long_ago_are_gone_after_a_start() {
+async fn those_that_are_kept_too_long_are_gone_after_a_start() {
     let db = TestDb::new().await;
     db.execute(
-        "insert into rejected_callbacks (received_at, path, code, detail, body, body_bytes)
-         select now() - n * interval '1 hour', '/p', 'c', 'd', '', 0
+        "insert into rejected_callbacks
+                (received_at, stored_at, path, code, detail, body, body_bytes)
+         select now() - n * interval '1 hour', now() - n * interval '1 hour', '/p', 'c', 'd', '', 0
            from generate_series(5000, 1, -1) n",
     )
     .await;
@@ -211,6 +215,55 @@ async fn those_that_came_too_long_ago_are_gone_after_a_start() {
         app.db.rows(count).await[0]["n"] == json!(47)
     })
     .await;
+}
+
+/// Nobody has seen it before it is in the table: its days begin there.
+#[tokio::test]
+async fn one_that_waited_in_the_spool_for_longer_than_they_are_kept_is_kept() {
+    let retention = Retention {
+        keep_days: 2,
+        max_bytes: 1 << 20,
+    };
+    let spool = Spool::in_folder(&run().folder("spool"), 1 << 20).unwrap();
+    let wait = Duration::from_secs(5);
+    let away = "postgres://nobody@127.0.0.1:1/away";
+    let away = Database::new(away, "public", 4, wait, wait).unwrap();
+    let ingest = Ingest::new(away.store(), retention, Some(spool.clone()));
+    let received_at = OffsetDateTime::now_utc() - Duration::from_secs(3 * 86400);
+    let rejected = Rejected {
+        received_at,
+        path: "/p".into(),
+        operation_id: None,
+        code: "body_malformed".into(),
+        detail: "d".into(),
+        body: "no JSON".into(),
+        body_bytes: 7,
+    };
+    assert!(ingest.keep_rejected(rejected).await.unwrap());
+    ingest.close().await;
+    let db = TestDb::new().await;
+    drain(&spool, db.database().store()).await.unwrap();
+    // As an instance of an earlier version keeps one.
+    db.execute(
+        "insert into rejected_callbacks (received_at, path, code, detail, body, body_bytes)
+         values (now() - interval '3 days', '/p', 'c', 'd', '', 0)",
+    )
+    .await;
+    let store = db.database().open().await.unwrap();
+    let purge = async || store.purge_rejected(2, u64::MAX).await.unwrap();
+    assert_eq!(purge().await, 0);
+    let days = |ago: u32| {
+        format!(
+            "update rejected_callbacks set stored_at = now() - {ago} * interval '1 day'
+              where id = 1"
+        )
+    };
+    db.execute(&days(1)).await;
+    assert_eq!(purge().await, 0);
+    db.execute(&days(3)).await;
+    assert_eq!(purge().await, 1);
+    assert_eq!(db.rows("select id from rejected_callbacks").await.len(), 1);
+    store.close().await;
 }
 
 fn ended(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {

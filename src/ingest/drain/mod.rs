@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::Lanes;
@@ -21,6 +21,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often it is told again what is in the way.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a spool that is absent is looked for, where nobody needs it.
+const APPEAR_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an attempt waits for a connection, and for the sessions before it to end.
 const BEGIN: Duration = Duration::from_secs(5);
 /// How much is written at a time.
@@ -101,9 +103,16 @@ impl Drain {
     /// somewhere. `settled` is told of the end of the first attempt.
     pub(super) async fn run(mut self, settled: CancellationToken, closing: CancellationToken) {
         loop {
+            let is_absent = self.spool.state().is_absent;
             tokio::select! {
+                // At the end too, what waits is written if it can be.
+                biased;
                 () = self.spool.opened() => {}
                 () = closing.cancelled() => return,
+                () = sleep(APPEAR_INTERVAL), if is_absent => {
+                    self.spool.appear().await;
+                    continue;
+                }
             }
             let began = Instant::now();
             let before = self.spool.state();
@@ -111,9 +120,11 @@ impl Drain {
             let mut telling = Telling::new(began);
             let mut pauses = pauses();
             loop {
+                let is_last = closing.is_cancelled();
                 let spool = self.spool.clone();
                 let attempt = AssertUnwindSafe(self.drain_all()).catch_unwind();
                 let error = tokio::select! {
+                    biased;
                     drained = attempt => match drained {
                         Ok(Ok(())) => break,
                         Ok(Err(error)) => error,
@@ -138,10 +149,12 @@ impl Drain {
                 }
                 was_told = true;
                 settled.cancel();
-                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                if timeout(pause, closing.cancelled()).await.is_ok() {
+                if is_last {
                     return;
                 }
+                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                // At the end it is tried once more: the database may have come back meanwhile.
+                let _ = timeout(pause, closing.cancelled()).await;
             }
             let after = self.spool.state();
             let drained = after.drained - before.drained;
@@ -236,7 +249,7 @@ async fn stalled(spool: &Spool, closing: &CancellationToken) {
     closing.cancelled().await;
     loop {
         let before = spool.state().drained;
-        tokio::time::sleep(LONGEST_PAUSE).await;
+        sleep(LONGEST_PAUSE).await;
         if spool.state().drained == before {
             return;
         }
@@ -255,7 +268,9 @@ fn pauses() -> impl Iterator<Item = Duration> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Spool;
     use super::*;
+    use crate::store::Database;
 
     #[test]
     fn what_is_in_the_way_is_told_at_once_and_again_each_minute() {
@@ -281,5 +296,22 @@ mod tests {
             (240, "refused"),
         ];
         assert_eq!(told, expected);
+    }
+
+    /// Both are known at the same moment: that it is open, and that it is the end.
+    #[tokio::test]
+    async fn at_the_end_an_open_spool_is_tried_each_time() {
+        let wait = Duration::from_secs(1);
+        let away = "postgres://nobody@127.0.0.1:1/away";
+        let store = Database::new(away, "public", 2, wait, wait).unwrap();
+        for round in 0..20 {
+            let dir = super::super::spool::TempDir::new();
+            let spool = Spool::in_folder(dir.path(), 1 << 20).unwrap();
+            let (settled, closing) = (CancellationToken::new(), CancellationToken::new());
+            closing.cancel();
+            let drain = Drain::new(spool, store.store(), None);
+            drain.run(settled.clone(), closing).await;
+            assert!(settled.is_cancelled(), "{round}");
+        }
     }
 }

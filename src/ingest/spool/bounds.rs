@@ -18,12 +18,13 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn add(&mut self, kind: Kind, record: u64) {
+    /// `None`: one of a newer version, which counts as a change.
+    pub(super) fn add(&mut self, kind: Option<Kind>, record: u64) {
         self.rows += 1;
         let bytes = record + BYTES_OF_ROW;
         match kind {
-            Kind::Change => self.changes += bytes,
-            Kind::Rejected => self.rejected += bytes,
+            Some(Kind::Rejected) => self.rejected += bytes,
+            Some(Kind::Change) | None => self.changes += bytes,
         }
     }
 

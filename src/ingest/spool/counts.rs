@@ -27,6 +27,10 @@ pub struct SpoolState {
     pub rejected: u64,
     /// Whether the last change to come was refused, and no room was made since.
     pub is_refusing: bool,
+    /// Whether there is none, for its folder cannot be used.
+    pub is_absent: bool,
+    /// Whether an entry of a newer version holds up what waits.
+    pub is_blocked: bool,
     /// Whether callbacks go there.
     pub is_open: bool,
 }
@@ -42,6 +46,8 @@ pub(super) struct Counts {
     refused: AtomicU64,
     rejected: AtomicU64,
     is_refusing: AtomicBool,
+    is_absent: AtomicBool,
+    is_blocked: AtomicBool,
 }
 
 impl Counts {
@@ -50,6 +56,7 @@ impl Counts {
         let oldest = file.oldest().map_or(0, micros);
         self.waiting.store(file.len(), Relaxed);
         self.bytes.store(file.bytes(), Relaxed);
+        self.is_absent.store(file.is_absent(), Relaxed);
         self.oldest
             .store(u64::try_from(oldest).unwrap_or(0), Relaxed);
     }
@@ -66,6 +73,11 @@ impl Counts {
     /// So many were taken out.
     pub(super) fn went(&self, entries: u64) {
         self.drained.fetch_add(entries, Relaxed);
+    }
+
+    /// Whether one of a newer version is the first that waits.
+    pub(super) fn is_blocked(&self, is_blocked: bool) {
+        self.is_blocked.store(is_blocked, Relaxed);
     }
 
     /// The database did not take one.
@@ -105,6 +117,8 @@ impl Counts {
             refused: self.refused.load(Relaxed),
             rejected: self.rejected.load(Relaxed),
             is_refusing: self.is_refusing.load(Relaxed),
+            is_absent: self.is_absent.load(Relaxed),
+            is_blocked: self.is_blocked.load(Relaxed),
             is_open,
         }
     }

@@ -10,7 +10,8 @@ use rusqlite::Connection;
 use super::bounds::Bounds;
 use super::file::SpoolFile;
 use super::report::Report;
-use super::salvage::{self, Aside, LOG, beside};
+use super::salvage::{self, Aside, JOURNAL, LOG, beside};
+use super::verify::{FORMAT, Sharing, Unsound};
 use super::wal::Found;
 use super::{lock, verify};
 
@@ -45,6 +46,28 @@ pub enum Error {
         /// What SQLite said.
         error: rusqlite::Error,
     },
+    /// A newer version made the file.
+    #[error(
+        "SPOOL_DIR: the spool in {} was written by a newer version of this program (format {format}; \
+         this version reads format {FORMAT}): start that version, or drain the spool with its `drain`, \
+         or give this version another SPOOL_DIR",
+        dir.display()
+    )]
+    Newer {
+        /// The folder.
+        dir: PathBuf,
+        /// Of the file.
+        format: i64,
+    },
+    /// The folder could not be used at the start, and now holds somebody's spool.
+    #[error(
+        "SPOOL_DIR: {}: the folder has come with a spool of its own (spool.id); a restart takes it",
+        dir.display()
+    )]
+    Appeared {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The file cannot be opened, which says nothing of what is in it.
     #[error("SPOOL_DIR: {}: the file cannot be opened: {why}", path.display())]
     Unusable {
@@ -61,6 +84,40 @@ pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
         path: path.to_path_buf(),
         error,
     }
+}
+
+/// Names the path in an error of SQLite.
+pub(super) fn sqlite(path: &Path) -> impl FnOnce(rusqlite::Error) -> Error {
+    move |error| Error::Sqlite {
+        path: path.to_path_buf(),
+        error,
+    }
+}
+
+impl Error {
+    /// Whether the folder can be used once somebody has made room or given a right.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::File { .. } | Self::Sqlite { .. } | Self::Unusable { .. } => true,
+            Self::InUse { .. } | Self::Newer { .. } | Self::Appeared { .. } => false,
+        }
+    }
+}
+
+/// Whether it is known that nothing waits in a folder, be it that there is none.
+pub(super) fn holds_nothing(dir: &Path) -> bool {
+    let length = |path: &Path| match fs::symlink_metadata(path) {
+        Ok(meta) => Some(meta.len()),
+        Err(error) => {
+            use io::ErrorKind::{NotADirectory, NotFound};
+            matches!(error.kind(), NotFound | NotADirectory).then_some(0)
+        }
+    };
+    let path = &dir.join("spool.sqlite");
+    let ready = &dir.join("spool.ready.sqlite");
+    let others = [ready, &beside(path, LOG), &beside(path, JOURNAL)];
+    let are_none = others.into_iter().all(|other| length(other) == Some(0));
+    are_none && (length(path) == Some(0) || verify::is_empty(path).unwrap_or(false))
 }
 
 /// A folder that this process uses alone, for as long as the value lives.
@@ -87,6 +144,17 @@ impl SpoolDir {
     /// # Errors
     /// See [`Error`]: only where there cannot be a file at all.
     pub(in crate::ingest) fn open(dir: &Path, max_bytes: u64) -> Result<Opened, Error> {
+        let dir = Self::lock(dir)?;
+        let mut opened = dir.open_all(max_bytes, None)?;
+        opened.file.keep(dir);
+        Ok(opened)
+    }
+
+    /// Locks the folder, and makes it the first time. Blocks.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(super) fn lock(dir: &Path) -> Result<Self, Error> {
         let path = std::path::absolute(dir).map_err(at(dir))?;
         // Others have to pass through those above, such as the private Postgres.
         if let Some(above) = path.parent() {
@@ -97,15 +165,22 @@ impl SpoolDir {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(at(&path)(error)),
         }
-        let dir = Self {
+        Ok(Self {
             _lock: lock::lock(&path)?,
             path,
-        };
-        let has_file = fs::symlink_metadata(dir.path.join("spool.sqlite")).is_ok();
-        let id = lock::id(&dir.path, has_file)?;
-        let (mut file, mut report) = dir.open_file(max_bytes)?;
+        })
+    }
+
+    /// Opens what is in the folder; `id` is its number where it has none. The file does not keep the
+    /// folder locked yet.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub(super) fn open_all(&self, max_bytes: u64, id: Option<i64>) -> Result<Opened, Error> {
+        let has_file = fs::symlink_metadata(self.path.join("spool.sqlite")).is_ok();
+        let id = lock::id(&self.path, has_file, id)?;
+        let (file, mut report) = self.open_file(max_bytes)?;
         report.waiting = file.len();
-        file.keep(dir);
         Ok(Opened { file, id, report })
     }
 
@@ -117,10 +192,21 @@ impl SpoolDir {
         salvage::delete(path).map_err(at(path))?;
         self.make(ready, None)?;
         self.install(ready, path)?;
-        verify::open(path, max_bytes, &mut None).map_err(|unsound| Error::Unusable {
-            path: path.clone(),
-            why: unsound.to_string(),
-        })
+        let opened = verify::open(path, max_bytes, &mut None);
+        opened.map_err(|unsound| self.unusable(path, &unsound))
+    }
+
+    fn unusable(&self, path: &Path, unsound: &Unsound) -> Error {
+        match unsound {
+            Unsound::Newer(format) => Error::Newer {
+                dir: self.path.clone(),
+                format: *format,
+            },
+            unsound => Error::Unusable {
+                path: path.to_path_buf(),
+                why: unsound.to_string(),
+            },
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -129,15 +215,7 @@ impl SpoolDir {
 
     /// Connects to the file as it is.
     pub(super) fn connect(&self, bounds: Bounds) -> rusqlite::Result<Connection> {
-        verify::connect_to(&self.path.join("spool.sqlite"), bounds)
-    }
-
-    /// What SQLite says before it has touched anything here.
-    pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
-        Error::Sqlite {
-            path: self.path.clone(),
-            error,
-        }
+        verify::connect_to(&self.path.join("spool.sqlite"), bounds, Sharing::Shared)
     }
 
     /// Opens the file as it is found, with a report of that. Nobody has it open.
@@ -148,9 +226,6 @@ impl SpoolDir {
         let mut aside = Aside::new(&self.path);
         if fs::symlink_metadata(path).is_err() {
             self.set_up(path, ready, &mut aside, &mut report)?;
-        } else {
-            // Of a repair that was cut short before it took the place of anything: it is done anew.
-            salvage::delete(ready).map_err(at(ready))?;
         }
 
         let log = Found::look(&beside(path, LOG), self.path.join("spool.log-copy"));
@@ -162,6 +237,8 @@ impl SpoolDir {
                 if !log.is_empty() {
                     file.tidy();
                 }
+                // Of a repair that was cut short before it took the place of anything.
+                salvage::delete(ready).map_err(at(ready))?;
                 Ok(file)
             }
             Err(unsound) if path.is_file() && !unsound.is_damage() => Err(unsound),
@@ -182,10 +259,7 @@ impl SpoolDir {
         } else {
             log.forget();
         }
-        let file = file.map_err(|unsound| Error::Unusable {
-            path: path.clone(),
-            why: unsound.to_string(),
-        })?;
+        let file = file.map_err(|unsound| self.unusable(path, &unsound))?;
         Ok((file, report))
     }
 
@@ -238,10 +312,6 @@ impl SpoolDir {
     /// complete.
     fn make(&self, ready: &Path, damaged: Option<&Path>) -> Result<salvage::Salvaged, Error> {
         let making = &self.path.join("spool.making.sqlite");
-        let sqlite = |error| Error::Sqlite {
-            path: making.clone(),
-            error,
-        };
         salvage::delete(making).map_err(at(making))?;
         salvage::delete(ready).map_err(at(ready))?;
         let copy = || {
@@ -254,7 +324,7 @@ impl SpoolDir {
         let salvaged = copy().map_err(|error| {
             // The disk may be full of it.
             let _ = salvage::delete(making);
-            sqlite(error)
+            sqlite(making)(error)
         })?;
         fs::rename(making, ready).map_err(at(making))?;
         lock::sync(&self.path)?;

@@ -3,15 +3,18 @@
 mod read;
 mod renew;
 
+use std::path::Path;
+
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::bounds::{Bounds, Held};
-use super::dir::SpoolDir;
+use super::dir::{self, SpoolDir};
 use super::record::{Entry, EntryRef};
 use super::row::{INSERT, Stored, micros};
 use super::verify::Unsound;
+use renew::Absent;
 
 /// A write to Postgres that may be in although nobody could tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,9 @@ pub enum Refused {
     /// The disk is full.
     #[error("the disk is full")]
     DiskFull,
+    /// There is no file, and none can be made.
+    #[error("its folder cannot be used: {0}")]
+    Unusable(String),
     /// Something else is wrong with the disk, or the file.
     #[error("it cannot be written: {0}")]
     Disk(#[source] Unsound),
@@ -71,6 +77,8 @@ pub(in crate::ingest) struct SpoolFile {
     is_told: bool,
     /// When a repair may be tried again that could not be done.
     no_repair_before: Option<Instant>,
+    /// Where there is none, and the connection leads nowhere. Nothing is held then.
+    absent: Option<Absent>,
     /// Its lock; after the connection, which is closed first.
     dir: Option<SpoolDir>,
 }
@@ -94,8 +102,31 @@ impl SpoolFile {
             has_remains: false,
             is_told: false,
             no_repair_before: None,
+            absent: None,
             dir: None,
         }
+    }
+
+    /// No file yet, of a folder that cannot be used now and in which nothing waits; `id` is to be its
+    /// number.
+    pub(super) fn absent(
+        path: &Path,
+        dir: Option<SpoolDir>,
+        max_bytes: u64,
+        id: i64,
+        why: &dir::Error,
+    ) -> rusqlite::Result<Self> {
+        let nothing = Connection::open_in_memory()?;
+        let bounds = Bounds::new(max_bytes);
+        let mut file = Self::new(nothing, bounds, Held::default(), None, 0);
+        file.absent = Some(Absent::new(path, Some(id), why));
+        file.dir = dir;
+        Ok(file)
+    }
+
+    /// Whether there is none.
+    pub(in crate::ingest) fn is_absent(&self) -> bool {
+        self.absent.is_some()
     }
 
     /// Keeps the folder locked for as long as the file is used.
@@ -111,7 +142,7 @@ impl SpoolFile {
     }
 
     /// Appends all of them or, with an error, none. They are on the disk when this returns. A file that
-    /// turns out to be damaged is repaired first.
+    /// turns out to be damaged is repaired first, and one that is absent made.
     ///
     /// # Errors
     /// See [`Refused`]. Where the disk failed in the midst of a commit, and the process ends before
@@ -120,6 +151,7 @@ impl SpoolFile {
         &mut self,
         entries: &[(EntryRef<'_>, Option<Attempt>)],
     ) -> Result<(), Refused> {
+        self.appear()?;
         match self.try_to_append(entries) {
             Err(Refused::Disk(unsound)) if self.repair(&unsound) => self.try_to_append(entries),
             done => done,
@@ -140,7 +172,7 @@ impl SpoolFile {
             let record = entry.encode().map_err(|error| {
                 Refused::from(rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
             })?;
-            held.add(entry.kind(), record.len() as u64);
+            held.add(Some(entry.kind()), record.len() as u64);
             if !self.bounds.admit(&held, entry.kind(), entry.is_mark()) {
                 return Err(Refused::Full);
             }

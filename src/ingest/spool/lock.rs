@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::dir::{Error, at};
+use super::dir::{self, Error, at};
 
 /// How long another instance that is just ending is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -20,14 +20,23 @@ const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 /// Locks a folder for as long as the file is open.
 pub(super) fn lock(dir: &Path) -> Result<File, Error> {
     let path = &dir.join("spool.lock");
-    let mut file = fs::OpenOptions::new()
+    let opened = fs::OpenOptions::new()
         .custom_flags(NO_FOLLOW)
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(path)
-        .map_err(at(path))?;
+        .open(path);
+    // Where nothing can be written, one that is there can be locked all the same.
+    let opened = opened.or_else(|error| {
+        let mut reading = fs::OpenOptions::new();
+        let reading = reading.custom_flags(NO_FOLLOW).read(true).open(path);
+        reading
+            .ok()
+            .filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))
+            .ok_or(error)
+    });
+    let mut file = opened.map_err(at(path))?;
     if !lock_within(&file, PATIENCE).map_err(at(path))? {
         let mut pid = String::new();
         file.read_to_string(&mut pid).map_err(at(path))?;
@@ -56,22 +65,23 @@ fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
     }
 }
 
-/// The id of a folder's spool; a new one where there is none, or none that makes sense. What waits
-/// under a lost one (`has_file`) is written all the same.
-pub(super) fn id(dir: &Path, has_file: bool) -> Result<i64, Error> {
+/// The id of a folder's spool; `new`, or one by chance, where there is none or none that makes sense.
+/// What waits under a lost one (`has_file`) is written all the same.
+pub(super) fn id(dir: &Path, has_file: bool, new: Option<i64>) -> Result<i64, Error> {
     let path = &dir.join("spool.id");
     let found = match fs::read(path) {
         Ok(found) => Some(found),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(at(path)(error)),
     };
-    let known = found
-        .as_deref()
-        .and_then(|found| str::from_utf8(found).ok())
-        .and_then(|text| text.trim().parse().ok())
-        .filter(|id| *id > 0);
-    if let Some(id) = known {
-        return Ok(id);
+    match found.as_deref().and_then(parse) {
+        Some(id) if new.is_none_or(|new| new == id) => return Ok(id),
+        Some(_) => {
+            return Err(Error::Appeared {
+                dir: dir.to_path_buf(),
+            });
+        }
+        None => {}
     }
     if found.is_some() || has_file {
         tracing::error!(
@@ -80,17 +90,28 @@ pub(super) fn id(dir: &Path, has_file: bool) -> Result<i64, Error> {
              database when the last process ended may be written again"
         );
     }
-    let id = random().map_err(|error| Error::Sqlite {
-        path: path.clone(),
-        error,
-    })?;
-    let new = &dir.join("spool.id.new");
-    fs::write(new, id.to_string())
-        .and_then(|()| File::open(new)?.sync_all())
-        .map_err(at(new))?;
-    fs::rename(new, path).map_err(at(path))?;
+    let id = match new {
+        Some(id) => id,
+        None => random().map_err(dir::sqlite(path))?,
+    };
+    let making = &dir.join("spool.id.new");
+    fs::write(making, id.to_string())
+        .and_then(|()| File::open(making)?.sync_all())
+        .map_err(at(making))?;
+    fs::rename(making, path).map_err(at(path))?;
     sync(dir)?;
     Ok(id)
+}
+
+fn parse(found: &[u8]) -> Option<i64> {
+    let id = str::from_utf8(found).ok()?.trim().parse().ok()?;
+    (id > 0).then_some(id)
+}
+
+/// The id of a folder that cannot be used now, if it can be read; else one by chance.
+pub(super) fn id_of_unusable(dir: &Path) -> rusqlite::Result<i64> {
+    let found = fs::read(dir.join("spool.id")).ok();
+    found.as_deref().and_then(parse).map_or_else(random, Ok)
 }
 
 fn random() -> rusqlite::Result<i64> {

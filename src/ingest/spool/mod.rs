@@ -15,6 +15,8 @@ mod row;
 mod salvage;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+pub(super) use testing::TempDir;
 mod verify;
 mod wal;
 
@@ -26,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
 use counts::Counts;
-use dir::SpoolDir;
+use dir::{Opened, SpoolDir};
 use file::SpoolFile;
 use verify::Unsound;
 
@@ -67,22 +69,62 @@ impl Spool {
     /// When the folder cannot be used, or is in use by another process.
     pub fn in_folder(dir: &Path, max_bytes: u64) -> Result<Self, OpenError> {
         let opened = SpoolDir::open(dir, max_bytes)?;
+        Ok(Self::of(dir, opened))
+    }
+
+    /// The same, but where the folder cannot be used and nothing waits in it: there is no spool then
+    /// until it can be, and callbacks need the database. Blocks.
+    ///
+    /// # Errors
+    /// When the folder cannot be used and something may wait in it, or it is in use by another process.
+    pub fn in_folder_once_usable(dir: &Path, max_bytes: u64) -> Result<Self, OpenError> {
+        let (locked, error) = match SpoolDir::lock(dir) {
+            Ok(locked) => match locked.open_all(max_bytes, None) {
+                Ok(mut opened) => {
+                    opened.file.keep(locked);
+                    return Ok(Self::of(dir, opened));
+                }
+                Err(error) => (Some(locked), error),
+            },
+            Err(error) => (None, error),
+        };
+        if !(error.may_pass() && dir::holds_nothing(dir)) {
+            return Err(error);
+        }
+        let id = lock::id_of_unusable(dir).map_err(dir::sqlite(dir))?;
+        let file = SpoolFile::absent(dir, locked, max_bytes, id, &error);
+        let file = file.map_err(dir::sqlite(dir))?;
+        let error = error.to_string();
+        tracing::warn!(
+            error,
+            "the spool cannot be used: callbacks are written to the database only, and refused while \
+             it is away; the folder is tried again"
+        );
+        Ok(Self::new(file, id))
+    }
+
+    fn of(dir: &Path, opened: Opened) -> Self {
         opened.report.tell(dir);
-        let spool = Self(Arc::new(Shared {
-            id: opened.id,
-            file: Mutex::new(opened.file),
-            entrance: Arc::default(),
-            is_open: AtomicBool::new(true),
-            opened: Notify::new(),
-            counts: Counts::default(),
-        }));
-        spool.0.counts.follow(&spool.0.file());
+        let spool = Self::new(opened.file, opened.id);
         let entries = spool.state().waiting;
         if entries > 0 {
             let folder = dir.display();
             tracing::info!(%folder, entries, "an earlier process has left entries in the spool");
         }
-        Ok(spool)
+        spool
+    }
+
+    fn new(file: SpoolFile, id: i64) -> Self {
+        let counts = Counts::default();
+        counts.follow(&file);
+        Self(Arc::new(Shared {
+            id,
+            file: Mutex::new(file),
+            entrance: Arc::default(),
+            is_open: AtomicBool::new(true),
+            opened: Notify::new(),
+            counts,
+        }))
     }
 
     /// Its number, in the database too.
@@ -161,6 +203,18 @@ impl Spool {
         }
     }
 
+    /// Looks for a file again, where there is none.
+    pub(super) async fn appear(&self) {
+        // Whoever needs it is told why there is none.
+        let appeared = self.with_file(|file| {
+            let _ = file.appear();
+            Ok(file.len())
+        });
+        if appeared.await.is_ok_and(|waiting| waiting > 0) {
+            self.open();
+        }
+    }
+
     /// Gives room back to the disk.
     pub(super) async fn shrink(&self) {
         let shrunk = self.with_file(|file| {
@@ -181,6 +235,9 @@ impl Spool {
         let done = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
             let done = work(&mut file).map_err(|unsound| {
+                if let Unsound::Unknown(..) = unsound {
+                    shared.counts.is_blocked(true);
+                }
                 file.repair(&unsound);
                 Broken::Unsound(unsound)
             });
@@ -218,6 +275,7 @@ impl Held {
     /// From now on changes are written directly. Nothing is left in it.
     pub(super) fn close(self) {
         self.spool.0.counts.has_room();
+        self.spool.0.counts.is_blocked(false);
         self.spool.0.is_open.store(false, Ordering::Release);
     }
 }

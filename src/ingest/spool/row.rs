@@ -110,14 +110,14 @@ impl<'a> Stored<'a> {
         Ok(Ok(stored))
     }
 
-    /// What it says. A record that is whole and not understood is of another version.
+    /// What it says. A record that is whole and not understood is of a newer version.
     pub(super) fn decode(&self) -> Read<Spooled> {
         let bad = |what: String| (self.seq, what);
         let kind = Kind::of_code(self.kind).ok_or_else(|| bad("the kind is unknown".into()))?;
         let entry = Entry::decode(kind, self.record).map_err(|error| {
             // Its text may quote what it found.
             let (class, column) = (error.classify(), error.column());
-            bad(format!("not understood: {class:?} at column {column}"))
+            bad(format!("{class:?} at column {column}"))
         })?;
         let attempt = match (self.lane, self.attempt) {
             (None, None) => None,

@@ -17,7 +17,8 @@ const AT_ONCE: u64 = 1000;
 
 /// What SQLite keeps beside a file.
 pub(super) const LOG: &str = "-wal";
-const BESIDE: [&str; 3] = [LOG, "-shm", "-journal"];
+pub(super) const JOURNAL: &str = "-journal";
+const BESIDE: [&str; 3] = [LOG, "-shm", JOURNAL];
 
 /// The path of a file beside another.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -85,8 +86,8 @@ fn try_to_copy(damaged: &Path, new: &Connection, salvaged: &mut Salvaged) -> Res
     let mut done = 0_u64;
     let mut last = i64::MIN;
     let mut take = |salvaged: &mut Salvaged, stored: Result<Stored<'_>, _>| {
-        // What another version wrote is not understood here either, and kept in what goes aside.
-        let Ok(stored) = stored.and_then(|stored| stored.decode().map(|_| stored)) else {
+        // What is whole is kept, be it understood or not: a newer version understands it.
+        let Ok(stored) = stored else {
             salvaged.unreadable += 1;
             return Ok(());
         };

@@ -19,10 +19,10 @@ use crate::domain::{
 };
 
 /// A folder that is deleted with it, also when a test panics.
-pub(super) struct TempDir(PathBuf);
+pub(in crate::ingest) struct TempDir(PathBuf);
 
 impl TempDir {
-    pub(super) fn new() -> Self {
+    pub(in crate::ingest) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!(
@@ -34,7 +34,7 @@ impl TempDir {
         Self(path)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::ingest) fn path(&self) -> &Path {
         &self.0
     }
 }

@@ -14,8 +14,11 @@ use super::row::{Stored, columns, micros, of_micros};
 
 /// "ogms", so that `file` and others can tell what it is.
 const APPLICATION: i64 = 0x6f67_6d73;
-/// Of the table and of the records.
-const FORMAT: i64 = 1;
+/// Of the table and of the records. A format to come, whatever it is made of, keeps a file of this name
+/// with a higher number, so that earlier versions stop at it.
+pub(super) const FORMAT: i64 = 1;
+/// Formats are counted one by one; a number beyond this is a flipped bit.
+const LAST_FORMAT: i64 = 99;
 pub(super) const PAGE: u64 = 4096;
 
 /// SQLite keeps this text, and [`check_form`] compares it.
@@ -32,10 +35,19 @@ pub enum Unsound {
     /// It is something else.
     #[error("it is not a spool of format {FORMAT}")]
     OtherFormat,
+    /// Of a version to come.
+    #[error("it is a spool of format {0}, of a newer version of this program")]
+    Newer(i64),
+    /// The row of this number is what was written, by a version to come.
+    #[error(
+        "the entry {0} was written by a newer version of this program and is not understood ({1}); it \
+         and all that came after it wait: start that version, or drain the spool with its `drain`"
+    )]
+    Unknown(i64, String),
     /// SQLite's own check finds something.
     #[error("its check says: {0}")]
     Check(String),
-    /// The row of this number is not what was written, or not understood.
+    /// The row of this number is not what was written.
     #[error("the row {0} cannot be read: {1}")]
     Row(i64, String),
     /// The rows have other numbers than they had.
@@ -61,8 +73,14 @@ impl Unsound {
     /// Whether it says something of the file. A disk that is full or takes nothing, too many open
     /// files, or somebody who looks into it are no reason to put it aside: it can be opened later.
     pub(super) fn is_damage(&self) -> bool {
-        let Unsound::Sqlite(error) = self else {
-            return !matches!(self, Unsound::New(_));
+        let error = match self {
+            Unsound::Sqlite(error) => error,
+            Unsound::New(_) | Unsound::Newer(_) | Unsound::Unknown(..) => return false,
+            Unsound::OtherFormat
+            | Unsound::Check(_)
+            | Unsound::Row(..)
+            | Unsound::Order
+            | Unsound::Missing(_) => return true,
         };
         let extended = error.sqlite_error().map(|error| error.extended_code);
         if extended.is_some_and(|code| UNREADABLE.contains(&code)) {
@@ -86,10 +104,23 @@ impl Unsound {
     }
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+/// Who may have a file open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// Others may look into it meanwhile.
+    Shared,
+    /// Nobody else. What connections share is a file that needs room too; this has none.
+    Alone,
+}
+
+fn connect(path: &Path, flags: OpenFlags, sharing: Sharing) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::ZERO)?; // the folder is locked
+    if sharing == Sharing::Alone {
+        // Before anything is read.
+        connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
+    }
     // macOS' fsync leaves what is written in the disk's own memory, unless it is asked for more.
     connection.execute_batch(
         "PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY; \
@@ -99,8 +130,12 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Opens a file for use.
-pub(super) fn connect_to(path: &Path, bounds: Bounds) -> rusqlite::Result<Connection> {
-    let connection = connect(path, OpenFlags::empty())?;
+pub(super) fn connect_to(
+    path: &Path,
+    bounds: Bounds,
+    sharing: Sharing,
+) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::empty(), sharing)?;
     // A log is cut to what is in it when it begins anew: nothing old ever stands behind its end.
     connection.execute_batch(&format!(
         "PRAGMA cell_size_check = ON; PRAGMA journal_size_limit = 0; \
@@ -113,7 +148,7 @@ pub(super) fn connect_to(path: &Path, bounds: Bounds) -> rusqlite::Result<Connec
 /// Opens a file of which nothing is known.
 pub(super) fn connect_to_damaged(path: &Path) -> rusqlite::Result<Connection> {
     // Cells are not checked at once: what is whole on a page is read, and every row has a checksum.
-    let connection = connect(path, OpenFlags::empty())?;
+    let connection = connect(path, OpenFlags::empty(), Sharing::Shared)?;
     // So that SQLite opens one that is shorter than it should be, too.
     connection.execute_batch("PRAGMA writable_schema = ON")?;
     Ok(connection)
@@ -130,12 +165,31 @@ pub(super) fn create(path: &Path) -> rusqlite::Result<Connection> {
         .open(path);
     // SQLite says better what is wrong.
     drop(made);
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_CREATE, Sharing::Shared)?;
     connection.execute_batch(&format!(
         "PRAGMA page_size = {PAGE}; BEGIN; PRAGMA application_id = {APPLICATION}; \
          PRAGMA user_version = {FORMAT}; {TABLE}; COMMIT"
     ))?;
     Ok(connection)
+}
+
+/// Whether nothing waits in a file beside which there is no log. Writes nothing, and needs no right to.
+///
+/// # Errors
+/// Where that cannot be told.
+pub(super) fn is_empty(path: &Path) -> Result<bool, Unsound> {
+    let path = path.to_str().ok_or(Unsound::OtherFormat)?;
+    let escaped = path.replace('%', "%25").replace('?', "%3f");
+    let name = format!("file:{}?immutable=1", escaped.replace('#', "%23"));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(name, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    check_form(&connection)?;
+    let mut rows = 0;
+    each_row(&connection, Order::Ascending, |_, _| {
+        rows += 1;
+        Ok(())
+    })?;
+    Ok(rows == 0)
 }
 
 /// Opens a file, where all of it is whole. `frames` is set to the number of frames that SQLite
@@ -149,7 +203,22 @@ pub(super) fn open(
     frames: &mut Option<u64>,
 ) -> Result<SpoolFile, Unsound> {
     let bounds = Bounds::new(max_bytes);
-    let connection = connect_to(path, bounds)?;
+    match open_as(Sharing::Shared, path, bounds, frames) {
+        // The disk may be full.
+        Err(unsound @ Unsound::Sqlite(_)) if !unsound.is_damage() => {
+            open_as(Sharing::Alone, path, bounds, frames)
+        }
+        opened => opened,
+    }
+}
+
+fn open_as(
+    sharing: Sharing,
+    path: &Path,
+    bounds: Bounds,
+    frames: &mut Option<u64>,
+) -> Result<SpoolFile, Unsound> {
+    let connection = connect_to(path, bounds, sharing)?;
     check_form(&connection)?;
     // On a full disk it fails, and nothing is wrong with the file.
     let found = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
@@ -167,14 +236,12 @@ pub(super) fn open(
     let mut oldest = None;
     let mut last = 0;
     each_row(&connection, Order::Ascending, |seq, stored| {
-        let bad = |(seq, why)| Unsound::Row(seq, why);
-        let stored = stored.map_err(bad)?;
-        stored.decode().map_err(bad)?;
-        let kind = Kind::of_code(stored.kind).ok_or(Unsound::OtherFormat)?;
+        let stored = stored.map_err(|(seq, why)| Unsound::Row(seq, why))?;
         if held.rows == 0 {
             oldest = of_micros(stored.received_at);
         }
-        held.add(kind, stored.record.len() as u64);
+        // One that is not understood waits as any, until the drain comes to it.
+        held.add(Kind::of_code(stored.kind), stored.record.len() as u64);
         last = seq;
         Ok(())
     })?;
@@ -221,6 +288,10 @@ fn first_free(connection: &Connection, last: i64) -> i64 {
 
 fn check_form(connection: &Connection) -> Result<(), Unsound> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let format = pragma("user_version")?;
+    if pragma("application_id")? == APPLICATION && (FORMAT + 1..=LAST_FORMAT).contains(&format) {
+        return Err(Unsound::Newer(format));
+    }
     let table: (i64, Option<String>) = connection.query_row(
         "SELECT count(*), max(sql) FILTER (WHERE name = 'entries') FROM sqlite_schema",
         [],
@@ -230,7 +301,7 @@ fn check_form(connection: &Connection) -> Result<(), Unsound> {
     let is_ours = table.0 == 2
         && table.1.as_deref() == Some(TABLE)
         && pragma("application_id")? == APPLICATION
-        && pragma("user_version")? == FORMAT
+        && format == FORMAT
         && pragma("page_size")?.cast_unsigned() == PAGE;
     if is_ours {
         Ok(())
@@ -293,5 +364,7 @@ mod tests {
         assert!(!is_damage(ffi::SQLITE_IOERR_FSYNC));
         assert!(!is_damage(ffi::SQLITE_FULL));
         assert!(!is_damage(ffi::SQLITE_CANTOPEN));
+        assert!(!Unsound::Newer(2).is_damage());
+        assert!(!Unsound::Unknown(1, String::new()).is_damage());
     }
 }

@@ -40,7 +40,7 @@ fn command(variables: &BTreeMap<&str, String>, folder: &Path, kib: Option<u32>) 
         None => Command::new(BINARY),
         Some(kib) => {
             // In blocks of 512 bytes, as POSIX has it.
-            let limit = format!("ulimit -f {}; exec \"$0\" \"$@\"", 2 * kib);
+            let limit = format!("ulimit -S -f {}; exec \"$0\" \"$@\"", 2 * kib);
             let mut command = Command::new("sh");
             command.args(["-c", &limit, BINARY]);
             command
@@ -81,7 +81,7 @@ impl Service {
         Self::start_within(variables, None)
     }
 
-    /// The same with a bound on the size of its files, in KiB.
+    /// The same with a bound on the size of its files, in KiB, that can be raised.
     pub fn start_within(variables: &[(&str, &str)], kib: Option<u32>) -> Service {
         let mut service = Self::spawn_in(&run().folder("cwd"), &[], variables, kib);
         let (lines, received) = mpsc::channel();
@@ -158,12 +158,21 @@ impl Service {
                 .map(|(name, value)| (*name, (*value).to_owned())),
         );
         let stderr = run().folder("log").join("stderr");
-        let child = command(&all, folder, kib)
+        let mut log = std::fs::File::create(&stderr).unwrap();
+        let mut command = command(&all, folder, kib);
+        match kib {
+            None => command.stderr(log.try_clone().unwrap()),
+            Some(_) => command.stderr(Stdio::piped()),
+        };
+        let mut child = command
             .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&stderr).unwrap())
             .spawn()
             .unwrap();
+        if let Some(mut said) = child.stderr.take() {
+            // The bound is not one of ours. It ends with the process.
+            std::thread::spawn(move || std::io::copy(&mut said, &mut log));
+        }
         let mut watchdog = Command::new("sh")
             .args(["-c", "read -r _; kill -KILL \"$0\""])
             .arg(child.id().to_string())

@@ -71,6 +71,11 @@ impl Wire {
         self.ends.silent.store(made, Ordering::SeqCst);
     }
 
+    /// How many connections were made so far.
+    pub fn made(&self) -> usize {
+        self.ends.made.load(Ordering::SeqCst)
+    }
+
     /// From now on what is sent is held back, on every connection, and nobody is told.
     pub fn hold(&self) {
         self.ends.mode.send_replace(Mode::Hold);

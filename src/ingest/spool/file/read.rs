@@ -10,11 +10,12 @@ use super::{SpoolFile, Spooled};
 
 impl SpoolFile {
     /// What waits, from the first on: at least one, and no more than `most_rows` or `most_bytes`, nor
-    /// anything that comes after what is not whole.
+    /// anything that comes after what is not whole or not understood.
     ///
     /// # Errors
     /// Where the first is not; [`SpoolFile::repair`] takes it out of the way. Its number, which may
-    /// be any, must not decide what is done with.
+    /// be any, must not decide what is done with. [`Unsound::Unknown`] where it is whole and of a newer
+    /// version: nothing may take that out of the way.
     pub(in crate::ingest) fn first(
         &self,
         most_rows: usize,
@@ -85,11 +86,12 @@ fn read_next(rows: &mut Rows<'_>, before: i64) -> Result<Option<(Spooled, u64)>,
     let Some(row) = rows.next()? else {
         return Ok(None);
     };
-    let stored = Stored::read(row)?.and_then(|stored| stored.decode());
-    let spooled = stored.map_err(|(seq, why)| Unsound::Row(seq, why))?;
-    if spooled.seq <= before {
+    let stored = Stored::read(row)?.map_err(|(seq, why)| Unsound::Row(seq, why))?;
+    if stored.seq <= before {
         return Err(Unsound::Order);
     }
+    let spooled = stored.decode();
+    let spooled = spooled.map_err(|(seq, why)| Unsound::Unknown(seq, why))?;
     let record: i64 = row.get(7)?;
     Ok(Some((spooled, record.cast_unsigned() + BYTES_OF_ROW)))
 }

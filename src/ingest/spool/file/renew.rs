@@ -1,5 +1,6 @@
 //! Another file in the place of one that is done with, or damaged.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::dir::{self, SpoolDir};
 use super::super::verify::Unsound;
-use super::SpoolFile;
+use super::{Refused, SpoolFile};
 
 /// An empty file that is not larger is left as it is.
 const WORTH_SHRINKING: i64 = 16 << 20;
@@ -15,10 +16,39 @@ const WORTH_SHRINKING: i64 = 16 << 20;
 /// How soon a repair is tried again that could not be done: all is read and written for it.
 const REPAIR_PAUSE: Duration = Duration::from_secs(60);
 
+/// How soon a file that is not there is looked for again.
+const APPEAR_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no file, and where there is to be one.
+#[derive(Debug)]
+pub(super) struct Absent {
+    path: PathBuf,
+    /// The folder's number, where it may have none yet.
+    id: Option<i64>,
+    why: String,
+    not_before: Instant,
+}
+
+impl Absent {
+    pub(super) fn new(path: &Path, id: Option<i64>, why: &dir::Error) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            id,
+            why: why.to_string(),
+            not_before: Instant::now(),
+        }
+    }
+}
+
 impl SpoolFile {
     /// Gives the disk back what an empty file still takes of it, or what is left in it though it is
     /// done with: begins with a new one.
     pub(in crate::ingest) fn shrink(&mut self) {
+        if self.absent.is_some() {
+            // Whoever needs it is told why there is none.
+            let _ = self.try_to_appear();
+            return;
+        }
         if self.len() > 0 || !(self.has_remains || self.is_large().unwrap_or(true)) {
             return;
         }
@@ -77,7 +107,7 @@ impl SpoolFile {
             return Ok(()); // cannot be: whoever opens it keeps the folder
         };
         let replaced = Connection::open_in_memory()
-            .map_err(|error| dir.sqlite(error))
+            .map_err(dir::sqlite(dir.path()))
             .and_then(|nothing| {
                 self.connection = nothing;
                 other(&dir)
@@ -91,14 +121,65 @@ impl SpoolFile {
             }
             Err(error) => {
                 self.has_remains = true;
-                if let Ok(connection) = dir.connect(self.bounds) {
-                    self.connection = connection;
+                match dir.connect(self.bounds) {
+                    Ok(connection) => self.connection = connection,
+                    // It was deleted, with nothing in it.
+                    Err(_) if self.held.rows == 0 => {
+                        self.absent = Some(Absent::new(dir.path(), None, &error));
+                    }
+                    Err(_) => {}
                 }
                 Err(error)
             }
         };
         self.keep(dir);
         done
+    }
+
+    /// Where there is no file: makes one, or opens what is there, if that can be done by now.
+    ///
+    /// # Errors
+    /// [`Refused::Unusable`] where there is none still.
+    pub(in crate::ingest) fn appear(&mut self) -> Result<(), Refused> {
+        match &self.absent {
+            Some(absent) if Instant::now() < absent.not_before => {
+                Err(Refused::Unusable(absent.why.clone()))
+            }
+            _ => self.try_to_appear(),
+        }
+    }
+
+    fn try_to_appear(&mut self) -> Result<(), Refused> {
+        let Some(absent) = &mut self.absent else {
+            return Ok(());
+        };
+        absent.not_before = Instant::now() + APPEAR_PAUSE;
+        let id = absent.id;
+        let dir = match self.dir.take() {
+            Some(dir) => Ok(dir),
+            None => SpoolDir::lock(&absent.path),
+        };
+        let opened = dir.and_then(|dir| {
+            let opened = dir.open_all(self.bounds.max_bytes(), id);
+            self.dir = Some(dir);
+            opened
+        });
+        match opened {
+            Ok(opened) => {
+                let folder = absent.path.display();
+                opened.report.tell(&absent.path);
+                tracing::info!(%folder, "the spool can be used now");
+                let (dir, last_seq) = (self.dir.take(), self.last_seq);
+                *self = opened.file;
+                self.dir = dir;
+                self.last_seq = self.last_seq.max(last_seq);
+                Ok(())
+            }
+            Err(error) => {
+                absent.why = error.to_string();
+                Err(Refused::Unusable(absent.why.clone()))
+            }
+        }
     }
 
     fn is_large(&self) -> rusqlite::Result<bool> {
