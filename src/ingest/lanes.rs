@@ -1,20 +1,20 @@
 //! The lanes together: what waits for them, and who wakes them.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
 use super::spool::Spool;
-use crate::domain::{Change, Creation, Event, Profile, Text};
+use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
 use crate::store::{self, Store, Writer};
+use crate::tasks::{Task, Tasks};
 
 /// Changes that may wait or be written at a time; who brings more waits for a place.
 const PLACES: usize = 2048;
@@ -37,7 +37,7 @@ pub(super) struct Lanes {
     writers: Arc<[Arc<AsyncMutex<Writer>>]>,
     /// Of what is not written.
     marks: Marks,
-    running: TaskTracker,
+    writing: Task,
 }
 
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) struct Shared {
     /// One for each lane.
     wake: Vec<Notify>,
     hasher: RandomState,
-    closing: AtomicBool,
+    closing: CancellationToken,
 }
 
 impl Shared {
@@ -66,7 +66,7 @@ impl Shared {
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if self.closing.load(Ordering::Relaxed) {
+            if self.closing.is_cancelled() {
                 return None;
             }
             self.wake[lane].notified().await;
@@ -91,15 +91,15 @@ impl Shared {
 }
 
 impl Lanes {
-    pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>) -> Self {
+    pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>, tasks: &Tasks) -> Self {
         let lanes = store.lanes();
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MOST)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
-            closing: AtomicBool::new(false),
+            closing: CancellationToken::new(),
         });
-        let running = TaskTracker::new();
+        let writing = tasks.task("writes changes");
         let mut writers = Vec::new();
         for number in 0..lanes {
             let of_spool = spool.map(|spool| (spool.id(), lane_of_writer(number)));
@@ -107,14 +107,14 @@ impl Lanes {
             writers.push(Arc::clone(&writer));
             let spool = spool.cloned();
             let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
-            running.spawn(async move { lane.run().await });
+            writing.start(|_| async move { lane.run().await });
         }
         Self {
             shared,
             places: Arc::new(Semaphore::new(PLACES)),
             writers: writers.into(),
             marks,
-            running,
+            writing,
         }
     }
 
@@ -141,7 +141,7 @@ impl Lanes {
         &self,
         place: OwnedSemaphorePermit,
         change: Change,
-    ) -> oneshot::Receiver<Result<(), Error>> {
+    ) -> oneshot::Receiver<Result<Repaired, Error>> {
         let group = self.shared.hasher.hash_one(&change.group_id);
         let bytes = bytes_of(&change);
         let marks = self.marks.clone();
@@ -165,12 +165,12 @@ impl Lanes {
 
     /// Writes what waits, then ends the lanes.
     pub(super) async fn close(&self) {
-        self.shared.closing.store(true, Ordering::Relaxed);
+        self.writing.close();
+        self.shared.closing.cancel();
         for lane in &self.shared.wake {
             lane.notify_one();
         }
-        self.running.close();
-        self.running.wait().await;
+        self.writing.end().await;
     }
 }
 

@@ -26,6 +26,7 @@ mod membership;
 mod model;
 mod model_messages;
 mod model_quirks;
+mod other_groups;
 mod outage;
 mod private_postgres;
 mod process;
