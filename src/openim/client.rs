@@ -191,6 +191,8 @@ impl Client {
         // Whoever comes meanwhile waits for the same one.
         let mut minted = self.token.lock().await;
         if minted.token.is_none() || minted.count <= stale {
+            // It is of no use either where there is no other.
+            minted.token = None;
             let request = json!({
                 "secret": self.access.secret.expose(),
                 "userID": self.access.admin_user_id,

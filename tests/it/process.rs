@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::{
-    ADMIN_ID, OpenImServer, SECRET, Service, TestDb, Wire, kill, member_info, run, until, wait_for,
-    web,
+    ADMIN_ID, COMMAND, OpenImServer, SECRET, Service, TestDb, Wire, kill, member_info, run, until,
+    wait_for, web,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -759,4 +759,22 @@ async fn a_task_that_ends_early_is_named_and_ends_the_service() {
     let next = "select pid from pg_stat_activity
                  where datname = current_database() and application_name = 'openim-group-mirror'";
     assert_eq!(db.rows(next).await, [Value::Null; 0]);
+}
+
+/// Fault: as long as it was not noted whom callbacks have named, no comparison asked for them, and nobody
+/// was told.
+#[tokio::test]
+async fn what_cannot_be_noted_beside_serving_is_told() {
+    let db = TestDb::new().await;
+    let service = Service::start(&[("DATABASE_URL", &db.url)]);
+    db.execute("alter table group_checks rename to elsewhere")
+        .await;
+    let client = web::client().build().unwrap();
+    let callback = client
+        .post(format!("{}/{COMMAND}", service.base))
+        .header("content-type", "application/json")
+        .body(member_info("g", "u", json!({})));
+    assert_eq!(callback.send().await.unwrap().status(), 200);
+    let told = "whom callbacks have named cannot be noted; it is tried again";
+    wait_for("it is told", SOON, || service.log().contains(told));
 }

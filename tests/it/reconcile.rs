@@ -967,12 +967,7 @@ async fn the_limit_counts_current_members() {
         let creation = Creation::open("Gone", "boss", &names);
         pair.act(&group, &Operation::Create(creation));
         pair.cycle().await;
-        pair.act(
-            &group,
-            &Operation::Dismiss {
-                with_members: false,
-            },
-        );
+        pair.act_and_tell(&group, &DISMISS).await;
     }
     for number in 0..4 {
         let creation = Creation::open("Small", "boss", &names[..10]);
