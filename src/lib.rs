@@ -25,7 +25,7 @@
 //! `openim` looks; without access to OpenIM's API some become marks.
 //!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
-//! ask; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
+//! ask; `tasks` tells of what goes on beside serving and has ended early; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
 //! server that is used where no other is named.
 //!
 //! Imports point at `domain`, which imports nobody. `http` and `openim` read from `store` and submit
@@ -43,4 +43,5 @@ pub mod ingest;
 pub mod local_postgres;
 pub mod openim;
 pub mod store;
+pub mod tasks;
 pub mod telemetry;

@@ -24,8 +24,8 @@ use crate::ingest::{self, Ingest};
 use crate::local_postgres;
 use crate::openim;
 use crate::store::{self, OpenError, Store};
+use crate::tasks::EndedEarly;
 use crate::telemetry::{self, Metrics};
-use comparing::Comparing;
 use database::Private;
 use spool::Unusable;
 
@@ -90,6 +90,9 @@ pub enum Error {
     /// The server failed.
     #[error("serving failed: {0}")]
     Serve(std::io::Error),
+    /// What has to go on beside serving did not.
+    #[error("{0}")]
+    Task(EndedEarly),
     /// The metrics cannot be made.
     #[error("the metrics cannot be made: {0}")]
     Metrics(#[from] telemetry::Error),
@@ -194,7 +197,7 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let comparing = Comparing::start(
+    let comparing = comparing::start(
         client,
         config.reconcile,
         openim::Parts {
@@ -231,9 +234,16 @@ pub async fn run(
     let alive = systemd::ready();
     warn_of_missing_keys(config, addr);
 
+    parts.ingest.begin_housekeeping();
+
+    let tasks = parts.ingest.tasks();
     let mut deadline = None;
     let stop = async {
-        (&mut shutdown).await;
+        tokio::select! {
+            () = &mut shutdown => {}
+            // Without it the mirror would become wrong, and nobody would see it.
+            ended = tasks.until_one_ends_early() => tracing::error!("{ended}: ending"),
+        }
         parts.stopping.begin();
         systemd::stopping();
         let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
@@ -251,7 +261,6 @@ pub async fn run(
     );
     let served = tokio::select! {
         served = serving => served,
-        never = parts.ingest.housekeep() => match never {},
         never = database::keep_running(&mut server, config) => match never {},
     };
 
@@ -259,7 +268,9 @@ pub async fn run(
     // then the database.
     let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
     let close = async {
-        comparing.end().await;
+        if let Some(comparing) = comparing {
+            comparing.end().await;
+        }
         parts.ingest.close().await;
         parts.store.close().await;
     };
@@ -272,7 +283,10 @@ pub async fn run(
     drop(alive);
     served.map_err(Error::Serve)?;
     tracing::info!("stopped");
-    Ok(())
+    match parts.ingest.tasks().ended_early() {
+        Some(ended) => Err(Error::Task(ended)),
+        None => Ok(()),
+    }
 }
 
 /// When everything has to have ended: as a signal has set it, or as long after serving has ended by

@@ -44,7 +44,12 @@ pub async fn reconcile(
         metrics,
     };
     let reconciler = Reconciler::new(client, config.reconcile, parts);
-    let compared = compare(reconciler, asked, out, notes, is_terminal, shutdown).await;
+    let compare = compare(reconciler, asked, out, notes, is_terminal, shutdown);
+    let compared = tokio::select! {
+        compared = compare => compared,
+        // It would wait for ever.
+        ended = ingest.tasks().until_one_ends_early() => Err(Error::Task(ended)),
+    };
     ingest.close().await;
     store.close().await;
     database::stop(server, PRIVATE_STOP).await?;

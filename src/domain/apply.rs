@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::{
     Change, CheckReason, Creation, DISMISSED, Event, Group, Member, MemberPatch, OWNER, Profile,
-    UserId, Users,
+    Repaired, UserId, Users,
 };
 
 /// How long after a leave a callback about the member is taken for one that was overtaken by it.
@@ -58,13 +58,17 @@ enum Found {
 }
 
 /// Does to `rows` what `change` says. There are the rows of all whom the change names, as far as
-/// they are stored.
-pub fn apply(rows: &mut GroupRows, change: &Change) {
+/// they are stored. What is returned is of a repair alone.
+pub fn apply(rows: &mut GroupRows, change: &Change) -> Repaired {
+    if let Event::Repair(repair) = &change.event {
+        return rows.repair(repair);
+    }
     let before = rows.check;
     apply_event(rows, change);
     if change.is_looked_after && !change.event.is_mark() {
         rows.check = before;
     }
+    Repaired::default()
 }
 
 fn apply_event(rows: &mut GroupRows, change: &Change) {
@@ -72,9 +76,6 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
     if let Event::Create(creation) = &change.event {
         rows.create(creation, at);
         return rows.leave_nobody_in_a_dismissed_group(at);
-    }
-    if let Event::Repair(repair) = &change.event {
-        return rows.repair(repair);
     }
     if let Event::WantCheckIfDismissed(reason) = &change.event {
         if rows.group.as_ref().is_some_and(Group::is_dismissed) {

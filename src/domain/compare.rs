@@ -1,5 +1,7 @@
 //! Holds stored rows against what OpenIM holds.
 
+use std::ops::AddAssign;
+
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -51,6 +53,39 @@ impl RepairKind {
             Self::MemberChanged => "member_changed",
             Self::DetailsChanged => "details_changed",
             Self::GroupChanged => "group_changed",
+        }
+    }
+}
+
+/// How many of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairCounts([u64; RepairKind::ALL.len()]);
+
+impl RepairCounts {
+    /// One more.
+    pub fn add(&mut self, kind: RepairKind) {
+        for (other, count) in RepairKind::ALL.into_iter().zip(&mut self.0) {
+            *count += u64::from(other == kind);
+        }
+    }
+
+    /// How many there are of a kind.
+    pub fn of(&self, kind: RepairKind) -> u64 {
+        let of_kind = self.kinds().find(|(other, _)| *other == kind);
+        of_kind.map_or(0, |(_, count)| count)
+    }
+
+    /// The kinds of which there are any.
+    pub fn kinds(&self) -> impl Iterator<Item = (RepairKind, u64)> + use<> {
+        let all = RepairKind::ALL.into_iter().zip(self.0);
+        all.filter(|(_, count)| *count > 0)
+    }
+}
+
+impl AddAssign for RepairCounts {
+    fn add_assign(&mut self, other: Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
         }
     }
 }

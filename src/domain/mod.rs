@@ -15,7 +15,7 @@ mod repair;
 
 pub use apply::{GroupRows, LATE, apply};
 pub use change::{Change, Creation, Event, Users, first_members, to_micros};
-pub use compare::{Drift, RepairKind, Verdict, group_verdict, member_verdict};
+pub use compare::{Drift, RepairCounts, RepairKind, Verdict, group_verdict, member_verdict};
 pub use fence::{Fence, FenceError};
 pub use fold::{Folded, FoldedPatch, fold};
 pub use group::{CheckReason, DISMISSED, Group, Profile};
@@ -24,4 +24,4 @@ pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
 pub use member::{Member, MemberPatch, ORDINARY, OWNER};
 pub use operators::{Operators, may_be_operator};
 pub use rejected::{MAX_KEPT_BYTES, Rejected};
-pub use repair::{HeldGroup, HeldMember, Repair, Version};
+pub use repair::{HeldGroup, HeldMember, Repair, Repaired, Version};

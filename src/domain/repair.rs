@@ -3,7 +3,10 @@
 use time::OffsetDateTime;
 
 use super::apply::GroupRows;
-use super::{CheckReason, DISMISSED, Fence, Group, Member, Profile, Text, UserId};
+use super::{
+    CheckReason, DISMISSED, Fence, Group, Member, Profile, RepairCounts, Text, UserId,
+    group_verdict, member_verdict,
+};
 
 /// A member as OpenIM holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +61,15 @@ pub struct Repair {
     pub present: Vec<(UserId, HeldMember)>,
     /// Those who are none.
     pub absent: Vec<UserId>,
+}
+
+/// What came of a repair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Rows that were made what OpenIM holds. The others were so, or were named by a callback since.
+    pub counts: RepairCounts,
+    /// Another comparison has begun since, whose answers are newer: no row was written.
+    pub is_outdated: bool,
 }
 
 impl Repair {
@@ -136,11 +148,12 @@ impl HeldGroup {
 impl GroupRows {
     /// Makes rows what OpenIM holds, but for those that a callback has named since it was asked:
     /// these stay, and the group is checked again.
-    pub(super) fn repair(&mut self, repair: &Repair) {
+    pub(super) fn repair(&mut self, repair: &Repair) -> Repaired {
         let began_at = repair.began_at;
+        let mut repaired = Repaired::default();
         if self.compared_at != Some(began_at) {
-            // Another comparison has begun since, whose answers are newer.
-            return;
+            repaired.is_outdated = true;
+            return repaired;
         }
         let is_new = |heard: Option<&i64>| heard.is_some_and(|xid| !repair.fence.has(*xid));
         let mut is_left = false;
@@ -149,6 +162,9 @@ impl GroupRows {
                 is_left = true;
             } else {
                 self.is_new |= self.group.is_none();
+                if let Some(verdict) = group_verdict(self.group.as_ref(), held) {
+                    repaired.counts.add(verdict.kind);
+                }
                 let was_dismissed = self.group.as_ref().is_some_and(Group::is_dismissed);
                 let group = held.to_be(self.group.as_ref(), began_at);
                 let is_dismissed = group.is_dismissed();
@@ -172,6 +188,9 @@ impl GroupRows {
                 continue;
             }
             let stored = self.members.get(user);
+            if let Some(verdict) = member_verdict(stored, held) {
+                repaired.counts.add(verdict.kind);
+            }
             let member = match held {
                 Some(held) => held.to_be(stored),
                 None => {
@@ -190,5 +209,6 @@ impl GroupRows {
         if is_left {
             self.want_check(CheckReason::CallbackMeanwhile);
         }
+        repaired
     }
 }

@@ -15,8 +15,8 @@ use super::lanes::Shared;
 use super::marks::Marks;
 use super::queue::FEW;
 use super::spool::{Attempt, Spool};
-use crate::domain::{Change, Event};
-use crate::store::{self, Failed, Store, Writer};
+use crate::domain::{Change, Event, Repaired};
+use crate::store::{self, Failed, Store, Writer, Written};
 
 /// What takes longer is not worth waiting for: a statement and its commit take a tenth of this on
 /// a good disk.
@@ -28,7 +28,7 @@ const SLOW: Duration = Duration::from_millis(5);
 pub(super) struct Waiting {
     change: Change,
     /// `None` once answered.
-    answer: Option<oneshot::Sender<Result<(), Error>>>,
+    answer: Option<oneshot::Sender<Result<Repaired, Error>>>,
     marks: Marks,
 }
 
@@ -36,7 +36,7 @@ impl Waiting {
     pub(super) fn new(
         change: Change,
         marks: Marks,
-    ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
+    ) -> (Self, oneshot::Receiver<Result<Repaired, Error>>) {
         let (answer, answered) = oneshot::channel();
         let waiting = Self {
             change,
@@ -46,7 +46,7 @@ impl Waiting {
         (waiting, answered)
     }
 
-    pub(super) fn answer(mut self, written: Result<(), Error>) {
+    pub(super) fn answer(mut self, written: Result<Repaired, Error>) {
         if written.is_err() {
             self.marks.lost(&self.change);
         }
@@ -108,7 +108,8 @@ impl Lane {
 
     /// Writes what comes, until the end of [`Shared::next`].
     pub(super) async fn run(&self) {
-        // What it was writing is answered as lost; the others must not wait for ever.
+        // What it was writing is answered as lost, and its groups are marked, so one change that nobody
+        // thought of ends neither the process nor the others' wait.
         while AssertUnwindSafe(self.work()).catch_unwind().await.is_err() {
             tracing::error!(lane = self.number, "a lane panicked");
             self.writer.lock().await.abandon();
@@ -161,9 +162,9 @@ impl Lane {
         let deadline = Instant::now() + self.patience;
         let changes: Vec<&Change> = batch.iter().map(AsRef::as_ref).collect();
         match attempt(writer, &changes, deadline).await {
-            Ok(()) => {
-                for change in batch {
-                    change.answer(Ok(()));
+            Ok(written) => {
+                for (place, change) in batch.into_iter().enumerate() {
+                    change.answer(Ok(written.repaired(place)));
                 }
             }
             Err(Failed {
@@ -190,8 +191,8 @@ impl Lane {
     ) {
         while let Some(change) = changes.pop_front() {
             let failed = match attempt(writer, &[&change.change], deadline).await {
-                Ok(()) => {
-                    change.answer(Ok(()));
+                Ok(written) => {
+                    change.answer(Ok(written.repaired(0)));
                     continue;
                 }
                 Err(Failed { error, .. }) if matches!(error, store::Error::Permanent(_)) => {
@@ -274,7 +275,7 @@ pub(super) fn lane_of_writer(number: usize) -> i16 {
 /// Answers changes that went to the spool, or did not.
 pub(super) fn answer_all(changes: Vec<Left>, spooled: &Result<(), Error>) {
     for (change, _) in changes {
-        change.answer(spooled.clone());
+        change.answer(spooled.clone().map(|()| Repaired::default()));
     }
 }
 
@@ -285,7 +286,7 @@ async fn attempt(
     writer: &mut Writer,
     changes: &[&Change],
     deadline: Instant,
-) -> Result<(), Failed> {
+) -> Result<Written, Failed> {
     let mut has_new_session = false;
     loop {
         match writer.write(changes, deadline).await {

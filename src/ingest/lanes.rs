@@ -1,20 +1,20 @@
 //! The lanes together: what waits for them, and who wakes them.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
 use super::spool::Spool;
-use crate::domain::{Change, Creation, Event, Profile, Text};
+use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
 use crate::store::{self, Store, Writer};
+use crate::tasks::{Task, Tasks};
 
 /// So many changes are written soon. Whatever comes while more wait may wait for too long.
 const SOON: usize = 2048;
@@ -36,7 +36,7 @@ pub(super) struct Lanes {
     writers: Arc<[Arc<AsyncMutex<Writer>>]>,
     /// Of what is not written.
     marks: Marks,
-    running: TaskTracker,
+    writing: Task,
 }
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     /// One for each lane.
     wake: Vec<Notify>,
     hasher: RandomState,
-    closing: AtomicBool,
+    closing: CancellationToken,
 }
 
 impl Shared {
@@ -65,7 +65,7 @@ impl Shared {
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if self.closing.load(Ordering::Relaxed) {
+            if self.closing.is_cancelled() {
                 return None;
             }
             self.wake[lane].notified().await;
@@ -94,7 +94,7 @@ impl Shared {
 /// cost more than the change.
 #[derive(Debug)]
 pub(super) struct Queued {
-    pub(super) answered: oneshot::Receiver<Result<(), Error>>,
+    pub(super) answered: oneshot::Receiver<Result<Repaired, Error>>,
     /// In the queue, where that bound may not hold: see [`SOON`].
     number: Option<u64>,
 }
@@ -107,15 +107,15 @@ impl Queued {
 }
 
 impl Lanes {
-    pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>) -> Self {
+    pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>, tasks: &Tasks) -> Self {
         let lanes = store.lanes();
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MOST)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
-            closing: AtomicBool::new(false),
+            closing: CancellationToken::new(),
         });
-        let running = TaskTracker::new();
+        let writing = tasks.task("writes changes");
         let mut writers = Vec::new();
         for number in 0..lanes {
             let of_spool = spool.map(|spool| (spool.id(), lane_of_writer(number)));
@@ -123,13 +123,13 @@ impl Lanes {
             writers.push(Arc::clone(&writer));
             let spool = spool.cloned();
             let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
-            running.spawn(async move { lane.run().await });
+            writing.start(|_| async move { lane.run().await });
         }
         Self {
             shared,
             writers: writers.into(),
             marks,
-            running,
+            writing,
         }
     }
 
@@ -151,7 +151,11 @@ impl Lanes {
 
     /// Waits for the answer to a change that many others were before. It is given up on where no
     /// lane has taken it by `deadline`, and is not written then.
-    pub(super) async fn answer(&self, queued: Queued, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn answer(
+        &self,
+        queued: Queued,
+        deadline: Instant,
+    ) -> Result<Repaired, Error> {
         let Queued {
             mut answered,
             number,
@@ -186,12 +190,12 @@ impl Lanes {
 
     /// Writes what waits, then ends the lanes.
     pub(super) async fn close(&self) {
-        self.shared.closing.store(true, Ordering::Relaxed);
+        self.writing.close();
+        self.shared.closing.cancel();
         for lane in &self.shared.wake {
             lane.notify_one();
         }
-        self.running.close();
-        self.running.wait().await;
+        self.writing.end().await;
     }
 }
 

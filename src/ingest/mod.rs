@@ -17,8 +17,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::{Change, CheckReason, Event, GroupId, Hint, Rejected, Repair};
+use crate::domain::{Change, CheckReason, Event, GroupId, Hint, Rejected, Repair, Repaired};
 use crate::store::{self, Store};
+use crate::tasks::{Task, Tasks};
 use drain::Drain;
 use hints::Heard;
 use lanes::Lanes;
@@ -34,6 +35,8 @@ pub use spool::{OpenError, Refused, Spool, SpoolState};
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long that may take at the end.
 const LAST_NOTE: Duration = Duration::from_secs(2);
+/// How often an error is told that goes on.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long an answer waits for the deletion of what is too much.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
@@ -68,12 +71,15 @@ pub struct Ingest {
     noting: Task,
     /// Fills in when those left who were members of a dismissed group, until it is told to end.
     filling_in: Task,
+    /// Deletes rejected callbacks that are too old, until it is told to end.
+    housekeeping: Task,
     /// Told when it is known whether the database is there.
     settled: CancellationToken,
     keeper: Arc<Keeper>,
     /// How long a change waits for a lane where many are before it.
     patience: Duration,
     under_way: TaskTracker,
+    tasks: Tasks,
 }
 
 /// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
@@ -92,43 +98,21 @@ impl Drop for Told<'_> {
     }
 }
 
-/// Something that goes on until it is told to end.
-#[derive(Clone, Debug, Default)]
-struct Task {
-    running: TaskTracker,
-    closing: CancellationToken,
-}
-
-impl Task {
-    fn start<F: Future<Output = ()> + Send + 'static>(
-        &self,
-        run: impl FnOnce(CancellationToken) -> F,
-    ) {
-        self.running.spawn(run(self.closing.clone()));
-    }
-
-    async fn end(&self) {
-        self.closing.cancel();
-        self.running.close();
-        self.running.wait().await;
-    }
-}
-
 impl Ingest {
     /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected`
     /// says. What cannot be written goes to `spool`, if there is one; else whoever brought it is
     /// told.
     pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
-        let marks = Marks::default();
-        let lanes = Lanes::start(&store, marks.clone(), spool.as_ref());
+        let (marks, tasks) = (Marks::default(), Tasks::default());
+        let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
         // The lanes may be at something that takes all their time.
         let patience = store.patience_of_lanes() * 2;
-        let marking = Task::default();
+        let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
             move |closing| async move { marks.write(lanes, patience, closing).await }
         });
-        let (draining, settled) = (Task::default(), CancellationToken::new());
+        let (draining, settled) = (tasks.task("drains the spool"), CancellationToken::new());
         match &spool {
             Some(spool) => {
                 let drain = Drain::new(spool.clone(), store.clone(), Some(lanes.clone()));
@@ -137,12 +121,12 @@ impl Ingest {
             }
             None => settled.cancel(),
         }
-        let noting = Task::default();
+        let noting = tasks.task("notes whom callbacks have named");
         noting.start({
             let store = store.clone();
             move |closing| note_touched(store, closing)
         });
-        let filling_in = Task::default();
+        let filling_in = tasks.task("fills in when members of dismissed groups left");
         filling_in.start({
             let store = store.clone();
             move |closing| fill_in_leaves(store, closing)
@@ -157,11 +141,18 @@ impl Ingest {
             draining,
             noting,
             filling_in,
+            housekeeping: tasks.task("deletes old rejected callbacks"),
             settled,
             patience,
             keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
+            tasks,
         }
+    }
+
+    /// What goes on until [`Self::close`], and may end early.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     /// Waits until what an earlier process left is in the database, or the database is known to be
@@ -177,6 +168,12 @@ impl Ingest {
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn submit(&self, change: Change) -> Result<(), Error> {
+        self.write(change).await?;
+        Ok(())
+    }
+
+    /// The same; what came of the change where it is a repair.
+    async fn write(&self, change: Change) -> Result<Repaired, Error> {
         let queued = self.lanes.push(change);
         if queued.is_late() {
             let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.patience);
@@ -281,14 +278,14 @@ impl Ingest {
         &self.hints
     }
 
-    /// Makes a part of a group what OpenIM holds; resolves when that is committed. Rows that a callback
-    /// has named since OpenIM was asked stay as they are, and the group is marked.
+    /// Makes a part of a group what OpenIM holds; resolves when that is committed, with what was written.
+    /// Rows that a callback has named since OpenIM was asked stay as they are, and the group is marked.
     ///
     /// # Errors
     /// See [`Error`]. Nothing of it waits for a database that is away.
-    pub async fn repair(&self, group: GroupId, repair: Repair) -> Result<(), Error> {
+    pub async fn repair(&self, group: GroupId, repair: Repair) -> Result<Repaired, Error> {
         let event = Event::Repair(repair);
-        self.submit(Change::new(group, OffsetDateTime::now_utc(), event))
+        self.write(Change::new(group, OffsetDateTime::now_utc(), event))
             .await
     }
 
@@ -328,9 +325,13 @@ impl Ingest {
         }
     }
 
-    /// What has to be done now and then, for as long as it is polled.
-    pub async fn housekeep(&self) -> std::convert::Infallible {
-        self.keeper.housekeep().await
+    /// From now on what has to be done now and then is.
+    pub fn begin_housekeeping(&self) {
+        let keeper = Arc::clone(&self.keeper);
+        self.housekeeping.start(|closing| async move {
+            // What is under way is left.
+            closing.run_until_cancelled(keeper.housekeep()).await;
+        });
     }
 
     /// How many changes wait to be written.
@@ -350,6 +351,7 @@ impl Ingest {
 
     /// Waits for every change under way, and drains the spool as far as the database lets us.
     pub async fn close(&self) {
+        self.housekeeping.end().await;
         self.under_way.close();
         self.under_way.wait().await;
         self.marking.end().await;
@@ -399,24 +401,55 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     drained
 }
 
+/// Something that is tried again and again, and fails.
+struct Failing {
+    what: &'static str,
+    told_at: Option<Instant>,
+}
+
+impl Failing {
+    fn new(what: &'static str) -> Self {
+        let told_at = None;
+        Self { what, told_at }
+    }
+
+    /// Tells an error at once, and then each minute for as long as there is one.
+    fn tell(&mut self, done: Result<(), store::Error>) {
+        let Err(error) = done else {
+            self.told_at = None;
+            return;
+        };
+        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
+            self.told_at = Some(Instant::now());
+            let error = error.to_string();
+            tracing::warn!(error, "{}; it is tried again", self.what);
+        }
+    }
+}
+
 /// Until `closing`, and then for the last time.
 async fn note_touched(store: Store, closing: CancellationToken) {
+    let mut failing = Failing::new("whom callbacks have named cannot be noted");
     while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
         // What fails is tried again with the next.
-        let _ = store.note_touched().await;
+        failing.tell(store.note_touched().await);
     }
     // What is left out is found by the next process.
-    let _ = timeout(LAST_NOTE, store.note_touched()).await;
+    if let Ok(noted) = timeout(LAST_NOTE, store.note_touched()).await {
+        failing.tell(noted);
+    }
 }
 
 /// Until `closing`; the next process goes on from there.
 async fn fill_in_leaves(store: Store, closing: CancellationToken) {
+    let mut failing = Failing::new("when members of dismissed groups left cannot be filled in");
     while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
         // What fails is tried again with the next.
         let filled = closing.run_until_cancelled(store.fill_in_leaves());
-        if filled.await.is_none() {
+        let Some(filled) = filled.await else {
             return;
-        }
+        };
+        failing.tell(filled);
     }
 }
 

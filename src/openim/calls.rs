@@ -19,7 +19,9 @@ impl Client {
             "groupName": "",
             "groupID": "",
         });
-        self.call("/group/get_groups", &request).await
+        // Which there are nobody knows before. Those that are told twice are seen once.
+        self.call("/group/get_groups", &request, |_: &Groups| Ok(()))
+            .await
     }
 
     /// How many groups there are that are not dismissed.
@@ -31,8 +33,9 @@ impl Client {
     pub(super) async fn group_infos(&self, groups: &[&GroupId]) -> Result<Vec<Group>, Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
         let request = json!({"groupIDs": ids});
-        let infos: GroupInfos = self.call("/group/get_groups_info", &request).await?;
-        Ok(infos.group_infos)
+        let check = |infos: &GroupInfos| infos.check(groups);
+        let infos = self.call("/group/get_groups_info", &request, check);
+        Ok(infos.await?.group_infos)
     }
 
     /// A page of a group's members. Of a group that OpenIM does not know there are none.
@@ -43,7 +46,9 @@ impl Client {
             "filter": 0,
             "keyword": "",
         });
-        self.call("/group/get_group_member_list", &request).await
+        let check = |members: &Members| members.check(group);
+        self.call("/group/get_group_member_list", &request, check)
+            .await
     }
 
     /// How many members a group has.
@@ -59,8 +64,9 @@ impl Client {
     ) -> Result<Vec<Member>, Error> {
         let ids: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
         let request = json!({"groupID": group.as_str(), "userIDs": ids});
-        let named: Members = self.call("/group/get_group_members_info", &request).await?;
-        Ok(named.members)
+        let check = |named: &Members| named.check_named(group, users);
+        let named = self.call("/group/get_group_members_info", &request, check);
+        Ok(named.await?.members)
     }
 
     /// Who the members are, and a version that is no older. Makes a version for a group that OpenIM
@@ -68,8 +74,12 @@ impl Client {
     pub(super) async fn member_ids(&self, group: &GroupId) -> Result<MemberIds, Error> {
         // A hash of the ids spares them where they are the same.
         let request = json!({"groupID": group.as_str(), "idHash": 0});
-        self.call("/group/get_full_group_member_user_ids", &request)
-            .await
+        self.call(
+            "/group/get_full_group_member_user_ids",
+            &request,
+            MemberIds::check,
+        )
+        .await
     }
 
     /// What has changed in a group since a version. Without one: where it is now.
@@ -83,7 +93,8 @@ impl Client {
             "versionID": since.map_or("", |version| &version.id),
             "version": since.map_or(0, |version| version.number),
         });
-        self.call("/group/get_incremental_group_members", &request)
+        let check = |delta: &Delta| delta.check(group, since);
+        self.call("/group/get_incremental_group_members", &request, check)
             .await
     }
 
@@ -105,8 +116,13 @@ impl Client {
             .collect();
         // Asked for, and not used by OpenIM.
         let request = json!({"userID": "", "reqList": list});
-        let deltas: Deltas = self
-            .call("/group/get_incremental_group_members_batch", &request)
+        let check = |deltas: &Deltas| deltas.check(groups);
+        let deltas = self
+            .call(
+                "/group/get_incremental_group_members_batch",
+                &request,
+                check,
+            )
             .await?;
         let deltas = deltas.resp_list.unwrap_or_default().into_iter();
         let known = deltas.filter_map(|(group, delta)| Some((GroupId::parse(group).ok()?, delta)));

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::Access;
-use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION};
+use super::error::{ARGS, Error, MAX_ANSWER, NO_PERMISSION, Oddity};
 use super::pace;
 use super::wire::{Envelope, Token};
 use crate::config::Secret;
@@ -40,6 +40,8 @@ pub struct Client {
     /// How long one call waits for a service that is away.
     patience: Duration,
     token: Mutex<Minted>,
+    /// The number of the last token with which OpenIM has answered what was asked.
+    served: AtomicU64,
     /// Makes operation ids that no other process has.
     process: u64,
     calls: AtomicU64,
@@ -83,6 +85,7 @@ impl Client {
             access,
             patience: AWAY,
             token: Mutex::default(),
+            served: AtomicU64::new(0),
             process: RandomState::new().hash_one(std::process::id()),
             calls: AtomicU64::new(0),
             metrics,
@@ -95,11 +98,12 @@ impl Client {
         Self { patience, ..self }
     }
 
-    /// Calls OpenIM, again where that may help.
+    /// Calls OpenIM, again where that may help. What `check` finds odd is an error.
     pub(super) async fn call<T: DeserializeOwned + Default>(
         &self,
         path: &'static str,
         request: &impl Serialize,
+        check: impl Fn(&T) -> Result<(), Oddity>,
     ) -> Result<T, Error> {
         // Our own structs have no maps with odd keys, so it cannot fail.
         let body = bytes::Bytes::from(serde_json::to_vec(request).unwrap_or_default());
@@ -112,7 +116,7 @@ impl Client {
         let end = Instant::now() + self.patience;
         let mut tries_more = TRIES_MORE;
         loop {
-            let error = match self.call_with_token(path, body.clone()).await {
+            let error = match self.call_with_token(path, body.clone(), &check).await {
                 Err(error) if error.is_transient() => error,
                 answered_or_in_vain => return answered_or_in_vain,
             };
@@ -142,13 +146,19 @@ impl Client {
         &self,
         path: &'static str,
         body: bytes::Bytes,
+        check: &impl Fn(&T) -> Result<(), Oddity>,
     ) -> Result<T, Error> {
         let minted = self.token(0).await?;
-        let token = minted.token.as_ref();
-        match self.send(path, body.clone(), token).await {
-            Err(error) if error.is_of_token() => {
+        let sent = self.send_with(&minted, path, body.clone(), check).await;
+        let is_of_no_use = |error: &Error| {
+            // Where it does not see a token either. That it has seen this one, another answer has shown.
+            let has_served = self.served.load(Ordering::Relaxed) >= minted.count;
+            error.is_of_token() || (error.is_of_args() && !has_served)
+        };
+        match sent {
+            Err(error) if is_of_no_use(&error) => {
                 let minted = self.token(minted.count).await?;
-                let sent = self.send(path, body, minted.token.as_ref()).await;
+                let sent = self.send_with(&minted, path, body, check).await;
                 sent.map_err(|error| match error.code() {
                     Some(code) if error.is_of_token() => Error::Refused(code),
                     _ => error,
@@ -158,23 +168,43 @@ impl Client {
         }
     }
 
+    async fn send_with<T: DeserializeOwned + Default>(
+        &self,
+        minted: &Minted,
+        path: &'static str,
+        body: bytes::Bytes,
+        check: &impl Fn(&T) -> Result<(), Oddity>,
+    ) -> Result<T, Error> {
+        let sent = self.send(path, body, minted.token.as_ref(), check).await;
+        let has_served = match &sent {
+            Ok(_) => true,
+            Err(error) => error.code().is_some() && !error.is_of_token() && !error.is_of_args(),
+        };
+        if has_served {
+            self.served.fetch_max(minted.count, Ordering::Relaxed);
+        }
+        sent
+    }
+
     /// The token; a new one where those up to the number `stale` are of no use.
     async fn token(&self, stale: u64) -> Result<Minted, Error> {
         // Whoever comes meanwhile waits for the same one.
         let mut minted = self.token.lock().await;
         if minted.token.is_none() || minted.count <= stale {
+            // It is of no use either where there is no other.
+            minted.token = None;
             let request = json!({
                 "secret": self.access.secret.expose(),
                 "userID": self.access.admin_user_id,
             });
             let body = bytes::Bytes::from(request.to_string());
-            let token: Token =
-                self.send(GET_TOKEN, body, None)
-                    .await
-                    .map_err(|error| match error.code() {
-                        Some(code @ (ARGS | NO_PERMISSION)) => Error::Refused(code),
-                        _ => error,
-                    })?;
+            // One that no request can have would be sent in vain for as long as it is kept.
+            let token = self.send(GET_TOKEN, body, None, &Token::check).await;
+            let token = token.map_err(|error| match (error.code(), error) {
+                (Some(code @ (ARGS | NO_PERMISSION)), _) => Error::Refused(code),
+                (_, Error::Odd(path, _)) => Error::Odd(path, Oddity::NoToken),
+                (_, error) => error,
+            })?;
             minted.token = Some(token.token.into());
             minted.count += 1;
         }
@@ -186,11 +216,16 @@ impl Client {
         path: &'static str,
         body: bytes::Bytes,
         token: Option<&Secret>,
+        check: &impl Fn(&T) -> Result<(), Oddity>,
     ) -> Result<T, Error> {
         if pace::turn().await {
             self.metrics.look_called();
         }
         let sent = self.exchange(path, body, token).await;
+        let sent = sent.and_then(|data| match check(&data) {
+            Ok(()) => Ok(data),
+            Err(oddity) => Err(Error::Odd(path, oddity)),
+        });
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
         self.metrics.called_openim(path, outcome);
         sent
@@ -242,7 +277,7 @@ impl Client {
         let envelope: Envelope<T> = serde_json::from_slice(&text).map_err(|error| {
             // Its own text quotes what it found.
             match error.is_data() {
-                true => Error::Odd(path, error.column()),
+                true => Error::Odd(path, Oddity::Type(error.column())),
                 false => Error::Garbled(path),
             }
         })?;

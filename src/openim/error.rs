@@ -26,6 +26,29 @@ const DEADLINE_EXCEEDED: i64 = 4;
 /// There is no such service just now.
 const UNAVAILABLE: i64 = 14;
 
+/// What is odd about an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Oddity {
+    /// A value is of another type, in this column.
+    #[error("at column {0}")]
+    Type(usize),
+    /// No token, or none that the head of a request can hold.
+    #[error("without a token that can be sent")]
+    NoToken,
+    /// A group that was not asked for.
+    #[error("about another group")]
+    OtherGroup,
+    /// A user who was not asked for.
+    #[error("about another user")]
+    OtherUser,
+    /// A group or a user who was told already.
+    #[error("about the same one twice")]
+    Twice,
+    /// Changes since another version.
+    #[error("since another version")]
+    OtherVersion,
+}
+
 /// Why OpenIM did not answer a call as asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -47,8 +70,8 @@ pub enum Error {
     #[error("OPENIM_API_URL answered {0} with something that is not JSON")]
     Garbled(&'static str),
     /// JSON, but not of the form that OpenIM has.
-    #[error("OPENIM_API_URL answered {0} in another form than OpenIM's: at column {1}")]
-    Odd(&'static str, usize),
+    #[error("OPENIM_API_URL answered {0} in another form than OpenIM's: {1}")]
+    Odd(&'static str, Oddity),
     /// More than any answer of OpenIM.
     #[error("OPENIM_API_URL answered {0} with more than {MAX_ANSWER} bytes")]
     TooLarge(&'static str),
@@ -97,7 +120,11 @@ impl Error {
     /// Whether the same call may succeed in a moment.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Transport(_) | Self::TooMany(_) | Self::Garbled(_) | Self::Away { .. } => true,
+            Self::Transport(_)
+            | Self::TooMany(_)
+            | Self::Garbled(_)
+            | Self::Odd(_, Oddity::NoToken)
+            | Self::Away { .. } => true,
             Self::Status(status) => *status >= 500,
             Self::OpenIm { code, .. } => *code == INTERNAL || OF_BACKEND.contains(code),
             Self::NotFound(_)
@@ -125,7 +152,10 @@ impl Error {
     /// Whether another call may succeed all the same.
     pub(super) fn is_of_call(&self) -> bool {
         match self {
-            Self::NotFound(_) | Self::Refused(_) | Self::Setup(_) => false,
+            Self::NotFound(_)
+            | Self::Odd(_, Oddity::NoToken)
+            | Self::Refused(_)
+            | Self::Setup(_) => false,
             // One group may take its service too long; but none is read where there is no service.
             Self::Away { code, .. } => *code == DEADLINE_EXCEEDED,
             Self::OpenIm { code, .. } => *code != NO_PERMISSION,
@@ -147,6 +177,11 @@ impl Error {
             Self::OpenIm { code, .. } => Some(*code),
             _ => None,
         }
+    }
+
+    /// Whether OpenIM may not have seen a token.
+    pub(super) fn is_of_args(&self) -> bool {
+        self.code() == Some(ARGS)
     }
 
     pub(super) fn is_of_token(&self) -> bool {

@@ -480,14 +480,14 @@ mod tests {
                     (&json!(5), &json!("v"))
                 );
                 Ok(delta(
-                    json!({"update": [{"userID": "u1"}], "delete": ["u2"]}),
+                    json!({"update": [{"groupID": "g", "userID": "u1"}], "delete": ["u2"]}),
                 ))
             }
             "/group/get_group_members_info" => {
                 let mut ids: Vec<_> = asked["userIDs"].as_array().unwrap().iter().collect();
                 ids.sort_by_key(|id| id.as_str());
                 assert_eq!(ids, ["u3", "u4"]);
-                Ok(json!({"members": [{"userID": "u3", "roleLevel": 60}]}))
+                Ok(json!({"members": [{"groupID": "g", "userID": "u3", "roleLevel": 60}]}))
             }
             other => panic!("{other}"),
         };
@@ -510,7 +510,9 @@ mod tests {
                 ids if ids.contains(&json!("u3")) => Err(8),
                 ids => {
                     let there = ids.iter().filter(|id| **id != json!("u5"));
-                    let there: Vec<_> = there.map(|id| json!({"userID": id})).collect();
+                    let there: Vec<_> = there
+                        .map(|id| json!({"groupID": "g", "userID": id}))
+                        .collect();
                     Ok(json!({"members": there}))
                 }
             },
@@ -537,7 +539,7 @@ mod tests {
             match path {
                 "/auth/get_admin_token" => Ok(json!({"token": "t"})),
                 "/group/get_group_member_list" => {
-                    Ok(json!({"total": 3, "members": [{"userID": "u1"}]}))
+                    Ok(json!({"total": 3, "members": [{"groupID": "g", "userID": "u1"}]}))
                 }
                 "/group/get_groups_info" => Ok(json!({"groupInfos": [{"groupID": "g"}]})),
                 "/group/get_full_group_member_user_ids" => {
@@ -577,7 +579,12 @@ mod tests {
         let not_enough: [Answer; 6] = [
             |path, _| or_token(path, Ok(delta(json!({"full": true})))),
             |path, _| or_token(path, Ok(delta(json!({"delete": vec!["u"; 21]})))),
-            |path, _| or_token(path, Ok(delta(json!({"group": {"status": 2}})))),
+            |path, _| {
+                or_token(
+                    path,
+                    Ok(delta(json!({"group": {"groupID": "g", "status": 2}}))),
+                )
+            },
             |path, _| or_token(path, Err(1004)),
             |path, _| or_token(path, Err(1204)),
             |path, _| or_token(path, Err(8)),

@@ -18,7 +18,9 @@ use crate::config::Secret;
 
 pub use client::{Client, choose_cryptography};
 pub use error::Error as ClientError;
-pub use reconcile::{DriftOf, Error, Mode, Parts, Reconciler, SETTLING, Settings, Tally};
+pub use reconcile::{
+    Comparing, DriftOf, Error, Mode, Parts, Reconciler, SETTLING, Settings, Tally,
+};
 
 /// How to reach OpenIM.
 #[derive(Clone, Debug)]

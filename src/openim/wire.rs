@@ -1,11 +1,12 @@
 //! OpenIM's answers, exactly as sent: Go's `encoding/json` of its structs, so numbers are numbers,
 //! zero values are there and lists without anything in them are null.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 use time::{Duration, OffsetDateTime};
 
+use super::error::Oddity;
 use crate::domain::{
     GroupId, HeldGroup, HeldMember, IdError, Profile, Text, UserId, Version, to_micros,
 };
@@ -33,6 +34,17 @@ pub(super) struct Token {
     pub(super) token: String,
 }
 
+impl Token {
+    /// Whether it can be sent: in the head of a request only so it is what it was.
+    pub(super) fn check(&self) -> Result<(), Oddity> {
+        let mut bytes = self.token.bytes();
+        match !self.token.is_empty() && bytes.all(|byte| byte.is_ascii_graphic()) {
+            true => Ok(()),
+            false => Err(Oddity::NoToken),
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Groups {
     #[serde(default)]
@@ -47,6 +59,15 @@ pub(super) struct GroupEntry {
     group_info: Group,
     #[serde(default, rename = "groupOwnerUserID")]
     owner_user_id: String,
+}
+
+impl GroupInfos {
+    /// Whether they are some of these, each once.
+    pub(super) fn check(&self, groups: &[&GroupId]) -> Result<(), Oddity> {
+        let groups = groups.iter().map(|group| group.as_str());
+        let infos = self.group_infos.iter().map(|info| info.group_id.as_str());
+        are_among(infos, groups, Oddity::OtherGroup)
+    }
 }
 
 impl GroupEntry {
@@ -75,6 +96,48 @@ pub(super) struct Members {
     pub(super) members: Vec<Member>,
 }
 
+impl Members {
+    /// Whether they are this group's.
+    pub(super) fn check(&self, group: &GroupId) -> Result<(), Oddity> {
+        are_of(&self.members, group)
+    }
+
+    /// The same, and each one of these users.
+    pub(super) fn check_named(&self, group: &GroupId, users: &[&UserId]) -> Result<(), Oddity> {
+        self.check(group)?;
+        let users = users.iter().map(|user| user.as_str());
+        let members = self.members.iter().map(|member| member.user_id.as_str());
+        are_among(members, users, Oddity::OtherUser)
+    }
+}
+
+fn are_of(members: &[Member], group: &GroupId) -> Result<(), Oddity> {
+    let mut members = members.iter();
+    match members.all(|member| member.group_id == group.as_str()) {
+        true => Ok(()),
+        false => Err(Oddity::OtherGroup),
+    }
+}
+
+/// Whether each that is told was asked for, and is told once.
+fn are_among<'a>(
+    told: impl Iterator<Item = &'a str>,
+    asked: impl Iterator<Item = &'a str>,
+    else_is: Oddity,
+) -> Result<(), Oddity> {
+    let asked: HashSet<&str> = asked.collect();
+    let mut seen = HashSet::new();
+    for id in told {
+        if !asked.contains(id) {
+            return Err(else_is);
+        }
+        if !seen.insert(id) {
+            return Err(Oddity::Twice);
+        }
+    }
+    Ok(())
+}
+
 /// Who the members are.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -87,6 +150,15 @@ pub(super) struct MemberIds {
 }
 
 impl MemberIds {
+    /// Whether each is told once: how many there are counts. Whose they are the answer does not say.
+    pub(super) fn check(&self) -> Result<(), Oddity> {
+        let mut seen = HashSet::with_capacity(self.user_ids.len());
+        match self.user_ids.iter().all(|id| seen.insert(id)) {
+            true => Ok(()),
+            false => Err(Oddity::Twice),
+        }
+    }
+
     pub(super) fn version(&self) -> Version {
         Version {
             id: self.version_id.clone(),
@@ -100,6 +172,23 @@ impl MemberIds {
 pub(super) struct Deltas {
     #[serde(default)]
     pub(super) resp_list: Option<HashMap<String, Delta>>,
+}
+
+impl Deltas {
+    /// Whether they are of some of these groups, since these versions.
+    pub(super) fn check(&self, groups: &[(&GroupId, &Version)]) -> Result<(), Oddity> {
+        let groups = groups
+            .iter()
+            .map(|(group, version)| (group.as_str(), (*group, *version)));
+        let groups: HashMap<&str, (&GroupId, &Version)> = groups.collect();
+        for (id, delta) in self.resp_list.iter().flatten() {
+            let Some((group, version)) = groups.get(id.as_str()) else {
+                return Err(Oddity::OtherGroup);
+            };
+            delta.check(group, Some(version))?;
+        }
+        Ok(())
+    }
 }
 
 /// What has changed since a version.
@@ -121,6 +210,24 @@ pub(super) struct Delta {
 }
 
 impl Delta {
+    /// Whether it is of this group, since this version. Each group has a count of versions of its own.
+    pub(super) fn check(&self, group: &GroupId, since: Option<&Version>) -> Result<(), Oddity> {
+        are_of(&self.insert, group)?;
+        are_of(&self.update, group)?;
+        let told = self.group.as_ref();
+        if told.is_some_and(|told| told.group_id != group.as_str()) {
+            return Err(Oddity::OtherGroup);
+        }
+        // Of another count, or of a lower version, all of the group is to be read.
+        let is_since = |since: &Version| {
+            self.full || (self.version_id == since.id && self.version >= since.number)
+        };
+        match since.is_none_or(is_since) {
+            true => Ok(()),
+            false => Err(Oddity::OtherVersion),
+        }
+    }
+
     pub(super) fn version(&self) -> Version {
         Version {
             id: self.version_id.clone(),
@@ -159,6 +266,8 @@ pub(super) struct Group {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Member {
+    #[serde(rename = "groupID")]
+    group_id: String,
     #[serde(rename = "userID")]
     user_id: String,
     role_level: i32,
@@ -233,6 +342,18 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_one_that_a_head_can_hold() {
+        let check = |token: &str| {
+            let token = token.to_owned();
+            Token { token }.check()
+        };
+        assert_eq!(check("eyJhbGciOiJIUzI1NiJ9.eyJVc2VySUQi-_.x~"), Ok(()));
+        for odd in ["", " ", "a b", "a\r\nb", "a\n", "\u{0}", "a\u{7f}", "ä"] {
+            assert_eq!(check(odd), Err(Oddity::NoToken), "{odd:?}");
+        }
+    }
 
     #[test]
     fn null_lists_are_empty_and_versions_fill_64_bits() {

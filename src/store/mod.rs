@@ -53,7 +53,7 @@ pub use reconcile::{
 pub use rejected::RejectedSummary;
 pub use session::Unfit;
 pub use url::{UrlError, check_url};
-pub use write::{Drainer, Failed, Writer};
+pub use write::{Drainer, Failed, Writer, Written};
 
 statements! {
     /// For the rest of a transaction.

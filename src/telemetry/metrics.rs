@@ -10,7 +10,7 @@ use prometheus::{
 };
 use time::OffsetDateTime;
 
-use crate::domain::{HintKind, RepairKind};
+use crate::domain::{HintKind, RepairCounts, RepairKind};
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
@@ -569,9 +569,11 @@ impl Metrics {
     }
 
     /// Counts rows that were made as in OpenIM.
-    pub fn repaired(&self, kind: RepairKind, count: u64) {
-        let kind = kind.name();
-        self.0.repairs.with_label_values(&[kind]).inc_by(count);
+    pub fn repaired(&self, counts: RepairCounts) {
+        for (kind, count) in counts.kinds() {
+            let kind = kind.name();
+            self.0.repairs.with_label_values(&[kind]).inc_by(count);
+        }
     }
 
     /// A mark is gone that was there for so long.

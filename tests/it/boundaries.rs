@@ -116,6 +116,7 @@ fn the_domain_imports_nobody() {
         "app",
         "local_postgres",
         "openim",
+        "tasks",
         "telemetry",
     ] {
         let imports = trespasses(&format!("crate::{part}"), &[]);
@@ -137,7 +138,7 @@ fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
 
 #[test]
 fn the_door_that_pulls_has_what_it_needs_from_below() {
-    let may = ["domain", "ingest", "store", "telemetry"];
+    let may = ["domain", "ingest", "store", "tasks", "telemetry"];
     let imports = trespasses("crate", &[]);
     let mut count = 0;
     for line in imports
@@ -153,6 +154,37 @@ fn the_door_that_pulls_has_what_it_needs_from_below() {
         count += 1;
     }
     assert!(count >= 5, "{count}");
+}
+
+/// What goes on beside serving is started by `tasks`, which sees when it ends early. What comes to its end by
+/// itself is started here:
+#[test]
+fn whatever_goes_on_is_looked_after() {
+    assert_only_in(
+        "spawn",
+        &[
+            "tasks.rs",
+            // Waits for signals; without it the service ends.
+            "main.rs",
+            // The schema; the drain does it again, and tells its errors.
+            "app/mod.rs",
+            // Changes and bodies under way, for which whoever brought them waits.
+            "ingest/mod.rs",
+            // Questions; whoever has asked one is told where it is dropped.
+            "store/lookups.rs",
+            // Connections that are being closed, or looked at.
+            "store/connections.rs",
+            "store/write/writer.rs",
+            // A process, which is looked at.
+            "local_postgres/cluster.rs",
+            // Its tests.
+            "openim/fetch.rs",
+        ],
+    );
+    for other in ["spawn_local", "JoinSet", "Builder::new_multi_thread"] {
+        assert_eq!(trespasses(other, &[]), [""; 0]);
+    }
+    assert_only_in("TaskTracker", &["tasks.rs", "ingest/mod.rs"]);
 }
 
 /// `statements!` makes constants of all SQL, so that the prepare test sees it.

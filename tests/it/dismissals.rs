@@ -224,14 +224,18 @@ async fn case_81_of_a_group_that_came_back_empty_nobody_counts_as_removed() {
     pair.close().await;
 }
 
-/// The same, where the comparison is the first to hear of the dismissal.
+/// The same, where the comparison is the first to hear of the dismissal: that takes no part of the group
+/// for gone, but all of it.
 #[tokio::test]
-async fn a_dismissal_that_a_comparison_finds_is_no_removal_either() {
+async fn a_dismissal_that_a_comparison_finds_is_no_removal_from_the_group() {
     let pair = Pair::new().await;
-    let names: Vec<String> = (0..40).map(|n| format!("u{n}")).collect();
+    let names: Vec<String> = (0..500).map(|n| format!("u{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let creation = Creation::open("Kayaks", "boss", &names);
+    let creation = Creation::open("Kayaks", "boss", &names[..40]);
     pair.act_and_tell(GROUP, &Operation::Create(creation)).await;
+    let creation = Creation::open("Canoes", "boss", &names);
+    pair.act_and_tell("other", &Operation::Create(creation))
+        .await;
     pair.cycle().await;
     pair.act(GROUP, &DISMISS);
     let result = pair.cycle().await;

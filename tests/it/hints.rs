@@ -629,6 +629,35 @@ async fn those_whose_leave_was_announced_are_no_surprise() {
     assert_eq!(looks(&app, "left").await, 1.0);
 }
 
+/// A hint tells of a dismissal as a callback does, and one of another kind does not.
+#[tokio::test]
+async fn who_leaves_with_a_group_counts_for_no_limit_where_a_hint_has_told_of_the_dismissal() {
+    let all: Vec<String> = (10..50).map(|n| format!("u{n}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let with_members = true;
+    for content_type in [1511, 1508] {
+        let server = server_of(&all).await;
+        let app = mirror_of(&server, |_| {}).await;
+        act(&server, "g", &Operation::Dismiss { with_members });
+        hint(&app, "g", content_type, "op-1").await;
+        if content_type == 1511 {
+            until("it is dismissed", async || {
+                app.get("/groups/g").await.body["status"] == 2
+            })
+            .await;
+            assert_eq!(members(&app, "g").await, [""; 0]);
+            continue;
+        }
+        until("it is left to a person", async || {
+            check(&app, "g").await == Some(json!("too_many_removals"))
+        })
+        .await;
+        assert_eq!(members(&app, "g").await.len(), 41);
+        let last = app.get("/drift").await.ok()["lastRun"].clone();
+        assert_eq!(last["stoppedBy"], "too_many_removals");
+    }
+}
+
 #[tokio::test]
 async fn a_callback_whose_effect_a_look_has_written_marks_nothing_and_is_looked_after() {
     let server = server_of(&["u1", "u2"]).await;

@@ -28,6 +28,7 @@ mod membership;
 mod model;
 mod model_messages;
 mod model_quirks;
+mod other_groups;
 mod outage;
 mod poolers;
 mod private_postgres;

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Service, TestDb, Wire, kill, member_info, run, until, wait_for, web};
+use crate::support::{
+    ADMIN_ID, COMMAND, OpenImServer, SECRET, Service, TestDb, Wire, kill, member_info, run, until,
+    wait_for, web,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -727,4 +730,51 @@ async fn a_data_folder_is_made_with_all_above_it() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&data_dir.join("spool")), 0o700);
     assert_ne!(mode(&data_dir), 0o700);
+}
+
+/// Fault: what compares the mirror with OpenIM ended in silence, and nothing was compared any more.
+#[tokio::test]
+async fn a_task_that_ends_early_is_named_and_ends_the_service() {
+    let (db, openim) = (TestDb::new().await, OpenImServer::start().await);
+    let mut service = Service::start(&[
+        ("DATABASE_URL", &db.url),
+        ("OPENIM_API_URL", &openim.url),
+        ("OPENIM_ADMIN_USER_ID", ADMIN_ID),
+        ("OPENIM_SECRET", SECRET),
+        ("RECONCILE_INTERVAL_SECS", "1"),
+    ]);
+    let group =
+        "insert into groups (group_id, check_reason, check_wanted_since, created_at, updated_at)
+                 values ('g', 'callback_lost', 'infinity', now(), now())";
+    // Of such a time the library for Postgres makes a panic, and not an error.
+    db.execute(group).await;
+    assert_eq!(service.ended().code(), Some(1));
+    let log = service.log();
+    let told = "openim-group-mirror: the task that ";
+    let named = ["counts marked groups", "compares marked groups"];
+    let is_named = |name: &&str| log.contains(&format!("{told}{name} has ended before its time"));
+    assert!(named.iter().any(is_named), "{log}");
+    // In order, as at a signal.
+    assert!(log.contains("stopping"), "{log}");
+    let next = "select pid from pg_stat_activity
+                 where datname = current_database() and application_name = 'openim-group-mirror'";
+    assert_eq!(db.rows(next).await, [Value::Null; 0]);
+}
+
+/// Fault: as long as it was not noted whom callbacks have named, no comparison asked for them, and nobody
+/// was told.
+#[tokio::test]
+async fn what_cannot_be_noted_beside_serving_is_told() {
+    let db = TestDb::new().await;
+    let service = Service::start(&[("DATABASE_URL", &db.url)]);
+    db.execute("alter table group_checks rename to elsewhere")
+        .await;
+    let client = web::client().build().unwrap();
+    let callback = client
+        .post(format!("{}/{COMMAND}", service.base))
+        .header("content-type", "application/json")
+        .body(member_info("g", "u", json!({})));
+    assert_eq!(callback.send().await.unwrap().status(), 200);
+    let told = "whom callbacks have named cannot be noted; it is tried again";
+    wait_for("it is told", SOON, || service.log().contains(told));
 }

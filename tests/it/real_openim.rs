@@ -118,6 +118,9 @@ async fn case_81_a_group_that_is_back_is_empty_and_that_is_no_removal() {
 #[tokio::test]
 async fn case_81_so_it_is_where_nobody_has_heard_of_the_dismissal() {
     let pair = pair_of(60).await;
+    // Of which they are less than a tenth.
+    create(&pair, "other", 600).await;
+    pair.cycle().await;
     pair.act(GROUP, &DISMISS);
     let result = pair.cycle().await;
     assert_eq!(result.groups_left, 0);

@@ -336,6 +336,98 @@ async fn a_token_that_is_refused_is_minted_anew_once() {
     pair.close().await;
 }
 
+/// Data of a first answer with a token of which no header can be made, and then of the right one.
+fn odd_tokens() -> [Value; 9] {
+    [
+        Value::Null,
+        json!({}),
+        json!({"token": null}),
+        json!({"token": 7}),
+        json!({"token": ""}),
+        json!({"token": " "}),
+        json!({"token": "eyJ\r\nuserID: imAdmin"}),
+        json!({"token": "eyJ\u{0}"}),
+        json!({"token": "eyJ\u{e4}"}),
+    ]
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_sent_is_not_kept() {
+    let pair = pair_of(&["u1"]).await;
+    for (number, odd) in odd_tokens().into_iter().enumerate() {
+        pair.server.expire_tokens();
+        pair.act(GROUP, &invite(&format!("new{number}")));
+        let mut next = Some(odd.clone());
+        let tamper = move |data: &mut Value| *data = next.take().unwrap_or(data.take());
+        pair.server.tamper_with_answers("get_admin_token", tamper);
+        pair.server.reset_calls();
+        let result = pair.cycle().await;
+        assert_eq!((result.members_added, result.groups_left), (1, 0), "{odd}");
+        pair.assert_equal().await;
+        let calls = pair.server.calls();
+        assert_eq!(calls["/auth/get_admin_token"], 2, "{odd}");
+        pair.server.stop_tampering();
+    }
+    pair.close().await;
+}
+
+/// No call is made with one, and no group is blamed for it.
+#[tokio::test]
+async fn an_api_that_gives_no_token_that_can_be_sent_is_told() {
+    let pair = pair_of(&["u1"]).await;
+    let before = pair.rows_as_they_lie().await;
+    pair.act(GROUP, &invite("new"));
+    for odd in odd_tokens() {
+        pair.server.expire_tokens();
+        // Without a word of the token that was.
+        let text = odd.to_string();
+        let tamper = move |data: &mut Value| *data = odd.clone();
+        pair.server.tamper_with_answers("get_admin_token", tamper);
+        for groups in [&[][..], &[GROUP][..]] {
+            pair.server.reset_calls();
+            let ended = pair.compare(groups, Mode::default()).await.unwrap_err();
+            assert_eq!(ended.code(), "openim_unavailable", "{text}");
+            let told = ended.to_string();
+            let is_told = told.contains("/auth/get_admin_token") && told.contains("another form");
+            assert!(is_told && !told.contains("eyJ"), "{text}: {told}");
+            let calls = pair.server.calls();
+            // The first call was made with the old one.
+            let others: u64 = calls.values().sum::<u64>() - calls["/auth/get_admin_token"];
+            assert!(others <= 1, "{text}: {calls:?}");
+            assert!(calls["/auth/get_admin_token"] <= 6, "{text}: {calls:?}");
+        }
+        pair.server.stop_tampering();
+    }
+    pair.assert_nothing_written_since(&before).await;
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// So says OpenIM where it does not see a token. One that has served is not the reason.
+#[tokio::test]
+async fn a_token_with_which_no_call_has_succeeded_is_minted_anew_after_error_1001() {
+    let pair = Pair::new().await;
+    let creation = Creation::open("Kayaks", "boss", &["u1"]);
+    pair.act(GROUP, &Operation::Create(creation));
+    let refused = RestFault::ErrCode(1001);
+    pair.server.fail_next("get_groups", refused, 1);
+    pair.cycle().await;
+    assert_eq!(pair.server.tokens_minted(), 2);
+    pair.assert_equal().await;
+    pair.server.fail_next("get_groups", refused, 1);
+    let told = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert!(told.to_string().contains("error 1001"), "{told}");
+    assert_eq!(pair.server.tokens_minted(), 2);
+    // Where that does not help, it is not gone on with.
+    let pair = Pair::new().await;
+    pair.server.fail_until_told("get_groups", refused);
+    let told = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert!(told.to_string().contains("error 1001"), "{told}");
+    assert_eq!(pair.server.tokens_minted(), 2);
+    pair.close().await;
+}
+
 #[tokio::test]
 async fn an_answer_without_members_is_not_believed_where_the_group_has_some() {
     let pair = pair_of(&["u1", "u2"]).await;
@@ -437,6 +529,134 @@ async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone() {
     pair.assert_equal().await;
     // And then the limit is there again.
     assert_eq!(pair.cycle().await.groups_left, 0);
+    pair.close().await;
+}
+
+const DISMISS: Operation = Operation::Dismiss {
+    with_members: false,
+};
+
+/// So many groups of ten, told and compared.
+async fn groups_of_ten(count: usize, settings: Settings) -> Pair {
+    let pair = Pair::with(settings).await;
+    let members: Vec<String> = (0..9).map(|n| format!("u{n}")).collect();
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    for number in 0..count {
+        let creation = Creation::open("Small", "boss", &members);
+        pair.act(&format!("g{number:02}"), &Operation::Create(creation));
+    }
+    pair.cycle().await;
+    pair.assert_equal().await;
+    pair
+}
+
+async fn dismissed(pair: &Pair) -> u64 {
+    let dismissed = "select count(*) as groups from groups where status = 2";
+    pair.db.rows(dismissed).await[0]["groups"].as_u64().unwrap()
+}
+
+/// Fault: all groups of a mirror were dismissed by one answer, and nobody was asked.
+#[tokio::test]
+async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone_with_their_groups() {
+    let pair = groups_of_ten(40, settings()).await;
+    for number in 0..40 {
+        pair.act(&format!("g{number:02}"), &DISMISS);
+    }
+    let stopped = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert_eq!(stopped.code(), "too_many_removals");
+    let told = stopped.to_string();
+    assert!(told.contains("--accept-removals"), "{told}");
+    let few = dismissed(&pair).await;
+    assert!((1..=4).contains(&few), "{few}");
+    // Nor are the others, tenth by tenth.
+    let result = pair.cycle().await;
+    assert_eq!(result.groups_left, 40 - few.cast_signed());
+    assert_eq!(dismissed(&pair).await, few);
+    let asked = "select distinct check_reason from groups where status is distinct from 2";
+    until("they wait for somebody to decide", async || {
+        pair.db.rows(asked).await == [json!({"check_reason": "too_many_removals"})]
+    })
+    .await;
+    let accepting = Mode {
+        accept_removals: true,
+        ..Mode::default()
+    };
+    let result = pair.compare(&[], accepting).await.unwrap();
+    assert_eq!(result.groups_left, 0);
+    assert_eq!(dismissed(&pair).await, 40);
+    pair.assert_equal().await;
+    // And then the limit is there again.
+    assert_eq!(pair.cycle().await.groups_left, 0);
+    pair.close().await;
+}
+
+/// By comparisons that did not come to their end, one after the other.
+#[tokio::test]
+async fn who_left_with_a_group_is_counted_on_where_the_cycle_has_failed() {
+    let one_by_one = Settings {
+        concurrency: 1,
+        ..settings()
+    };
+    let pair = groups_of_ten(40, one_by_one).await;
+    let server = Arc::downgrade(&pair.server);
+    pair.server.on_call(move |path, asked, _| {
+        if path.ends_with("get_incremental_group_members")
+            && asked["groupID"] == "g39"
+            && let Some(server) = server.upgrade()
+        {
+            server.fail_next(path, RestFault::ErrCode(1002), 1);
+        }
+    });
+    for group in ["g00", "g01", "g02", "g39"] {
+        pair.act(group, &DISMISS);
+    }
+    let failed = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert_eq!(failed.code(), "openim_unavailable");
+    assert_eq!(dismissed(&pair).await, 3);
+    for group in ["g03", "g04", "g05"] {
+        pair.act(group, &DISMISS);
+    }
+    let failed = pair.compare(&[], Mode::default()).await.unwrap_err();
+    assert_eq!(failed.code(), "too_many_removals");
+    assert_eq!(dismissed(&pair).await, 3);
+    pair.server.on_call(|_, _, _| {});
+    pair.close().await;
+}
+
+/// One whose callback was lost, as it happens.
+#[tokio::test]
+async fn a_group_that_was_dismissed_unheard_is_so_within_the_limit() {
+    let pair = groups_of_ten(40, settings()).await;
+    for number in 0..3 {
+        pair.act(&format!("g{number:02}"), &DISMISS);
+    }
+    let result = pair.cycle().await;
+    assert_eq!((result.groups_left, result.members_removed), (0, 0));
+    assert_eq!(dismissed(&pair).await, 3);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+/// In a mirror of few, few are always believed.
+#[tokio::test]
+async fn a_small_group_that_was_dismissed_unheard_is_so_however_small_the_mirror() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    pair.act(GROUP, &DISMISS);
+    assert_eq!(pair.cycle().await.groups_left, 0);
+    assert_eq!(dismissed(&pair).await, 1);
+    pair.assert_equal().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn groups_of_whose_dismissals_callbacks_told_count_for_no_limit() {
+    let pair = groups_of_ten(40, settings()).await;
+    for number in 0..40 {
+        pair.act_and_tell(&format!("g{number:02}"), &DISMISS).await;
+    }
+    assert_eq!(pair.cycle().await.groups_left, 0);
+    assert_eq!(dismissed(&pair).await, 40);
+    pair.assert_equal().await;
     pair.close().await;
 }
 
@@ -748,12 +968,7 @@ async fn the_limit_counts_current_members() {
         let creation = Creation::open("Gone", "boss", &names);
         pair.act(&group, &Operation::Create(creation));
         pair.cycle().await;
-        pair.act(
-            &group,
-            &Operation::Dismiss {
-                with_members: false,
-            },
-        );
+        pair.act_and_tell(&group, &DISMISS).await;
     }
     for number in 0..4 {
         let creation = Creation::open("Small", "boss", &names[..10]);

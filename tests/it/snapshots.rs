@@ -409,8 +409,14 @@ async fn a_callback_that_comes_between_the_comparison_and_the_write_is_not_undon
         holder.rollback().await.unwrap();
     };
     let (compared, ()) = tokio::join!(compared, act);
-    compared.unwrap();
+    let result = compared.unwrap();
     // The row is left, the others are repaired, and the group is to be looked at again.
+    let repaired = (
+        result.members_added,
+        result.members_changed,
+        result.groups_changed,
+    );
+    assert_eq!((repaired, result.repairs()), ((1, 2, 1), 4), "{result:?}");
     assert_eq!(
         pair.check(GROUP).await.as_deref(),
         Some("callback_meanwhile")
@@ -481,7 +487,9 @@ async fn an_older_comparison_does_not_undo_a_newer_one() {
         other
     };
     let (compared, other) = tokio::join!(compared, newer);
-    compared.unwrap();
+    // What differed by older answers was repaired by nobody.
+    let result = compared.unwrap();
+    assert_eq!((result.groups_compared, result.repairs()), (1, 0));
     other.assert_equal().await;
     // The first cycle of a process looks at what another may have left.
     other.cycle().await;

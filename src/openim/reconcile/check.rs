@@ -12,10 +12,12 @@ use super::super::wire::Delta;
 use super::compare::Differences;
 use super::dry_run::DriftOf;
 use super::pass::Pass;
-use super::removals::{Allowed, Removals};
+use super::removals::{Allowed, Leaving, Removals};
 use super::walk::Asked;
 use super::{Claim, Error, Inner};
-use crate::domain::{CheckReason, DISMISSED, Fence, GroupId, HeldGroup, OWNER, Version};
+use crate::domain::{
+    CheckReason, DISMISSED, Fence, GroupId, HeldGroup, OWNER, RepairCounts, Version,
+};
 use crate::ingest;
 use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
 
@@ -536,9 +538,7 @@ impl Inner {
             return Ok(Outcome::Compared);
         };
         self.count(&differences, pass);
-        for (kind, count) in differences.kinds() {
-            pass.tally.add(kind, count);
-        }
+        pass.tally.add(differences.kinds());
         let drift = differences.take_drift().into_iter();
         pass.differ(drift.map(|(user_id, drift)| DriftOf {
             group_id: group.clone(),
@@ -588,20 +588,32 @@ impl Inner {
         let Some(removals) = pass.removals else {
             return Ok(Outcome::Compared); // cannot be: a dry run settles nothing
         };
-        let (removed, members) = (differences.removed(), differences.current);
-        let removed = pass.unannounced(group, removed, read.logged_gone);
-        if removals.allow(removed, members, &self.store).await? == Allowed::No {
+        let leaving = self
+            .leaving(group, known.as_ref(), &differences, read, pass)
+            .await?;
+        if removals.allow(leaving, &self.store).await? == Allowed::No {
             let why = CheckReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
-        let repaired = self.repair(group, begun, differences, read, pass).await;
-        if repaired.is_err() {
-            removals.give_back(removed);
+        let mut counts = RepairCounts::default();
+        let is_outdated = self.repair(group, begun, differences, &mut counts).await;
+        // Also where that has come to nothing half-way.
+        pass.tally.add(counts);
+        self.metrics.repaired(counts);
+        let gone = leaving.gone(counts);
+        removals.give_back(leaving.count() - gone);
+        if leaving.is_dismissal() {
+            pass.tally.dismissed(gone);
         }
+        let is_outdated = is_outdated?;
+        let outcome = self.finish(group, begun, read).await?;
         let Some(trouble) = read.trouble else {
-            return repaired;
+            // Whose answers are newer is not done with it.
+            return Ok(match is_outdated {
+                true => Outcome::Meanwhile,
+                false => outcome,
+            });
         };
-        repaired?;
         // A mark that is there stays.
         if known.is_none_or(|known| known.check_reason.is_none()) {
             self.ingest
@@ -611,24 +623,53 @@ impl Inner {
         Ok(Outcome::InPart)
     }
 
+    /// Who is to be taken for gone, as far as nobody has told so.
+    async fn leaving(
+        &self,
+        group: &GroupId,
+        known: Option<&KnownGroup>,
+        differences: &Differences,
+        read: &Read,
+        pass: &Pass<'_>,
+    ) -> Result<Leaving, Error> {
+        let is_here = known.is_some_and(|known| !known.group.is_dismissed());
+        if !(is_here && differences.dismisses()) {
+            return Ok(Leaving::Members {
+                removed: pass.unannounced(group, differences.removed(), read.logged_gone),
+                of: differences.current,
+            });
+        }
+        let is_accepted = pass.removals.is_some_and(Removals::is_accepted);
+        if is_accepted || pass.has_dismissal(group) {
+            return Ok(Leaving::WithGroup(0));
+        }
+        let members = self.store.count_members_of(&[group]).await?;
+        let members = members.get(group.as_str()).copied();
+        Ok(Leaving::WithGroup(members.unwrap_or(0)))
+    }
+
+    /// Makes the mirror the same, and adds to `counts` what was written. Whether another comparison has begun
+    /// since, so that nothing was.
     async fn repair(
         &self,
         group: &GroupId,
         begun: &Begun,
         differences: Differences,
-        read: &Read,
-        pass: &Pass<'_>,
-    ) -> Result<Outcome, Error> {
-        let kinds: Vec<_> = differences.kinds().collect();
+        counts: &mut RepairCounts,
+    ) -> Result<bool, Error> {
         for repair in differences.into_repairs(begun) {
             // It is never closed.
             let _turn = self.writing.acquire().await;
-            self.ingest.repair(group.clone(), repair).await?;
+            let repaired = self.ingest.repair(group.clone(), repair).await?;
+            *counts += repaired.counts;
+            if repaired.is_outdated {
+                return Ok(true);
+            }
         }
-        for (kind, count) in kinds {
-            pass.tally.add(kind, count);
-            self.metrics.repaired(kind, count);
-        }
+        Ok(false)
+    }
+
+    async fn finish(&self, group: &GroupId, begun: &Begun, read: &Read) -> Result<Outcome, Error> {
         let (version, delay) = (read.version.as_ref(), self.settings.delay);
         let finished = self.store.finish_check(
             group,

@@ -2,8 +2,8 @@
 
 use super::super::view::View;
 use crate::domain::{
-    Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairKind, UserId, Verdict,
-    group_verdict, member_verdict,
+    DISMISSED, Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairCounts, RepairKind,
+    UserId, Verdict, group_verdict, member_verdict,
 };
 use crate::store::{self, Begun, KnownGroup, Store};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,8 +19,7 @@ pub(super) struct Differences {
     group: Option<Box<HeldGroup>>,
     present: Vec<(UserId, HeldMember)>,
     absent: Vec<UserId>,
-    /// How many of each kind.
-    kinds: [u64; RepairKind::ALL.len()],
+    kinds: RepairCounts,
     /// Members who were held against each other.
     pub(super) compared: u64,
     /// Members of the mirror among them.
@@ -46,15 +45,17 @@ impl Differences {
 
     /// How many members the mirror does not have.
     pub(super) fn added(&self) -> u64 {
-        let added = self
-            .kinds()
-            .find(|(kind, _)| *kind == RepairKind::MemberAdded);
-        added.map_or(0, |(_, count)| count)
+        self.kinds.of(RepairKind::MemberAdded)
     }
 
-    pub(super) fn kinds(&self) -> impl Iterator<Item = (RepairKind, u64)> {
-        let all = RepairKind::ALL.into_iter().zip(self.kinds);
-        all.filter(|(_, count)| *count > 0)
+    /// Whether the group is to be dismissed.
+    pub(super) fn dismisses(&self) -> bool {
+        let group = self.group.as_ref();
+        group.is_some_and(|held| held.status == DISMISSED)
+    }
+
+    pub(super) fn kinds(&self) -> RepairCounts {
+        self.kinds
     }
 
     pub(super) fn take_drift(&mut self) -> Vec<(Option<UserId>, Drift)> {
@@ -62,9 +63,7 @@ impl Differences {
     }
 
     fn count(&mut self, user: Option<&UserId>, verdict: Verdict) {
-        for (kind, count) in RepairKind::ALL.into_iter().zip(&mut self.kinds) {
-            *count += u64::from(kind == verdict.kind);
-        }
+        self.kinds.add(verdict.kind);
         if let Some(drift) = &mut self.drift {
             let all = verdict.drift.into_iter();
             drift.extend(all.map(|drift| (user.cloned(), drift)));

@@ -156,7 +156,8 @@ impl Inner {
         self.metrics.cycle_done(stopped_by.unwrap_or("ok"));
         // Where the database is away, the row stays without an end.
         let counts = tally.counts();
-        let note = self.store.end_run(run, stopped_by, &counts);
+        let dismissed = tally.members_dismissed();
+        let note = self.store.end_run(run, stopped_by, &counts, dismissed);
         let _ = timeout(LAST_NOTE, note).await;
         done
     }

@@ -17,7 +17,7 @@ use super::pass::{Expected, Pass};
 use super::removals::Removals;
 use super::walk::Asked;
 use super::{Error, Inner, Tally};
-use crate::domain::{CheckReason, Fence, GroupId, HeldGroup};
+use crate::domain::{CheckReason, Fence, GroupId, HeldGroup, HintKind};
 use crate::ingest::{Due, LookEnd};
 use crate::store::KnownGroup;
 
@@ -150,6 +150,7 @@ impl Inner {
             let expected = Expected {
                 announced: due.announced,
                 has_group: due.kinds.has_group(),
+                is_dismissed: due.kinds.has(HintKind::GroupDismissed),
             };
             (due.group_id.clone(), expected)
         });

@@ -33,6 +33,7 @@ use super::{Client, ClientError};
 use crate::domain::GroupId;
 use crate::ingest::{self, Ingest};
 use crate::store::{self, Store, TOO_MANY_REMOVALS};
+use crate::tasks::Task;
 use crate::telemetry::Metrics;
 use pass::Pass;
 use removals::Removals;
@@ -149,6 +150,20 @@ impl Error {
 #[derive(Clone, Debug)]
 pub struct Reconciler(Arc<Inner>);
 
+/// The comparing that goes on beside serving.
+#[derive(Debug)]
+pub struct Comparing([Task; 4]);
+
+impl Comparing {
+    /// Ends it. What is under way is left: the next comparison goes on from there.
+    pub async fn end(&self) {
+        self.0.iter().for_each(Task::close);
+        for task in &self.0 {
+            task.end().await;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     fetch: Fetch,
@@ -190,20 +205,39 @@ impl Reconciler {
         }))
     }
 
-    /// Compares for as long as the service runs: all groups at the start and every interval, those
-    /// that want a check soon after they were marked, and those that hints are about.
-    pub async fn run(&self, closing: CancellationToken) {
+    /// Starts what compares for as long as the service runs: all groups at the start and every interval,
+    /// those that want a check soon after they were marked, and those that hints are about. Ends with
+    /// [`Comparing::end`].
+    pub fn start(&self) -> Comparing {
         self.begin_looks();
-        tokio::join!(
-            self.0.run_cycles(&closing),
-            self.0.run_checks(&closing),
-            self.0.run_hints(&closing),
-            closing.run_until_cancelled(self.0.count_checks()),
-        );
+        Comparing([
+            self.start_one("compares all groups", |inner, closing| async move {
+                inner.run_cycles(&closing).await;
+            }),
+            self.start_one("compares marked groups", |inner, closing| async move {
+                inner.run_checks(&closing).await;
+            }),
+            self.start_one("compares groups of hints", |inner, closing| async move {
+                inner.run_hints(&closing).await;
+            }),
+            self.start_one("counts marked groups", |inner, closing| async move {
+                inner.run_counts(&closing).await;
+            }),
+        ])
     }
 
-    /// From now on hints are kept for [`Self::run`], which is to follow.
-    pub fn begin_looks(&self) {
+    fn start_one<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        run: impl FnOnce(Arc<Inner>, CancellationToken) -> F,
+    ) -> Task {
+        let task = self.0.ingest.tasks().task(name);
+        task.start(|closing| run(Arc::clone(&self.0), closing));
+        task
+    }
+
+    /// From now on hints are kept.
+    fn begin_looks(&self) {
         self.0.metrics.begin_looks(hinted::OUTCOMES.into_iter());
         self.0.ingest.hints().begin_looks();
     }

@@ -35,6 +35,8 @@ pub(super) struct Expected {
     pub(super) announced: u64,
     /// Whether the group itself has changed.
     pub(super) has_group: bool,
+    /// Whether it was dismissed.
+    pub(super) is_dismissed: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -65,6 +67,12 @@ impl<'a> Pass<'a> {
     /// Whether a hint says that the group itself has changed.
     pub(super) fn has_group(&self, group: &GroupId) -> bool {
         self.expected.get(group).is_some_and(|told| told.has_group)
+    }
+
+    /// Whether a hint says that the group was dismissed.
+    pub(super) fn has_dismissal(&self, group: &GroupId) -> bool {
+        let told = self.expected.get(group);
+        told.is_some_and(|told| told.is_dismissed)
     }
 
     /// How many of the members who are gone nobody has announced: only these count for the limits. A look

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Error;
+use crate::domain::{RepairCounts, RepairKind};
 use crate::store::Store;
 
 /// So few are always believed.
@@ -25,6 +26,45 @@ pub(super) struct Removals {
     /// Somebody was to be removed, and was not for that.
     has_refused: AtomicBool,
     is_accepted: bool,
+}
+
+/// Who is to be taken for gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// Some of a group's members.
+    Members {
+        /// So many.
+        removed: u64,
+        /// Of so many.
+        of: u64,
+    },
+    /// All of a group, which is dismissed.
+    WithGroup(u64),
+}
+
+impl Leaving {
+    /// How many they are.
+    pub(super) fn count(self) -> u64 {
+        match self {
+            Self::Members { removed, .. } => removed,
+            Self::WithGroup(members) => members,
+        }
+    }
+
+    /// How many of them have gone, where so much was written.
+    pub(super) fn gone(self, written: RepairCounts) -> u64 {
+        match self {
+            Self::Members { removed, .. } => removed.min(written.of(RepairKind::MemberRemoved)),
+            Self::WithGroup(members) => match written.of(RepairKind::GroupChanged) {
+                0 => 0,
+                _ => members,
+            },
+        }
+    }
+
+    pub(super) fn is_dismissal(self) -> bool {
+        matches!(self, Self::WithGroup(_))
+    }
 }
 
 /// What may be done.
@@ -65,13 +105,9 @@ impl Removals {
         }
     }
 
-    /// Whether `removed` of a group's `members` may go.
-    pub(super) async fn allow(
-        &self,
-        removed: u64,
-        members: u64,
-        store: &Store,
-    ) -> Result<Allowed, Error> {
+    /// Whether they may go.
+    pub(super) async fn allow(&self, leaving: Leaving, store: &Store) -> Result<Allowed, Error> {
+        let removed = leaving.count();
         if removed == 0 || self.is_accepted {
             return Ok(Allowed::Yes);
         }
@@ -79,7 +115,10 @@ impl Removals {
             self.has_refused.store(true, Ordering::Relaxed);
             return Ok(Allowed::No);
         }
-        if is_too_much(removed, members, OF_GROUP) {
+        // Whoever dismisses a group takes all of it for gone, and that is no sign of a short answer.
+        if let Leaving::Members { removed, of } = leaving
+            && is_too_much(removed, of, OF_GROUP)
+        {
             return Ok(Allowed::No);
         }
         let removed = self.removed.fetch_add(removed, Ordering::Relaxed) + removed;
@@ -105,6 +144,23 @@ fn is_too_much(removed: u64, members: u64, percent: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What was left because a callback has named it, or because the write failed, is nobody's removal.
+    #[test]
+    fn only_who_was_removed_has_gone() {
+        let mut written = RepairCounts::default();
+        let leaving = Leaving::Members { removed: 3, of: 9 };
+        assert_eq!((leaving.count(), leaving.gone(written)), (3, 0));
+        written.add(RepairKind::MemberRemoved);
+        written.add(RepairKind::GroupChanged);
+        assert_eq!(leaving.gone(written), 1);
+        // Of whom some were announced.
+        let leaving = Leaving::Members { removed: 0, of: 9 };
+        assert_eq!(leaving.gone(written), 0);
+        let leaving = Leaving::WithGroup(9);
+        assert_eq!((leaving.count(), leaving.gone(written)), (9, 9));
+        assert_eq!(leaving.gone(RepairCounts::default()), 0);
+    }
 
     #[test]
     fn few_are_believed_and_more_only_as_a_part() {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::domain::{GroupId, RepairKind};
+use crate::domain::{GroupId, RepairCounts, RepairKind};
 use crate::store::RunCounts;
 
 /// Groups that are named; of more, there is only the number.
@@ -22,6 +22,8 @@ pub struct Tally {
     changed: AtomicU64,
     details: AtomicU64,
     profiles: AtomicU64,
+    /// Members who left with their groups.
+    dismissed: AtomicU64,
     /// `None`: OpenIM does not tell which.
     named: Mutex<Vec<(Option<GroupId>, String)>>,
 }
@@ -37,8 +39,20 @@ impl Tally {
         }
     }
 
-    pub(super) fn add(&self, kind: RepairKind, count: u64) {
-        self.of(kind).fetch_add(count, Ordering::Relaxed);
+    pub(super) fn add(&self, counts: RepairCounts) {
+        for (kind, count) in counts.kinds() {
+            self.of(kind).fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// So many members have left with their group.
+    pub(super) fn dismissed(&self, members: u64) {
+        self.dismissed.fetch_add(members, Ordering::Relaxed);
+    }
+
+    /// How many members have left with their groups, without a word of it before.
+    pub(super) fn members_dismissed(&self) -> u64 {
+        self.dismissed.load(Ordering::Relaxed)
     }
 
     /// How many groups there are to see, as far as that is known.

@@ -2,6 +2,7 @@
 //! look, and what is under way between OpenIM and us has come.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +91,11 @@ impl Inner {
     }
 
     /// Counts them for the metrics, whoever looks after them.
-    pub(super) async fn count_checks(&self) {
+    pub(super) async fn run_counts(&self, closing: &CancellationToken) {
+        closing.run_until_cancelled(self.count_checks()).await;
+    }
+
+    async fn count_checks(&self) -> Infallible {
         loop {
             // Where the database does not tell, the last count stays.
             if let Ok(wanted) = self.store.checks_wanted().await {

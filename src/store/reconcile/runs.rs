@@ -14,7 +14,7 @@ INSERT INTO reconcile_runs (started_at, is_full) VALUES (now(), $1) RETURNING id
 UPDATE reconcile_runs SET
     ended_at = now(), stopped_by = COALESCE($2, stopped_by), groups_seen = $3, groups_compared = $4, groups_left = $5,
     members_compared = $6, members_added = $7, members_removed = $8, members_changed = $9,
-    details_changed = $10, groups_changed = $11
+    details_changed = $10, groups_changed = $11, members_dismissed = $12
  WHERE id = $1";
     /// The last that ended, also where it had come to its end, and one that goes on.
     NOTE_TOO_MANY_REMOVALS = "
@@ -22,7 +22,7 @@ UPDATE reconcile_runs SET stopped_by = $1
  WHERE id >= (SELECT max(id) FROM reconcile_runs WHERE ended_at IS NOT NULL)";
     /// By runs that did not come to their end, one after the other.
     REMOVED_SINCE = "
-SELECT COALESCE(sum(members_removed), 0)::bigint
+SELECT COALESCE(sum(members_removed + members_dismissed), 0)::bigint
   FROM reconcile_runs
  WHERE id > COALESCE((SELECT max(id) FROM reconcile_runs
                        WHERE ended_at IS NOT NULL AND stopped_by IS NULL), 0)";
@@ -128,7 +128,8 @@ impl Store {
         .await
     }
 
-    /// Notes what came of it, and why it did not come to its end if it did not.
+    /// Notes what came of it, and why it did not come to its end if it did not. So many members have left
+    /// with their groups, beside those of `counts`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -137,6 +138,7 @@ impl Store {
         id: i64,
         stopped_by: Option<&str>,
         counts: &RunCounts,
+        members_dismissed: u64,
     ) -> Result<(), Error> {
         self.write(async |connection| {
             sqlx::query(END_RUN)
@@ -151,6 +153,7 @@ impl Store {
                 .bind(counts.members_changed)
                 .bind(counts.details_changed)
                 .bind(counts.groups_changed)
+                .bind(members_dismissed.cast_signed())
                 .execute(&mut *connection)
                 .await?;
             sqlx::query(FORGET_RUNS).bind(id).execute(connection).await
@@ -159,7 +162,7 @@ impl Store {
         Ok(())
     }
 
-    /// How many members were removed since the last run that came to its end.
+    /// How many members were removed since the last run that came to its end, or left with their groups.
     ///
     /// # Errors
     /// See [`Error`].

@@ -124,7 +124,11 @@ async fn write(
     loop {
         let mut transaction = connection.begin().await?;
         let others = write_patches(&mut transaction, changes).await?;
-        if !others.is_empty() && !rows::apply(&mut transaction, &others, None).await? {
+        let is_anew = match &others[..] {
+            [] => false,
+            others => rows::apply(&mut transaction, others, None).await?.is_none(),
+        };
+        if is_anew {
             transaction.rollback().await?;
             continue;
         }

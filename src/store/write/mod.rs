@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use crate::domain::{Change, Event, Folded, FoldedPatch, fold};
 
 pub use drainer::Drainer;
-pub use writer::{Failed, Writer};
+pub use writer::{Failed, Writer, Written};
 
 /// Every statement of these files, by name.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {

@@ -11,7 +11,9 @@ use time::OffsetDateTime;
 
 use super::super::stored::{Emptying, StoredGroup, StoredMember};
 use super::fence::Position;
-use crate::domain::{self, Change, Event, Group, GroupId, GroupRows, Member, Text, UserId};
+use crate::domain::{
+    self, Change, Event, Group, GroupId, GroupRows, Member, Repaired, Text, UserId,
+};
 
 statements! {
     /// In the order of their ids. Moves the lane's position too, if there is one, for that needs no
@@ -165,36 +167,44 @@ ON CONFLICT (group_id) DO UPDATE SET
  WHERE stored.created_at = EXCLUDED.created_at";
 }
 
+/// What came of repairs.
+pub(super) type Repairs<'a> = Vec<(&'a Change, Repaired)>;
+
 /// Applies changes, all or none, and moves the lane's position with them; committed when this
 /// returns.
-pub(super) async fn apply_all(
+pub(super) async fn apply_all<'a>(
     connection: &mut PgConnection,
-    changes: &[&Change],
+    changes: &[&'a Change],
     position: Option<Position>,
-) -> Result<(), sqlx::Error> {
+) -> Result<Repairs<'a>, sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        if apply(&mut transaction, changes, position).await? {
-            return transaction.commit().await;
+        if let Some(repairs) = apply(&mut transaction, changes, position).await? {
+            transaction.commit().await?;
+            return Ok(repairs);
         }
         transaction.rollback().await?;
     }
 }
 
-/// Applies changes within a transaction, and moves a position. False where it is to be rolled back and begun anew:
-/// another replica was the first to write a row that was not there. Now it is.
-pub(super) async fn apply(
+/// Applies changes within a transaction, and moves a position. `None` where it is to be rolled back and begun
+/// anew: another replica was the first to write a row that was not there. Now it is.
+pub(super) async fn apply<'a>(
     transaction: &mut PgConnection,
-    changes: &[&Change],
+    changes: &[&'a Change],
     position: Option<Position>,
-) -> Result<bool, sqlx::Error> {
+) -> Result<Option<Repairs<'a>>, sqlx::Error> {
     let mut stored = Stored::lock(transaction, changes, position).await?;
+    let mut repairs = Repairs::new();
     for change in changes {
         if let Some(rows) = stored.rows.get_mut(&change.group_id) {
-            domain::apply(rows, change);
+            let repaired = domain::apply(rows, change);
+            if matches!(change.event, Event::Repair(_)) {
+                repairs.push((change, repaired));
+            }
         }
     }
-    stored.write(transaction).await
+    Ok(stored.write(transaction).await?.then_some(repairs))
 }
 
 /// The rows that changes concern, and when each was made.

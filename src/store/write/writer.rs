@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::fence::{self, Position};
 use super::{rows, write_patches};
-use crate::domain::Change;
+use crate::domain::{Change, Repaired};
 use crate::store::Error;
 use crate::store::connections::{Connector, Counted};
 use crate::store::touched::Touched;
@@ -31,6 +31,18 @@ pub struct Failed {
     pub error: Error,
     /// The number of this attempt in the lane's position, if it may be in nevertheless.
     pub attempt: Option<i64>,
+}
+
+/// What came of changes that were written.
+#[derive(Clone, Debug, Default)]
+pub struct Written(Vec<(usize, Repaired)>);
+
+impl Written {
+    /// What came of the change at this place, where it is a repair.
+    pub fn repaired(&self, place: usize) -> Repaired {
+        let repaired = self.0.iter().find(|(other, _)| *other == place);
+        repaired.map_or_else(Repaired::default, |(_, repaired)| *repaired)
+    }
 }
 
 impl From<Error> for Failed {
@@ -66,7 +78,11 @@ impl Writer {
     /// [`Error::Transient`] while the database is away: any of the changes may or may not be in,
     /// those that are not patches all or none. The next call makes a new connection where this one
     /// is of no more use, which does not mean that Postgres is done with the old one.
-    pub async fn write(&mut self, changes: &[&Change], deadline: Instant) -> Result<(), Failed> {
+    pub async fn write(
+        &mut self,
+        changes: &[&Change],
+        deadline: Instant,
+    ) -> Result<Written, Failed> {
         let is_there = match &mut self.connection {
             Some(connection) => connection.is_there(deadline).await,
             None => true,
@@ -93,12 +109,24 @@ impl Writer {
         let work = async |connection: &mut PgConnection| {
             let others = write_patches(connection, changes).await?;
             if others.is_empty() {
-                return Ok(());
+                return Ok(vec![]);
             }
             rows::apply_all(connection, &others, position).await
         };
         let done = connection.run(deadline, work).await;
         self.touched.add(changes);
+        let place = |written: &Change| {
+            let mut changes = changes.iter();
+            changes.position(|change| std::ptr::eq(*change, written))
+        };
+        let done = done.map(|repairs| {
+            let repairs = repairs.into_iter();
+            Written(
+                repairs
+                    .filter_map(|(change, repaired)| Some((place(change)?, repaired)))
+                    .collect(),
+            )
+        });
         done.map_err(|error| {
             if error.is_of_connection() {
                 self.connection = None;

@@ -34,6 +34,8 @@ const TOKEN_REPLACED: Code = 1507;
 const EXHAUSTED: Code = 8;
 
 type Hook = Box<dyn FnMut(&str, &Value, &mut OpenIm) + Send>;
+/// What is made of a request or of the data of an answer.
+type Tamper = Box<dyn FnMut(&mut Value) + Send>;
 
 /// A running server. It has a thread of its own, and ends when it is dropped.
 pub struct OpenImServer {
@@ -48,6 +50,8 @@ struct Shared {
     openim: Arc<Mutex<OpenIm>>,
     state: Mutex<State>,
     hook: Mutex<Option<Hook>>,
+    /// Of paths with this end: of their requests, and of their answers.
+    tampers: Mutex<[Vec<(String, Tamper)>; 2]>,
 }
 
 struct State {
@@ -95,6 +99,7 @@ impl OpenImServer {
                 random: Random::new(0, 0),
             }),
             hook: Mutex::new(None),
+            tampers: Mutex::default(),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let rest = Rest(Arc::clone(&shared));
@@ -174,6 +179,31 @@ impl OpenImServer {
     /// the server is dropped.
     pub fn on_call(&self, hook: impl FnMut(&str, &Value, &mut OpenIm) + Send + 'static) {
         *lock(&self.shared.hook) = Some(Box::new(hook));
+    }
+
+    /// From now on calls of paths with this end are answered as if they had asked this.
+    pub fn tamper_with_requests(
+        &self,
+        path_suffix: &str,
+        change: impl FnMut(&mut Value) + Send + 'static,
+    ) {
+        let [requests, _] = &mut *lock(&self.shared.tampers);
+        requests.push((path_suffix.to_owned(), Box::new(change)));
+    }
+
+    /// From now on the data of answers to paths with this end is changed on its way.
+    pub fn tamper_with_answers(
+        &self,
+        path_suffix: &str,
+        change: impl FnMut(&mut Value) + Send + 'static,
+    ) {
+        let [_, answers] = &mut *lock(&self.shared.tampers);
+        answers.push((path_suffix.to_owned(), Box::new(change)));
+    }
+
+    /// From now on everything is answered as it is.
+    pub fn stop_tampering(&self) {
+        *lock(&self.shared.tampers) = Default::default();
     }
 
     /// The next call of a path with this end waits before anything is looked at.
@@ -332,7 +362,7 @@ impl Endpoint for Rest {
         let Self(shared) = self;
         let path = request.uri().path().to_owned();
         let body = request.take_body().into_bytes().await?;
-        let asked: Option<Value> = serde_json::from_slice(&body).ok();
+        let mut asked: Option<Value> = serde_json::from_slice(&body).ok();
         let mut call = path.clone();
         let size = asked
             .as_ref()
@@ -346,6 +376,7 @@ impl Endpoint for Rest {
             let asked = asked.as_ref().unwrap_or(&Value::Null);
             hook(&path, asked, &mut lock(&shared.openim));
         }
+        tamper(&mut lock(&shared.tampers)[0], &path, asked.as_mut());
         let fault = shared.state().faults.take(&path, &body);
         let answer = match fault {
             Some(RestFault::Status(code)) => return Ok(status(code)),
@@ -366,6 +397,7 @@ impl Endpoint for Rest {
             let asked = asked.as_ref().unwrap_or(&Value::Null);
             lock(&shared.openim).renew_version(asked, ids);
         }
+        tamper(&mut lock(&shared.tampers)[1], &path, answer.as_mut().ok());
         shared.wait_at_gate(&path, Place::AfterAnswer).await;
         // The token's service is another, and its answer is small.
         let is_of_group = path.starts_with("/group/");
@@ -373,6 +405,16 @@ impl Endpoint for Rest {
         let body = envelope(answer, most);
         shared.state().bytes += body.len();
         Ok(respond(&request, body, fault))
+    }
+}
+
+fn tamper(tampers: &mut [(String, Tamper)], path: &str, value: Option<&mut Value>) {
+    let Some(value) = value else {
+        return;
+    };
+    let mut tampers = tampers.iter_mut();
+    if let Some((_, change)) = tampers.find(|(suffix, _)| path.ends_with(suffix.as_str())) {
+        change(value);
     }
 }
 
