@@ -30,6 +30,7 @@ mod payload;
 mod portable;
 mod problem;
 mod reply;
+mod routing;
 mod site;
 mod written;
 
