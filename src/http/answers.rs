@@ -120,7 +120,7 @@ fn example(code: Code, door: Door) -> (String, Value) {
 }
 
 /// Operations that look at no table before they answer.
-const WITHOUT_DATABASE: [&str; 9] = [
+const WITHOUT_DATABASE: [&str; 8] = [
     "livez",
     "readyz",
     "metrics",
@@ -129,8 +129,11 @@ const WITHOUT_DATABASE: [&str; 9] = [
     "callbackBeforeSetGroupInfo",
     "callbackBeforeSetGroupInfoEx",
     "callbackBeforeGroupOnlinePush",
-    "callbackOther",
 ];
+
+/// The operation that stands for every path without one: where that has no command, it answers as whichever
+/// operation the body is for.
+const ANY: &str = "callbackOther";
 
 /// Operations to which no body is an error.
 const WITH_ANY_BODY: [&str; 2] = ["callbackAfterSendGroupMsg", "callbackBeforeGroupOnlinePush"];
@@ -138,7 +141,8 @@ const WITH_ANY_BODY: [&str; 2] = ["callbackAfterSendGroupMsg", "callbackBeforeGr
 /// The codes with which an operation can answer with a status.
 fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
     let id = operation["operationId"].as_str().unwrap_or_default();
-    let has_body = operation.get("requestBody").is_some() && !WITH_ANY_BODY.contains(&id);
+    let has_body =
+        id == ANY || (operation.get("requestBody").is_some() && !WITH_ANY_BODY.contains(&id));
     let parameters: Vec<&str> = operation["parameters"]
         .as_array()
         .into_iter()
@@ -159,7 +163,7 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
             let is_id = |name: &&str| ["groupID", "userID"].contains(name);
             has_body || parameters.iter().any(is_id)
         }
-        Code::ParameterInvalid => !parameters.is_empty(),
+        Code::ParameterInvalid => id != ANY && !parameters.is_empty(),
         Code::CursorInvalid => parameters.contains(&"cursor"),
         Code::GroupUnknown => id == "getGroup",
         Code::MemberUnknown => id == "getMember",
@@ -171,7 +175,8 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         Code::NotReady => id == "readyz",
         // These look at no table before they answer.
         Code::DatabaseAway | Code::SpoolRefused => !WITHOUT_DATABASE.contains(&id),
-        Code::CommandMismatch => has_body,
+        Code::CommandMismatch => id != ANY && has_body,
+        Code::CommandUnknown => id == ANY,
         Code::HostNotLocal | Code::Internal => true,
     };
     Code::told_at(door)
@@ -188,6 +193,9 @@ fn example_detail(code: Code, door: Door) -> &'static str {
         Code::IdInvalid => "userID: must be at most 1024 bytes of UTF-8",
         Code::CommandMismatch => {
             "callbackCommand: expected callbackAfterSetGroupMemberInfoCommand, as in the path"
+        }
+        Code::CommandUnknown => {
+            "callbackCommand: expected a command of OpenIM, such as callbackAfterQuitGroupCommand"
         }
         Code::ParameterInvalid => "limit: expected a whole number from 1 to 1000",
         Code::CursorInvalid => {

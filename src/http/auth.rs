@@ -216,6 +216,21 @@ impl Scheme for ApiToken {
     }
 }
 
+impl<S: Scheme> Key<S> {
+    /// That of a request.
+    pub(super) fn of(request: &Request) -> Result<Self, Error> {
+        let admitted = S::admit(access(request)?, request);
+        if let Some(let_in) = request.extensions().get::<LetIn>() {
+            // It may be set already, to the same: a request is asked for one key.
+            let _ = let_in.0.set(admitted);
+        }
+        match admitted {
+            Admitted::ByNewest | Admitted::ByOlder => Ok(Self(PhantomData)),
+            Admitted::No => Err(Error::new(Code::CredentialsWrong, S::EXPECTED)),
+        }
+    }
+}
+
 impl<'a, S: Scheme> ApiExtractor<'a> for Key<S> {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
     type ParamType = ();
@@ -244,14 +259,6 @@ impl<'a, S: Scheme> ApiExtractor<'a> for Key<S> {
         _body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let admitted = S::admit(access(request)?, request);
-        if let Some(let_in) = request.extensions().get::<LetIn>() {
-            // Nobody else has set it: an operation asks for one key.
-            let _ = let_in.0.set(admitted);
-        }
-        match admitted {
-            Admitted::ByNewest | Admitted::ByOlder => Ok(Self(PhantomData)),
-            Admitted::No => Err(Error::new(Code::CredentialsWrong, S::EXPECTED).into()),
-        }
+        Ok(Self::of(request)?)
     }
 }

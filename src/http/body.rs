@@ -6,15 +6,16 @@
 //! holds the two together.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use poem::{Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
-use poem_openapi::types::Type;
+use poem_openapi::types::{Any, Type};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
@@ -38,8 +39,28 @@ impl fmt::Debug for Received {
     }
 }
 
+/// A body that was read before it was known which operation it is for; handed to that as request data.
+#[derive(Clone)]
+pub(super) struct Held(Arc<Mutex<Option<Received>>>);
+
+impl Held {
+    pub(super) fn new(received: Received) -> Self {
+        Self(Arc::new(Mutex::new(Some(received))))
+    }
+
+    /// That of a request, once.
+    fn take_from(request: &Request) -> Option<Received> {
+        let Held(held) = request.extensions().get()?;
+        // Nothing can go wrong while it is locked.
+        held.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Reads a body whole. What has arrived of one that stops goes with the error.
 async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Result<Received, Error> {
+    if let Some(received) = Held::take_from(request) {
+        return Ok(received);
+    }
     let limits = request.extensions().get::<Arc<BodyLimits>>();
     let limits = limits.ok_or_else(|| Error::new(Code::Internal, "the log says more"))?;
     let pool = limits.at(door);
@@ -124,8 +145,33 @@ where
     parsed.map_err(|_panicked| Error::new(Code::Internal, "the log says more"))
 }
 
+/// A JSON body, read whole and parsed. What was refused goes with the error, for whoever keeps it.
+pub(super) async fn whole<T>(
+    request: &Request,
+    body: &mut RequestBody,
+) -> Result<(Received, T::Parsed), Error>
+where
+    T: FromBody,
+    T::Parsed: Send + 'static,
+{
+    let received = receive(request, body, T::DOOR).await?;
+    let is_json = request
+        .content_type()
+        .is_some_and(Json::<Any<Value>>::check_content_type);
+    let (received, parsed) = if is_json {
+        parse_aside::<T>(received).await?
+    } else {
+        let detail = "Content-Type: expected application/json";
+        (received, Err(Error::new(Code::NotJson, detail)))
+    };
+    match parsed {
+        Ok(parsed) => Ok((received, parsed)),
+        Err(error) => Err(error.with_body(received)),
+    }
+}
+
 /// A JSON body, read whole and parsed. Its share of the memory is held with it, so until the
-/// answer. What was refused goes with the error, for whoever keeps it.
+/// answer.
 #[derive(Debug)]
 pub(super) struct JsonBody<T: FromBody> {
     pub(super) parsed: T::Parsed,
@@ -164,25 +210,13 @@ where
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let received = receive(request, body, T::DOOR).await?;
-        let is_json = request
-            .content_type()
-            .is_some_and(Json::<T>::check_content_type);
-        let (received, parsed) = if is_json {
-            parse_aside::<T>(received).await?
-        } else {
-            let detail = "Content-Type: expected application/json";
-            (received, Err(Error::new(Code::NotJson, detail)))
-        };
-        match parsed {
-            Ok(parsed) => Ok(Self {
-                parsed,
-                received_at: OffsetDateTime::now_utc(),
-                operation_id: operation_id::text_of(request).map(str::to_owned),
-                _shares: received.shares,
-            }),
-            Err(error) => Err(error.with_body(received).into()),
-        }
+        let (received, parsed) = whole::<T>(request, body).await?;
+        Ok(Self {
+            parsed,
+            received_at: OffsetDateTime::now_utc(),
+            operation_id: operation_id::text_of(request).map(str::to_owned),
+            _shares: received.shares,
+        })
     }
 }
 
@@ -213,6 +247,9 @@ pub(super) async fn pass_through(
     body: &mut RequestBody,
     mut look: impl FnMut(&[u8]),
 ) {
+    if let Some(received) = Held::take_from(request) {
+        return look(&received.bytes);
+    }
     let limits = request.extensions().get::<Arc<BodyLimits>>();
     let (Some(limits), Ok(body)) = (limits, body.take()) else {
         return;

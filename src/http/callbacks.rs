@@ -370,6 +370,9 @@ impl Callbacks {
     /// OpenIM has one URL for all its callbacks, so those of messages, friends and users come here
     /// too, and those of groups that tell nothing. They are answered at once and counted; their
     /// body is not looked at.
+    ///
+    /// A POST to a path that does not end with a command, and is not a read's, is taken as one to the path
+    /// of its body's `callbackCommand`. Before a command there may be other segments.
     #[oai(path = "/:command", method = "post", operation_id = "callbackOther")]
     async fn other(
         &self,

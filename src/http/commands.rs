@@ -1,10 +1,11 @@
-//! Commands of OpenIM that say nothing of the mirror, by which their callbacks are counted.
+//! Commands of OpenIM: how they are told, and those that say nothing of the mirror, by which their
+//! callbacks are counted.
 
 /// What stands for a command that is none of these: a caller must not choose a label.
 const OTHER: &str = "other";
 
-/// As in OpenIM's pkg/callbackstruct/constant.go, 3.8.
-const KNOWN: [&str; 39] = [
+/// As in OpenIM's pkg/callbackstruct/constant.go, 3.8; those with another ending are of 3.6.
+const KNOWN: [&str; 43] = [
     "callbackAfterAddFriendAgreeCommand",
     "callbackAfterAddFriendCommand",
     "callbackAfterCreateGroupChatConversationsCommand",
@@ -12,9 +13,11 @@ const KNOWN: [&str; 39] = [
     "callbackAfterDeleteFriendCommand",
     "callbackAfterGroupMsgReadCommand",
     "callbackAfterImportFriendsCommand",
+    "callbackAfterMsgSaveDBCommand",
     "callbackAfterRemoveBlackCommand",
     "callbackAfterSendGroupMsgCommand",
     "callbackAfterSendSingleMsgCommand",
+    "callbackAfterSetFriendRemark",
     "callbackAfterSetFriendRemarkCommand",
     "callbackAfterSingleMsgReadCommand",
     "callbackAfterUpdateUserInfoCommand",
@@ -39,12 +42,26 @@ const KNOWN: [&str; 39] = [
     "callbackBeforeOnlinePushCommand",
     "callbackBeforeSendGroupMsgCommand",
     "callbackBeforeSendSingleMsgCommand",
+    "callbackBeforeSetFriendRemark",
     "callbackBeforeSetFriendRemarkCommand",
     "callbackBeforeSetGroupMemberInfoCommand",
     "callbackBeforeUpdateUserInfoCommand",
     "callbackBeforeUpdateUserInfoExCommand",
     "callbackBeforeUserRegisterCommand",
+    "callbackSingleMsgRead",
 ];
+
+/// What commands that are not [`KNOWN`] look like, as a regular expression of JSON Schema.
+pub(super) const PATTERN: &str = "^callback[A-Za-z0-9]*Command$";
+
+/// Whether this is a command of OpenIM, be it one that nobody has heard of.
+pub(super) fn is_command(text: &str) -> bool {
+    let middle = text
+        .strip_prefix("callback")
+        .and_then(|rest| rest.strip_suffix("Command"));
+    let is_one = |middle: &str| middle.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    middle.is_some_and(is_one) || KNOWN.contains(&text)
+}
 
 /// The command, if it is one that is known.
 pub(super) fn label(command: &str) -> &'static str {

@@ -11,7 +11,7 @@ use poem_openapi::{ContactObject, LicenseObject, OpenApi, OpenApiService};
 use serde_json::{Map, Value};
 
 use super::error::{Code, Door};
-use super::{answers, portable};
+use super::{answers, commands, portable};
 use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";
@@ -70,6 +70,19 @@ pub(super) fn is_posted_read(routes: &Routes, path: &str) -> bool {
     routes
         .get(path)
         .is_some_and(|route| route.command.is_none() && is_posted(route))
+}
+
+/// Whether this is the path of a read, for whatever method.
+pub(super) fn is_of_a_read(routes: &Routes, path: &str) -> bool {
+    let is_segment = |(pattern, segment): (&str, &str)| {
+        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
+    };
+    let is_like = |pattern: &str| {
+        pattern.split('/').count() == path.split('/').count()
+            && pattern.split('/').zip(path.split('/')).all(is_segment)
+    };
+    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
+    reads.any(|(pattern, _)| is_like(pattern))
 }
 
 /// An API without its parts: enough to describe it.
@@ -179,6 +192,9 @@ fn complete_operation(operation: &mut Value) {
         .get_mut("parameters")
         .and_then(Value::as_array_mut);
     for parameter in parameters.into_iter().flatten() {
+        if parameter["name"] == "command" {
+            parameter["schema"]["pattern"] = commands::PATTERN.into();
+        }
         if ["groupID", "userID"].contains(&parameter["name"].as_str().unwrap_or_default()) {
             let schema = match parameter["schema"].get("items") {
                 Some(_) => &mut parameter["schema"]["items"],

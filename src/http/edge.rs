@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use poem::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
-use poem::http::uri::PathAndQuery;
-use poem::http::{HeaderValue, Method, StatusCode, Uri, Version};
-use poem::{Endpoint, PathPattern, Request, Response, Result};
+use poem::http::{HeaderValue, Method, StatusCode, Version};
+use poem::{Endpoint, PathPattern, Request, RequestBody, Response, Result};
 use time::OffsetDateTime;
 use tracing::{Instrument, Level, Span};
 
-use super::auth::{Access, Admitted, ApiToken, CallbackPassword, LetIn, Scheme};
+use super::auth::{Access, Admitted, ApiToken, CallbackKey, CallbackPassword, LetIn, Scheme};
+use super::body::{self, Held};
 use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::memory::BodyLimits;
+use super::routing::{self, Way};
 use super::{answers, operation_id, payload, problem, reply};
 use crate::domain::{CheckReason, MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
@@ -41,7 +42,10 @@ struct Asked {
     method: Method,
     version: Version,
     is_callback: bool,
+    /// Once it is known, that of its operation.
     path: String,
+    /// Whether the body tells which operation it is for.
+    is_by_body: bool,
     operation_id: Option<HeaderValue>,
     at: OffsetDateTime,
 }
@@ -52,16 +56,26 @@ pub(super) async fn around<E: Endpoint<Output = Response>>(
     edge: Arc<Edge>,
 ) -> Result<Response> {
     let method = request.method().clone();
+    let mut is_by_body = false;
     if method == Method::POST {
-        straighten(&mut request);
+        let straight = straight(request.uri().path());
+        match Way::of(&edge.routes, &straight) {
+            Way::Path => routing::redirect(&mut request, &straight),
+            Way::Command(command) => routing::redirect(&mut request, &format!("/{command}")),
+            Way::Body => {
+                routing::redirect(&mut request, &straight);
+                is_by_body = true;
+            }
+        }
     }
     let path = request.uri().path().to_owned();
     let operation_id = operation_id::of(&request).cloned();
     let asked = Asked {
-        method: method.clone(),
         version: request.version(),
         is_callback: method == Method::POST && !is_posted_read(&edge.routes, &path),
+        method,
         path,
+        is_by_body,
         operation_id,
         at: OffsetDateTime::now_utc(),
     };
@@ -86,7 +100,7 @@ impl Edge {
         &self,
         endpoint: Arc<E>,
         mut request: Request,
-        asked: Asked,
+        mut asked: Asked,
     ) -> Result<Response> {
         let let_in = LetIn::default();
         request.set_data(let_in.clone());
@@ -96,14 +110,16 @@ impl Edge {
         // Of a path without parameters, such as a callback's, this is known before the router says
         // so, which it does not where the request never gets there.
         count.route = self.routes.get(&asked.path);
-        let result = match self.access.check_host(&request, asked.is_callback) {
-            Ok(()) => AssertUnwindSafe(endpoint.call(request))
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_panic| {
-                    Err(Error::new(Code::Internal, "the log says more").into())
-                }),
-            Err(error) => Err(error.into()),
+        let routed = match self.access.check_host(&request, asked.is_callback) {
+            Ok(()) if asked.is_by_body => caught(route_by_body(&mut request, &mut asked)).await,
+            checked => checked.map_err(poem::Error::from),
+        };
+        if asked.is_by_body {
+            count.route = self.routes.get(&asked.path);
+        }
+        let result = match routed {
+            Ok(()) => caught(endpoint.call(request)).await,
+            Err(error) => Err(error),
         };
         let pattern = match &result {
             Ok(response) => response.data::<PathPattern>(),
@@ -263,24 +279,25 @@ fn cache_control(route: Option<&Route>, status: StatusCode) -> &'static str {
     }
 }
 
-/// OpenIM appends "/" and the command to its `url`, which may end in a slash; others may add one
-/// at the end. Reads are left alone: there an empty segment is an empty id.
-fn straighten(request: &mut Request) {
-    let path = request.uri().path();
-    let straight = format!("/{}", path.trim_matches('/'));
-    if straight == path {
-        return;
-    }
-    let path_and_query = match request.uri().query() {
-        Some(query) => format!("{straight}?{query}"),
-        None => straight,
-    };
-    let mut parts = request.uri().clone().into_parts();
-    // Both halves come from a URI that was already parsed; if not, the path stays as it was.
-    if let Ok(path_and_query) = PathAndQuery::try_from(path_and_query) {
-        parts.path_and_query = Some(path_and_query);
-        if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
-        }
-    }
+/// What comes of something, or an error where it panics.
+async fn caught<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
+    let result = AssertUnwindSafe(what).catch_unwind().await;
+    result.unwrap_or_else(|_panic| Err(Error::new(Code::Internal, "the log says more").into()))
+}
+
+/// Reads the body of a callback, as whose operation it then goes on.
+async fn route_by_body(request: &mut Request, asked: &mut Asked) -> Result<()> {
+    CallbackKey::of(request)?;
+    let mut body = RequestBody::new(request.take_body());
+    let (received, command) = body::whole::<routing::Command>(request, &mut body).await?;
+    asked.path = format!("/{command}");
+    routing::redirect(request, &asked.path);
+    request.set_data(Held::new(received));
+    Ok(())
+}
+
+/// OpenIM's `url` may end in a slash, and others may add one at the end. Reads are left alone: there
+/// an empty segment is an empty id.
+fn straight(path: &str) -> String {
+    format!("/{}", path.trim_matches('/'))
 }

@@ -95,10 +95,12 @@ codes! {
     HostNotLocal = 5112, "host_not_local", FORBIDDEN, Any, "without a key only this machine is answered";
     /// The body is larger than MAX_BODY_BYTES.
     BodyTooLarge = 5113, "body_too_large", PAYLOAD_TOO_LARGE, Any, "the body is too large";
+    /// `callbackCommand`, which the path does not tell, is no command.
+    CommandUnknown = 5114, "command_unknown", BAD_REQUEST, Callback, "callbackCommand is no command that can be used";
     /// The Content-Type is not JSON.
     NotJson = 5115, "not_json", UNSUPPORTED_MEDIA_TYPE, Any, "the Content-Type is not application/json";
-    /// Nothing is served at this path.
-    PathUnknown = 5121, "path_unknown", NOT_FOUND, Any, "nothing is served at this path";
+    /// Nothing is served at this path. A POST is a callback wherever it comes.
+    PathUnknown = 5121, "path_unknown", NOT_FOUND, Read, "nothing is served at this path";
     /// The path is served, for other methods.
     MethodNotAllowed = 5122, "method_not_allowed", METHOD_NOT_ALLOWED, Any, "the path does not take this method";
     /// We never heard of the group.

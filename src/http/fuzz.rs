@@ -12,6 +12,7 @@ use super::payload::{
     BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, Looked, Notice, SetGroupMemberInfo, Told,
     group_of, understand,
 };
+use super::routing;
 use crate::domain::{Event, GroupId, MemberPatch, Text, UserId};
 
 /// Commands whose bodies are understood.
@@ -38,7 +39,9 @@ pub fn body(bytes: &[u8]) {
         body::parse::<BeforeSetGroupInfo>(bytes),
         body::parse::<BeforeSetGroupInfoEx>(bytes),
     ];
+    let command = body::parse::<routing::Command>(bytes);
     let errors = told.iter().filter_map(|told| told.as_ref().err());
+    let errors = errors.chain(command.as_ref().err());
     let errors = errors.chain(echoes.iter().filter_map(|echo| echo.as_ref().err()));
     for error in errors.chain(pairs.as_ref().err()) {
         check(error);
@@ -47,6 +50,7 @@ pub fn body(bytes: &[u8]) {
     let mut understood = told.iter().flatten();
     if let Some(told) = understood.next() {
         assert_eq!(group_of(bytes).as_ref(), Some(&told.group_id));
+        assert!(command.is_ok_and(|command| COMMANDS.contains(&command.as_str())));
     }
     assert!(understood.next().is_none());
     // A second, slower parser has to see the same. (Not the other way round: it refuses nonsense

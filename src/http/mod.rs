@@ -31,6 +31,7 @@ mod payload;
 mod portable;
 mod problem;
 mod reply;
+mod routing;
 mod rows;
 mod site;
 mod written;

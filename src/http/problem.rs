@@ -1,4 +1,7 @@
 //! Errors of the read side: problem documents (RFC 9457) with a stable `code`.
+//!
+//! Without `status`, which is optional: an answer to a callback that a proxy has made a GET of would
+//! make OpenIM take it over, as the status of a group.
 
 use poem::{IntoResponse, Response};
 use poem_openapi::payload::{Json, Payload};
@@ -18,8 +21,6 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 pub(super) struct Problem {
     /// What happened, the same words for the same code.
     pub(super) title: String,
-    /// The HTTP status.
-    pub(super) status: u16,
     /// What exactly: names the parameter or field and what was expected.
     pub(super) detail: String,
     /// What to tell problems apart by; never renamed.
@@ -30,7 +31,6 @@ impl Problem {
     pub(super) fn new(code: Code, detail: String) -> Self {
         Self {
             title: code.message().into(),
-            status: code.status().as_u16(),
             detail,
             code: code.name().into(),
         }

@@ -85,7 +85,10 @@ async fn what_is_refused_for_another_reason_is_counted_only() {
     let path = format!("/{COMMAND}");
     let refused = || member_info("g", "u", json!({"roleLevel": "60"}));
     assert_eq!(send(Method::POST, &path, "wrong", refused()).await, 401);
-    assert_eq!(send(Method::POST, "/no/where", "p", refused()).await, 404);
+    assert_eq!(
+        send(Method::POST, "/no/where", "wrong", refused()).await,
+        401
+    );
     assert_eq!(send(Method::POST, "/groups/g", "p", refused()).await, 405);
     assert_eq!(send(Method::POST, &path, "p", body_of(10_001)).await, 413);
     // Reads are asked again by whoever asked.
@@ -96,7 +99,7 @@ async fn what_is_refused_for_another_reason_is_counted_only() {
     assert!(app.db.rows(ALL).await.is_empty());
     for (command, outcome) in [
         (COMMAND, "credentials_wrong"),
-        ("other", "path_unknown"),
+        ("other", "credentials_wrong"),
         ("other", "method_not_allowed"),
         (COMMAND, "body_too_large"),
     ] {

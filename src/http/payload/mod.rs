@@ -23,7 +23,7 @@ pub(super) use profile::{
 
 use super::body::{self, FromBody};
 use super::error::{Code, Error};
-use super::json;
+use super::{json, routing};
 use crate::domain::{Event, GroupId};
 
 /// A field that is not looked at.
@@ -44,11 +44,18 @@ pub(super) trait Callback: FromBody<Parsed = Told> {
 
 /// What the body of a callback to this path means: for those that are taken in again.
 pub(super) fn understand(path: &str, body: &[u8]) -> Result<Told, Error> {
+    let command = match routing::command_of(path) {
+        Some(command) => command.to_owned(),
+        None => body::parse::<routing::Command>(body)?,
+    };
     macro_rules! one_of {
         ($($callback:ty),+) => {
-            match path.trim_matches('/') {
+            match command.as_str() {
                 $(<$callback>::COMMAND => body::parse::<$callback>(body),)+
-                _ => Err(Error::new(Code::PathUnknown, "see /docs for what is")),
+                _ => Err(Error::new(
+                    Code::CommandUnknown,
+                    "callbackCommand: expected one that says something of a group",
+                )),
             }
         };
     }
