@@ -1,11 +1,14 @@
 //! Answers with rows of the mirror: first memory, then rows, then the text, which holds its share of
-//! the memory until it is written out.
+//! the memory until it is written out, but for its last part, which the server has a copy of.
 
+use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use poem::{IntoResponse, Response};
+use futures_util::stream;
+use poem::http::header::CONTENT_LENGTH;
+use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::{MetaResponses, MetaSchemaRef, Registry};
@@ -19,7 +22,8 @@ use crate::store::{Found, Page, Room, SHORT_ROW};
 
 /// What a row takes beside its texts: the names of its fields, and times.
 const BESIDE_TEXTS: usize = 1 << 10;
-/// From so many bytes on the length of an answer is worth to be known before it is written.
+/// From so many bytes on the length of an answer is worth to be known before it is written, and the
+/// answer is given to the server in parts of this size.
 const LONG: usize = 64 << 10;
 /// How often rows are asked for that have grown since the memory for them was taken.
 const TRIES: usize = 4;
@@ -167,8 +171,20 @@ impl<A: Type> Payload for Answer<A> {
 }
 
 impl<A> IntoResponse for Answer<A> {
+    /// A long one in parts: of a body the server copies as much as it is given at once, whether
+    /// somebody takes it or not.
     fn into_response(self) -> Response {
-        written::json(self.json)
+        let length = self.json.len();
+        if length < LONG {
+            return written::json(self.json);
+        }
+        let parts = stream::unfold(self.json, async |mut rest| {
+            let part = rest.split_to(rest.len().min(LONG));
+            (!part.is_empty()).then_some((Ok::<_, io::Error>(part), rest))
+        });
+        let mut response = written::json(Body::from_bytes_stream(parts));
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        response
     }
 }
 
@@ -202,13 +218,13 @@ impl AsRef<[u8]> for Json {
 /// Counts what is written.
 struct Length(usize);
 
-impl std::io::Write for Length {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0 += bytes.len();
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
