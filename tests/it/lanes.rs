@@ -652,6 +652,11 @@ async fn whoever_waits_too_long_is_told_and_is_not_written_later() {
     }
     assert!(answers.iter().all(|(answer, _)| answer.is_err()));
     holder.rollback().await.unwrap();
+    until("their group is marked", async || {
+        let groups = "select check_reason from groups where check_wanted_since is not null";
+        db.rows(groups).await == [json!({"check_reason": "callback_lost"})]
+    })
+    .await;
     // Their place in the queue is free, and their group is nobody's.
     ingest
         .submit(set_nickname("g", "v", "later"))
@@ -660,10 +665,5 @@ async fn whoever_waits_too_long_is_told_and_is_not_written_later() {
     ingest.close().await;
     let rows = db.rows("select nickname from group_members").await;
     assert_eq!(rows, [json!({"nickname": "later"})]);
-    let groups = "select check_reason from groups where check_wanted_since is not null";
-    assert_eq!(
-        db.rows(groups).await,
-        [json!({"check_reason": "callback_lost"})]
-    );
     store.close().await;
 }

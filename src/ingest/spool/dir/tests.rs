@@ -148,8 +148,15 @@ fn a_harmed_file_gives_what_is_whole_and_a_report_of_what_is_not() {
     rounds(seed(), |harm| {
         let dir = TempDir::new();
         copy_files(whole.path(), dir.path());
-        harm.apply(&dir.path().join("spool.sqlite"));
-        let opened = SpoolDir::open(dir.path(), MAX).unwrap();
+        let harmed = harm.apply(&dir.path().join("spool.sqlite"));
+        let opened = match SpoolDir::open(dir.path(), MAX) {
+            // No file tells a flipped bit of this number from a version to come.
+            Err(Error::Newer { format, .. }) => {
+                let number: [u8; 4] = harmed[60..64].try_into().unwrap();
+                return assert_eq!(format, i64::from(u32::from_be_bytes(number)));
+            }
+            opened => opened.unwrap(),
+        };
         let there = check(&opened, &appended);
         let report = &opened.report;
         if there < appended.len() {
@@ -334,7 +341,7 @@ fn whatever_lies_in_the_place_of_the_file_goes_aside() {
             0 => fs::create_dir(&path).unwrap(),
             1 => fs::write(&path, "").unwrap(),
             2 => fs::write(&path, "no database, and longer than its header is, by far").unwrap(),
-            // Of a version to come.
+            // Somebody else's.
             _ => {
                 let other = rusqlite::Connection::open(&path).unwrap();
                 let sql = "CREATE TABLE entries (a, b); PRAGMA user_version = 2";
@@ -349,6 +356,23 @@ fn whatever_lies_in_the_place_of_the_file_goes_aside() {
     let names = names.map(|file| file.unwrap().file_name().into_string().unwrap());
     let aside = names.filter(|name| name.starts_with("spool.damaged-") && name.ends_with("sqlite"));
     assert_eq!(aside.count(), 4);
+}
+
+/// One byte of the head says it, whatever else is in the file.
+#[test]
+fn a_file_of_a_version_to_come_is_left_as_it_is() {
+    let (dir, _) = filled(30, 10);
+    let path = dir.path().join("spool.sqlite");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[63] = 2;
+    bytes[4096..].fill(0xa5);
+    fs::write(&path, &bytes).unwrap();
+    let ready = dir.path().join("spool.ready.sqlite");
+    fs::write(&ready, "of that version").unwrap();
+    let error = SpoolDir::open(dir.path(), MAX).unwrap_err();
+    assert!(matches!(error, Error::Newer { format: 2, .. }), "{error}");
+    assert!(fs::read(&path).unwrap() == bytes);
+    assert_eq!(fs::read(&ready).unwrap(), b"of that version");
 }
 
 #[test]
