@@ -242,7 +242,7 @@ impl Groups {
         /// true: only groups that are to be checked against OpenIM; false: only the others.
         #[oai(name = "checkWanted")]
         check_wanted: Query<Option<bool>>,
-        /// Most groups on a page.
+        /// Most groups on a page. It ends earlier where they have 4 MiB of text: follow nextCursor.
         #[oai(
             default = "params::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))

@@ -176,7 +176,7 @@ impl Memberships {
         /// The user.
         #[oai(name = "userID", example = "params::example_user")]
         user_id: Path<String>,
-        /// Most groups on a page.
+        /// Most groups on a page. It ends earlier where they have 4 MiB of text: follow nextCursor.
         #[oai(
             default = "params::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))
