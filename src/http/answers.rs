@@ -163,7 +163,7 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
             let is_id = |name: &&str| ["groupID", "userID"].contains(name);
             has_body || parameters.iter().any(is_id)
         }
-        Code::ParameterInvalid => id != ANY && !parameters.is_empty(),
+        Code::ParameterInvalid => !parameters.is_empty(),
         Code::CursorInvalid => parameters.contains(&"cursor"),
         Code::GroupUnknown => id == "getGroup",
         Code::MemberUnknown => id == "getMember",

@@ -80,7 +80,7 @@ codes! {
     /// `callbackCommand` is not the command in the path.
     CommandMismatch = 5105, "command_mismatch", BAD_REQUEST, Callback, "callbackCommand does not match the path";
     /// A query parameter or path segment is not what is documented.
-    ParameterInvalid = 5106, "parameter_invalid", BAD_REQUEST, Any, "a parameter cannot be used";
+    ParameterInvalid = 5106, "parameter_invalid", BAD_REQUEST, Read, "a parameter cannot be used";
     /// A cursor is damaged, or of another path or filter.
     CursorInvalid = 5107, "cursor_invalid", BAD_REQUEST, Read, "the cursor cannot be used";
     /// More items than documented.
