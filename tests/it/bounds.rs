@@ -307,6 +307,27 @@ async fn patient_app() -> TestApp {
 }
 
 #[tokio::test]
+async fn the_preface_of_http2_is_refused_however_it_is_cut() {
+    let app = patient_app().await;
+    for part in [HTTP2.len(), 24, 18, 17, 1] {
+        let mut stranger = app.connect().await;
+        stranger.set_nodelay(true).unwrap();
+        for part in HTTP2.chunks(part) {
+            // It may be closed before it has said all.
+            if stranger.write_all(part).await.is_err() {
+                break;
+            }
+        }
+        let mut said = Vec::new();
+        let end = stranger.read_to_end(&mut said);
+        let end = tokio::time::timeout(Duration::from_secs(20), end).await;
+        // What it says after the end may be answered by a reset.
+        assert!(end.is_ok(), "in parts of {part}: not closed, {said:?}");
+        assert_eq!(said, b"", "in parts of {part}: HTTP/2 was spoken");
+    }
+}
+
+#[tokio::test]
 async fn http2_is_refused_after_requests_of_http1_too() {
     let app = patient_app().await;
     let mut stranger = app.connect().await;
@@ -317,7 +338,7 @@ async fn http2_is_refused_after_requests_of_http1_too() {
             .await
             .starts_with("HTTP/1.1 200 OK\r\n")
     );
-    stranger.write_all(HTTP2).await.unwrap();
+    stranger.write_all(&HTTP2[..18]).await.unwrap();
     assert_eq!(end_of(&mut stranger).await, b"");
     // Only the connection that asks for the metrics is left.
     until("its place is free", async || {
