@@ -472,6 +472,7 @@ async fn a_dump_of_an_older_version_that_is_loaded_over_the_tables_is_brought_up
             drop column joined_at, drop column display_nickname, drop column display_face_url,
             drop column join_source, drop column inviter_user_id, drop column operator_user_id,
             drop column mute_end_at, drop column last_callback_xid, drop column came_at_dismissal;
+         alter table rejected_callbacks drop column key, drop column stored_at;
          alter table older rename to _sqlx_migrations",
     )
     .await;
