@@ -25,13 +25,14 @@
 //! `openim` looks; without access to OpenIM's API some become marks.
 //!
 //! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
-//! ask; `tasks` tells of what goes on beside serving and has ended early; `config` has every setting; `telemetry` the logs and every metric; `local_postgres` the
-//! server that is used where no other is named.
+//! ask; `tasks` tells of what goes on beside serving and has ended early; `config` has every setting;
+//! `telemetry` the logs and every metric; `local_postgres` the server that is used where no other is
+//! named.
 //!
 //! Imports point at `domain`, which imports nobody. `http` and `openim` read from `store` and submit
 //! to `ingest`, and do not know each other; `openim` also notes in `store` what it has compared. Only
-//! `http` names poem, only `openim` and the healthcheck in `app` reqwest, only `openim` rustls, only
-//! `store` sqlx, only `ingest::spool` SQLite, only `telemetry` the metrics library, only `app` what
+//! `http` names poem, only `openim` and the healthcheck in `app` reqwest, only `openim` and `store`
+//! rustls, only `store` sqlx, only `ingest::spool` SQLite, only `telemetry` the metrics library, only `app` what
 //! draws progress, and only `config` reads the environment; `tests/it/boundaries.rs` holds the code to
 //! that.
 
