@@ -6,7 +6,9 @@ use openim_group_mirror::ingest::Spool;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::support::{COMMAND, Service, TestDb, Wire, member_info, run, until, web};
+use crate::support::{
+    COMMAND, Service, TestDb, Wire, hand_over_spool, member_info, run, until, web,
+};
 
 /// Starts it; the wire has to carry meanwhile. With `kib`, its files cannot grow beyond that, as on a
 /// disk that is full.
@@ -126,8 +128,11 @@ async fn a_folder_that_cannot_be_made_is_as_good_as_a_full_disk() {
     std::fs::write(&place, "no folder").unwrap();
     let folder = place.join("spool");
     goes_on_without(&folder, None, |_| {
+        // Made by the service, it would be its alone, and stay when the run deletes its own.
+        let made = run().folder("made");
         std::fs::remove_file(&place).unwrap();
-        std::fs::create_dir(&place).unwrap();
+        std::fs::rename(&made, &place).unwrap();
+        hand_over_spool(&place);
     })
     .await;
 }

@@ -54,6 +54,6 @@ pub use proxy::Proxy;
 pub use random::{Random, new_seed};
 pub use run::{own_server, run, search, wait_for};
 pub use senders::{TIMEOUT, Tally};
-pub use service::{Ended, Service, kill};
+pub use service::{Ended, Service, hand_over_spool, kill};
 pub use tls_server::{TLS, TlsServer};
 pub use wire::Wire;

@@ -66,7 +66,7 @@ pub fn kill(signal: &str, pid: &str) {
 }
 
 /// Makes the folder of the spool as whoever deletes it needs it.
-fn hand_over_spool(data_dir: &Path) {
+pub fn hand_over_spool(data_dir: &Path) {
     let spool = data_dir.join("spool");
     if data_dir.exists() && !spool.exists() {
         std::fs::create_dir(&spool).unwrap();
