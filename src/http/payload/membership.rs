@@ -236,35 +236,10 @@ pub(in super::super) struct JoinGroup {
     req_message: Ignored,
     /// Not looked at: OpenIM itself does not store it.
     join_source: Ignored,
-    /// Who joined, in spite of the name, where no other field tells it: 1 to 1,024 bytes, any characters
-    /// but U+0000. Required where none of the next four does.
-    #[oai(
-        rename = "inviterUserID",
-        nullable,
-        validator(min_length = 1, max_length = 1024)
-    )]
-    inviter_user_id: Option<String>,
-    /// Who joined. No OpenIM that is known sends this one or the three below; where one does, the inviter
-    /// is not looked at.
-    #[oai(rename = "userID", nullable)]
-    user_id: Option<String>,
-    /// Those who joined.
-    #[oai(rename = "userIDs", nullable, validator(max_items = 100000))]
-    user_ids: Option<Vec<String>>,
-    /// Those who joined.
-    #[oai(rename = "invitedUserIDs", nullable, validator(max_items = 100000))]
-    invited_user_ids: Option<Vec<String>>,
-    /// Those who joined.
-    #[oai(nullable, validator(max_items = 100000))]
-    member_list: Option<Vec<Joiner>>,
-}
-
-/// One of those who joined.
-#[derive(Clone, Debug, Object)]
-struct Joiner {
-    /// The member.
-    #[oai(rename = "userID")]
-    user_id: String,
+    /// Who joined, in spite of the name: 1 to 1,024 bytes, any characters but U+0000. Not looked at where
+    /// `userID`, `userIDs`, `invitedUserIDs` or `memberList` tell who joined, which no OpenIM does yet.
+    #[oai(rename = "inviterUserID", validator(min_length = 1, max_length = 1024))]
+    inviter_user_id: String,
 }
 
 impl Callback for JoinGroup {
@@ -336,11 +311,7 @@ impl Example for JoinGroup {
             group_id: "g77".into(),
             req_message: Some(Any(json!("hi"))),
             join_source: Some(Any(json!(3))),
-            inviter_user_id: Some("u5".into()),
-            user_id: None,
-            user_ids: None,
-            invited_user_ids: None,
-            member_list: None,
+            inviter_user_id: "u5".into(),
         }
     }
 }
