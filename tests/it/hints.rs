@@ -521,15 +521,16 @@ async fn hints_of_many_groups_are_few_calls_a_second() {
     for group in &groups {
         hint(&app, group, 1501, "op-1").await;
     }
+    // Each of them, not so many looks: where it takes longer than 4 s some groups have had two.
     until("all are compared", async || {
-        looks(&app, "compared").await == 100.0
+        let shown = app.get("/groups?limit=1000").await.ok();
+        shown["groups"].as_array().unwrap().len() == 101 && looks(&app, "compared").await >= 100.0
     })
     .await;
-    let most = 10.0 + 200.0 * began.elapsed().as_secs_f64();
+    // In this order: more calls may be made meanwhile, and are allowed then.
     let calls = app.metric("look_calls_total").await;
+    let most = 10.0 + 200.0 * began.elapsed().as_secs_f64();
     assert!(calls <= most, "{calls} calls, {most} at most");
-    let shown = app.get("/groups?limit=1000").await.ok();
-    assert_eq!(shown["groups"].as_array().unwrap().len(), 101);
 }
 
 /// However many they are, whether callbacks have named their members, and whether the groups themselves have
