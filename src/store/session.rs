@@ -151,13 +151,21 @@ pub(super) async fn check_alone(
     one: &mut PgConnection,
     options: &PgConnectOptions,
 ) -> Result<Result<(), Unfit>, sqlx::Error> {
-    // Where there is no place for one more, it stays open.
+    // Where there is no place for one more, it stays open. A pooler whose places are all taken lets a
+    // client in, and keeps its first statement waiting.
     let Ok(Ok(mut other)) = timeout(SECOND, tls::connect(options)).await else {
         return Ok(Ok(()));
     };
     let before = process(one).await?;
-    let mut transaction = other.begin().await?;
-    let beside = process(&mut transaction).await?;
+    let begun = async {
+        let mut transaction = other.begin().await?;
+        let beside = process(&mut transaction).await?;
+        Ok::<_, sqlx::Error>((transaction, beside))
+    };
+    let Ok(begun) = timeout(SECOND, begun).await else {
+        return Ok(Ok(()));
+    };
+    let (transaction, beside) = begun?;
     let after = process(one).await?;
     transaction.rollback().await?;
     // Whatever is left of it.
