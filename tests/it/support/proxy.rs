@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::wire::socket_of;
+
 /// A proxy on loopback before a database. Ends with the test's runtime.
 pub struct Proxy {
     /// The database's URL through the proxy.
@@ -94,21 +96,13 @@ impl<S: AsyncReadExt + AsyncWriteExt + Unpin> End<S> {
 impl Proxy {
     /// Before the database at a URL of a Unix socket.
     pub async fn before(url: &str) -> Proxy {
-        let parsed = reqwest::Url::parse(url).unwrap();
-        let (_, host) = parsed
-            .query_pairs()
-            .find(|(name, _)| name == "host")
-            .unwrap();
-        let socket = format!("{host}/.s.PGSQL.5432");
+        let (socket, database) = socket_of(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let acts = Arc::new(Acts::default());
         let task = tokio::spawn(Arc::clone(&acts).serve(listener, socket));
         Proxy {
-            url: format!(
-                "postgres://postgres@{address}{}?sslmode=disable",
-                parsed.path()
-            ),
+            url: format!("postgres://postgres@{address}{database}?sslmode=disable"),
             acts,
             task: task.abort_handle(),
         }

@@ -37,15 +37,21 @@ struct Ends {
     made: Arc<AtomicUsize>,
 }
 
+/// The socket of a URL, and the path that names its database.
+pub(super) fn socket_of(url: &str) -> (String, String) {
+    let parsed = reqwest::Url::parse(url).unwrap();
+    let (_, host) = parsed
+        .query_pairs()
+        .find(|(name, _)| name == "host")
+        .unwrap();
+    let socket = format!("{host}/.s.PGSQL.5432");
+    (socket, parsed.path().to_owned())
+}
+
 impl Wire {
     /// Before the database at a URL of a Unix socket.
     pub async fn before(url: &str) -> Wire {
-        let parsed = reqwest::Url::parse(url).unwrap();
-        let (_, host) = parsed
-            .query_pairs()
-            .find(|(name, _)| name == "host")
-            .unwrap();
-        let socket = format!("{host}/.s.PGSQL.5432");
+        let (socket, database) = socket_of(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let ends = Ends {
@@ -55,10 +61,7 @@ impl Wire {
         };
         let task = tokio::spawn(ends.clone().serve(listener, socket));
         Wire {
-            url: format!(
-                "postgres://postgres@{address}{}?sslmode=disable",
-                parsed.path()
-            ),
+            url: format!("postgres://postgres@{address}{database}?sslmode=disable"),
             ends,
             task: task.abort_handle(),
         }
