@@ -31,6 +31,18 @@ impl Profile {
         self.fill(&older);
     }
 
+    /// Those that are known, in no order.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Text> {
+        let texts = [
+            &self.name,
+            &self.notification,
+            &self.introduction,
+            &self.face_url,
+            &self.ex,
+        ];
+        texts.into_iter().flatten()
+    }
+
     /// Takes from another what is not there.
     pub(super) fn fill(&mut self, other: &Self) {
         fn fill<T: Clone>(field: &mut Option<T>, other: &Option<T>) {

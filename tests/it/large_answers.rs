@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use openim_group_mirror::domain::GroupId;
+use openim_group_mirror::domain::{GroupId, Text, UserId};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
@@ -268,8 +268,20 @@ async fn answers_beyond_the_memory_wait_and_then_are_answered_503() {
     app.get("/groups/g/members").await.ok();
 }
 
+/// That texts of these lengths were read in one go.
+#[track_caller]
+fn assert_fits<'a>(texts: impl Iterator<Item = Option<&'a Text>>) {
+    let lengths: Vec<usize> = texts.flatten().map(|text| text.as_str().len()).collect();
+    let bytes: usize = lengths.iter().sum();
+    assert!(bytes <= 4 * MIB || lengths.len() == 1, "{lengths:?}");
+}
+
+fn ids_of_20() -> Vec<String> {
+    (1..=20).map(|n| format!("{n:02}")).collect()
+}
+
 #[tokio::test]
-async fn a_comparison_reads_no_more_than_a_page_has_bytes_for() {
+async fn a_comparison_reads_no_more_members_than_a_page_has_bytes_for() {
     let db = TestDb::new().await;
     db.execute(
         "insert into group_members (group_id, user_id, ex, created_at, updated_at)
@@ -280,19 +292,77 @@ async fn a_comparison_reads_no_more_than_a_page_has_bytes_for() {
     .await;
     let store = db.database().open().await.unwrap();
     let group = GroupId::parse("g".into()).unwrap();
+    let users: Vec<UserId> = ids_of_20()
+        .into_iter()
+        .map(|id| UserId::parse(id).unwrap())
+        .collect();
+    let mut named: Vec<&UserId> = users.iter().collect();
+    let nobody = UserId::parse("nobody".into()).unwrap();
+    named.insert(3, &nobody);
+    for users in [None, Some(&*named)] {
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = store.members_to_compare(&group, users, &after).await;
+            let (page, is_last) = page.unwrap();
+            assert_fits(page.iter().map(|row| row.member.ex.as_ref()));
+            seen.extend(page.iter().map(|row| row.user_id.as_str().to_owned()));
+            if is_last {
+                break;
+            }
+            after.clone_from(seen.last().unwrap());
+        }
+        assert_eq!(seen, ids_of_20());
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_comparison_reads_no_more_groups_than_a_page_has_bytes_for() {
+    let db = TestDb::new().await;
+    db.execute(
+        "insert into groups (group_id, ex, created_at, updated_at)
+         select lpad(n::text, 2, '0'), repeat('x', case when n = 5 then 9 else 1 end << 20),
+                now(), now()
+           from generate_series(1, 20) n",
+    )
+    .await;
+    let store = db.database().open().await.unwrap();
     let (mut seen, mut after) = (Vec::new(), String::new());
     loop {
-        let (page, is_last) = store.members_to_compare(&group, &after).await.unwrap();
-        let texts = page.iter().filter_map(|row| row.member.ex.as_ref());
-        let bytes: usize = texts.map(|ex| ex.as_str().len()).sum();
-        assert!(bytes <= 4 * MIB || page.len() == 1, "{bytes} bytes");
-        seen.extend(page.iter().map(|row| row.user_id.as_str().to_owned()));
-        if is_last {
+        let page = store.groups_to_compare(&after, 1000).await.unwrap();
+        assert_fits(page.iter().map(|known| known.group.profile.ex.as_ref()));
+        let Some(last) = page.last() else {
             break;
-        }
-        after.clone_from(seen.last().unwrap());
+        };
+        after = last.group_id.as_str().to_owned();
+        seen.extend(
+            page.into_iter()
+                .map(|known| known.group_id.as_str().to_owned()),
+        );
     }
-    let expected: Vec<String> = (1..=20).map(|n| format!("{n:02}")).collect();
+    assert_eq!(seen, ids_of_20());
+    // By their ids, in the order of these; some are not known.
+    let mut asked = ids_of_20();
+    asked.reverse();
+    asked.extend(["unknown".to_owned(), "03".to_owned(), "other".to_owned()]);
+    let mut ids: Vec<GroupId> = asked
+        .into_iter()
+        .map(|id| GroupId::parse(id).unwrap())
+        .collect();
+    let mut seen = Vec::new();
+    while !ids.is_empty() {
+        let (known, count) = store.known_groups(&ids).await.unwrap();
+        assert_fits(known.iter().map(|known| known.group.profile.ex.as_ref()));
+        seen.extend(
+            known
+                .into_iter()
+                .map(|known| known.group_id.as_str().to_owned()),
+        );
+        ids.drain(..count);
+    }
+    let mut expected = ids_of_20();
+    expected.reverse();
+    expected.push("03".to_owned());
     assert_eq!(seen, expected);
     store.close().await;
 }

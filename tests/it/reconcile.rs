@@ -12,6 +12,7 @@ use sqlx::Executor;
 use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values, settings, until};
 
 const GROUP: &str = "g";
+const GROUP_OF_TEXT: &str = "g03";
 
 fn join(user: &str) -> Operation {
     Operation::Join(user.to_owned())
@@ -51,6 +52,39 @@ async fn what_was_never_told_is_there_after_a_comparison() {
     assert_eq!(ann["display_nickname"], "Ann of the profile");
     let again = pair.cycle().await;
     assert_eq!(again.groups_compared, 0, "{again:?}");
+    pair.close().await;
+}
+
+/// More text than is read at a time: some groups are in a later part, and none is left out.
+#[tokio::test]
+async fn groups_and_members_with_much_text_are_compared_in_parts() {
+    let pair = Pair::new().await;
+    let names: Vec<String> = (0..7).map(|n| format!("g{n:02}")).collect();
+    let members = ["u1", "u2", "u3", "u4", "u5"];
+    for group in &names {
+        let creation = Creation::open("Kayaks", "boss", &members);
+        pair.act_and_tell(group, &Operation::Create(creation)).await;
+        let long = Operation::SetProfileEx([("ex", json!("x".repeat(700 << 10)))].into());
+        pair.act_and_tell(group, &long).await;
+    }
+    for user in members {
+        let long = [("ex", json!("x".repeat(1 << 20)))];
+        pair.act_and_tell(GROUP_OF_TEXT, &set(user, &long)).await;
+    }
+    pair.cycle().await;
+    pair.assert_equal().await;
+    // Lost, in the first and in the last part.
+    for group in ["g00", "g06"] {
+        let lost = Operation::SetProfileEx([("ex", json!("y".repeat(700 << 10)))].into());
+        pair.act(group, &lost);
+    }
+    for user in ["u1", "u5"] {
+        pair.act(GROUP_OF_TEXT, &set(user, &[("ex", json!("y"))]));
+    }
+    let result = pair.cycle().await;
+    assert_eq!((result.groups_changed, result.members_changed), (2, 2));
+    pair.assert_equal().await;
+    assert_eq!(pair.cycle().await.groups_compared, 0);
     pair.close().await;
 }
 

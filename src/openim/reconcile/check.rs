@@ -439,7 +439,8 @@ impl Inner {
 
     async fn known(&self, group: &GroupId) -> Result<Option<KnownGroup>, Error> {
         let ids = std::slice::from_ref(group);
-        Ok(self.store.known_groups(ids).await?.pop())
+        let (mut known, _) = self.store.known_groups(ids).await?;
+        Ok(known.pop())
     }
 
     /// Leaves a group that OpenIM cannot read: it must not keep us from all the others; but where OpenIM

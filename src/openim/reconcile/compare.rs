@@ -114,31 +114,32 @@ impl Differences {
         if let Some(held) = held {
             self.compare_group(known, held);
         }
-        if is_whole {
+        let named: Vec<UserId> = members.keys().chain(&absent).cloned().collect();
+        let parts: Vec<Option<Vec<&UserId>>> = match is_whole {
+            true => vec![None],
+            false => {
+                let parts = named.chunks(MOST);
+                parts.map(|some| Some(some.iter().collect())).collect()
+            }
+        };
+        for users in parts {
             let mut after = String::new();
             loop {
-                let (page, is_last) = store.members_to_compare(group, &after).await?;
+                let users = users.as_deref();
+                let (page, is_last) = store.members_to_compare(group, users, &after).await?;
                 if let Some(last) = page.last() {
                     last.user_id.as_str().clone_into(&mut after);
                 }
                 for row in page {
                     let held = members.remove(&row.user_id);
-                    // Whoever may be a member whom OpenIM does not show stays as the mirror has it.
-                    if held.is_some() || !unshown.may_be(&row.user_id) {
+                    // Of the whole group, whoever may be a member whom OpenIM does not show stays as the
+                    // mirror has it. Of users who were asked for by id OpenIM shows all it has.
+                    if held.is_some() || !is_whole || !unshown.may_be(&row.user_id) {
                         self.compare_member(row.user_id, Some(&row.member), held);
                     }
                 }
                 if is_last {
                     break;
-                }
-            }
-        } else {
-            let named: Vec<UserId> = members.keys().chain(&absent).cloned().collect();
-            for some in named.chunks(MOST) {
-                let users: Vec<&UserId> = some.iter().collect();
-                for row in store.members_named(group, &users).await? {
-                    let held = members.remove(&row.user_id);
-                    self.compare_member(row.user_id, Some(&row.member), held);
                 }
             }
         }

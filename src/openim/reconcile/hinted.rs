@@ -156,22 +156,29 @@ impl Inner {
         });
         let expected = expected.collect();
         let looked = due.into_iter().map(|due| Looked::new(due, self));
-        let looked: Vec<Looked<'_>> = looked.collect();
+        let mut looked: Vec<Looked<'_>> = looked.collect();
         let look = async {
             let removals = self.removals(limits).await?;
-            let ids: Vec<GroupId> = looked.iter().map(|looked| looked.group().clone()).collect();
+            let mut ids: Vec<GroupId> =
+                looked.iter().map(|looked| looked.group().clone()).collect();
             if ids.len() > 1 {
                 // So that it is known of whom callbacks have named members.
                 let ids: Vec<&GroupId> = ids.iter().collect();
                 self.store.note_touched_of(&ids).await?;
             }
-            let known = self.store.known_groups(&ids).await?.into_iter();
-            let known = known.map(|known| (known.group_id.clone(), known));
-            let known: HashMap<GroupId, KnownGroup> = known.collect();
-            let looked = self.known_somewhere(looked, &known).await?;
             let tally = Tally::default();
             let pass = Pass::new(&removals, &tally, false).expecting(expected);
-            self.look_some(looked, known, &pass).await;
+            while !looked.is_empty() {
+                let (known, count) = self.store.known_groups(&ids).await?;
+                let known = known.into_iter();
+                let known = known.map(|known| (known.group_id.clone(), known));
+                let known: HashMap<GroupId, KnownGroup> = known.collect();
+                let rest = looked.split_off(count);
+                ids.drain(..count);
+                let some = self.known_somewhere(looked, &known).await?;
+                self.look_some(some, known, &pass).await;
+                looked = rest;
+            }
             Ok::<_, Error>(())
         };
         if let Err(error) = paced(&self.pace, look).await {

@@ -197,19 +197,36 @@ impl Inner {
         }
     }
 
-    /// Some groups of OpenIM: those with a version are asked whether they have changed, the others
-    /// are read.
+    /// Some groups of OpenIM, as many at a time as the mirror has room to show.
     async fn through_page(
         &self,
-        groups: Vec<(GroupId, Group)>,
+        mut groups: Vec<(GroupId, Group)>,
         pass: &Pass<'_>,
         between: &mut Between<'_>,
     ) -> Result<(), Error> {
-        let ids: Vec<GroupId> = groups.iter().map(|(id, _)| id.clone()).collect();
+        let mut ids: Vec<GroupId> = groups.iter().map(|(id, _)| id.clone()).collect();
         if !pass.is_dry() {
             self.look_back(&ids).await?;
         }
-        let known = self.store.known_groups(&ids).await?;
+        pass.tally.saw(ids.len() as u64);
+        while !groups.is_empty() {
+            let (known, count) = self.store.known_groups(&ids).await?;
+            let rest = groups.split_off(count);
+            ids.drain(..count);
+            self.through_some(groups, known, pass, between).await?;
+            groups = rest;
+        }
+        Ok(())
+    }
+
+    /// Those with a version are asked whether they have changed, the others are read.
+    async fn through_some(
+        &self,
+        groups: Vec<(GroupId, Group)>,
+        known: Vec<KnownGroup>,
+        pass: &Pass<'_>,
+        between: &mut Between<'_>,
+    ) -> Result<(), Error> {
         let mut known: HashMap<GroupId, KnownGroup> = known
             .into_iter()
             .map(|known| (known.group_id.clone(), known))
@@ -239,7 +256,6 @@ impl Inner {
                 None => read.push(id),
             }
         }
-        pass.tally.saw(ids.len() as u64);
         self.ask(ask, pass, &mut read).await?;
         self.ask_singly(ask_alone, pass, &mut read).await?;
         self.check_some(read, pass, between).await
@@ -437,8 +453,7 @@ impl Inner {
         let mut too_large = 0;
         let mut after = String::new();
         loop {
-            let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
-            let page = self.store.groups_to_compare(&after, limit).await?;
+            let page = self.store.groups_to_compare(&after, PAGE).await?;
             let Some(last) = page.last() else {
                 return Ok(too_large);
             };

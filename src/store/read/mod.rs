@@ -17,7 +17,7 @@ mod groups;
 mod members;
 
 pub use bounded::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
-pub(super) use bounded::{PageSql, Texts, page};
+pub(super) use bounded::{PageSql, PgQuery, Texts, page};
 pub use groups::{GroupFilter, GroupRow, GroupSummary, RoleCount};
 pub use members::{MemberFilter, MemberRow, MemberState, SoughtMember};
 pub(super) use members::{member, memberships};

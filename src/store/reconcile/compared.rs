@@ -7,8 +7,8 @@ use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
 use super::checks::fence;
-use crate::domain::{Fence, Group, GroupId, Member, UserId, Version};
-use crate::store::read::{Found, Page, Room, page};
+use crate::domain::{Fence, Group, GroupId, Member, Text, UserId, Version};
+use crate::store::read::{Found, Page, PageSql, PgQuery, Room, Texts, page};
 use crate::store::stored::{StoredGroup, StoredMember};
 use crate::store::{Error, Store};
 
@@ -24,58 +24,57 @@ pages! {
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
  ORDER BY group_id, user_id
  LIMIT $3";
+    /// A look at the primary key for each user.
+    MEMBERS_NAMED = member_columns + "COALESCE(left_at, CASE
+           WHEN came_at_dismissal IS DISTINCT FROM
+                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
+           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
+       last_callback_xid, created_at" as "left_at, last_callback_xid, created_at",
+        key "user_id", room "$5", "
+  FROM unnest($4::text[]) AS asked (named)
+ CROSS JOIN LATERAL
+       (SELECT *
+          FROM group_members
+         WHERE group_id = $1 AND user_id = named AND user_id > $2
+         LIMIT 1) AS member
+ ORDER BY user_id
+ LIMIT $3";
+    /// By their ids, in the order of these. LIMIT 1 keeps the planner from reading all checks.
+    KNOWN_GROUPS = group_columns + "dismissals, emptying_at, last_callback_xid, created_at,
+       check_wanted_since, check_reason, version, version_id, fence, compared_at, read_at,
+       touched IS DISTINCT FROM '{}' AS is_touched, place" as "dismissals, emptying_at,
+       last_callback_xid, created_at, check_wanted_since, check_reason, version, version_id, fence,
+       compared_at, read_at, is_touched",
+        key "place", room "$3", "
+  FROM unnest($1::text[]) WITH ORDINALITY AS asked (group_id, place)
+  JOIN groups USING (group_id)
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, fence, compared_at, read_at, touched
+          FROM group_checks
+         WHERE group_id = groups.group_id
+         LIMIT 1) AS check_of ON true
+ ORDER BY place
+ LIMIT $2";
+    /// Walks the primary key, and looks for each group's check; LIMIT 1 keeps the planner from reading
+    /// all of these.
+    GROUPS_TO_COMPARE = group_columns + "dismissals, emptying_at, last_callback_xid, created_at,
+       check_wanted_since, check_reason, version, version_id, fence, compared_at, read_at,
+       touched IS DISTINCT FROM '{}' AS is_touched" as "dismissals, emptying_at,
+       last_callback_xid, created_at, check_wanted_since, check_reason, version, version_id, fence,
+       compared_at, read_at, is_touched",
+        key "group_id", room "$3", "
+  FROM groups
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, fence, compared_at, read_at, touched
+          FROM group_checks
+         WHERE group_id = groups.group_id
+         LIMIT 1) AS check_of ON true
+ WHERE group_id > $1
+ ORDER BY group_id
+ LIMIT $2";
 }
 
 statements! {
-    /// By their ids.
-    KNOWN_GROUPS = "
-SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
-       g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
-       g.created_in_openim_at, g.dismissed_at, g.dismissals, g.emptying_at, g.last_callback_xid,
-       g.created_at, g.check_wanted_since, g.check_reason, c.version, c.version_id, c.fence,
-       c.compared_at, c.read_at, c.touched IS DISTINCT FROM '{}' AS is_touched
-  FROM unnest($1::text[]) AS asked (group_id)
-  JOIN groups AS g ON g.group_id = asked.group_id
-  LEFT JOIN LATERAL
-       (SELECT version, version_id, fence, compared_at, read_at, touched
-          FROM group_checks
-         WHERE group_id = g.group_id
-         LIMIT 1) AS c ON true";
-    /// Walks the primary key, and looks for each group's check; LIMIT 1 keeps the planner from reading
-    /// all of these.
-    GROUPS_TO_COMPARE = "
-SELECT g.group_id, g.name, g.notification, g.introduction, g.face_url, g.ex, g.need_verification,
-       g.look_member_info, g.apply_member_friend, g.owner_user_id, g.status, g.group_type,
-       g.created_in_openim_at, g.dismissed_at, g.dismissals, g.emptying_at, g.last_callback_xid,
-       g.created_at, g.check_wanted_since, g.check_reason, c.version, c.version_id, c.fence,
-       c.compared_at, c.read_at, c.touched IS DISTINCT FROM '{}' AS is_touched
-  FROM groups AS g
-  LEFT JOIN LATERAL
-       (SELECT version, version_id, fence, compared_at, read_at, touched
-          FROM group_checks
-         WHERE group_id = g.group_id
-         LIMIT 1) AS c ON true
- WHERE g.group_id > $1
- ORDER BY g.group_id
- LIMIT $2";
-    /// A look at the primary key for each user.
-    MEMBERS_NAMED = "
-SELECT m.group_id, m.user_id, m.nickname, m.face_url, m.role_level, m.ex, m.display_nickname,
-       m.display_face_url, m.joined_at, m.join_source, m.inviter_user_id, m.operator_user_id,
-       m.mute_end_at,
-       COALESCE(m.left_at, CASE
-           WHEN m.came_at_dismissal IS DISTINCT FROM
-                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
-           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
-       m.last_callback_xid, m.created_at
-  FROM unnest($2::text[]) AS asked (user_id)
- CROSS JOIN LATERAL
-       (SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
-               display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
-               mute_end_at, left_at, came_at_dismissal, last_callback_xid, created_at
-          FROM group_members
-         WHERE group_id = $1 AND user_id = asked.user_id
-         LIMIT 1) AS m";
     /// Walks the primary key.
     COUNT_MEMBERS_OF_GROUPS = "
 SELECT asked.group_id,
@@ -119,6 +118,12 @@ pub struct KnownGroup {
     pub compared_at: Option<OffsetDateTime>,
     /// When all of it was last read.
     pub read_at: Option<OffsetDateTime>,
+}
+
+impl Texts for KnownGroup {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.group.profile.texts().map(Text::as_str)
+    }
 }
 
 impl FromRow<'_, PgRow> for KnownGroup {
@@ -198,92 +203,98 @@ impl Store {
             .collect())
     }
 
-    /// Those of these groups that are known, in any order.
+    /// Those of these groups that are known, in their order, and how many of the ids were looked up:
+    /// one at least. The others are to be asked for again, for there was no room for their texts.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn known_groups(&self, groups: &[GroupId]) -> Result<Vec<KnownGroup>, Error> {
+    pub async fn known_groups(
+        &self,
+        groups: &[GroupId],
+    ) -> Result<(Vec<KnownGroup>, usize), Error> {
         let ids: Vec<&str> = groups.iter().map(GroupId::as_str).collect();
-        self.read(async |connection| {
-            sqlx::query_as(KNOWN_GROUPS)
-                .bind(&ids)
-                .fetch_all(connection)
-                .await
-        })
-        .await
+        let page: Page<KnownGroup> = self
+            .page(KNOWN_GROUPS, groups.len(), |query, limit| {
+                query.bind(&ids).bind(limit)
+            })
+            .await?;
+        let last = page.rows.last().filter(|_| page.has_more);
+        let place = last.and_then(|last| groups.iter().rposition(|id| *id == last.group_id));
+        let count = place.map_or(groups.len(), |place| place + 1);
+        Ok((page.rows, count))
     }
 
-    /// Up to `limit` groups after the group id `after` ("" for the first), in bytewise order.
+    /// Up to `limit` groups after the group id `after` ("" for the first), in bytewise order; fewer
+    /// where they have much text, and none at the end.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn groups_to_compare(
         &self,
         after: &str,
-        limit: i64,
+        limit: usize,
     ) -> Result<Vec<KnownGroup>, Error> {
-        self.read(async |connection| {
-            sqlx::query_as(GROUPS_TO_COMPARE)
-                .bind(after)
-                .bind(limit)
-                .fetch_all(connection)
-                .await
-        })
-        .await
+        let page: Page<KnownGroup> = self
+            .page(GROUPS_TO_COMPARE, limit, |query, limit| {
+                query.bind(after).bind(limit)
+            })
+            .await?;
+        Ok(page.rows)
     }
 
     /// A page of a group's members after the user id `after` ("" for the first), those who left too,
-    /// in bytewise order of user id, and whether it is the last.
+    /// in bytewise order of user id, and whether it is the last. With `users`, of these alone.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn members_to_compare(
         &self,
         group: &GroupId,
+        users: Option<&[&UserId]>,
         after: &str,
     ) -> Result<(Vec<ComparedMember>, bool), Error> {
-        let limit = i64::try_from(PAGE + 1).unwrap_or(i64::MAX);
+        let ids = users.map(|users| users.iter().map(|user| user.as_str()).collect::<Vec<_>>());
+        let sql = match &ids {
+            Some(_) => MEMBERS_NAMED,
+            None => MEMBERS_TO_COMPARE,
+        };
+        let page: Page<StoredMember> = self
+            .page(sql, PAGE, |query, limit| {
+                let query = query.bind(group.as_str()).bind(after).bind(limit);
+                match &ids {
+                    Some(ids) => query.bind(ids),
+                    None => query,
+                }
+            })
+            .await?;
+        let rows = page.rows.into_iter().map(ComparedMember::from);
+        Ok((rows.collect(), !page.has_more))
+    }
+
+    /// A page, with as much text as one has, or its first row alone. `bind` gives the statements their
+    /// arguments, with the limit that they are to have.
+    async fn page<'q, T>(
+        &self,
+        sql: PageSql,
+        rows: usize,
+        bind: impl Fn(PgQuery<'q>, i64) -> PgQuery<'q>,
+    ) -> Result<Page<T>, Error>
+    where
+        T: Texts + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let limit = i64::try_from(rows + 1).unwrap_or(i64::MAX);
+        let bind = &|query| bind(query, limit);
         let mut room = Room::Short;
         loop {
-            let found: Found<Page<StoredMember>> = self
-                .read(async |connection| {
-                    page(connection, MEMBERS_TO_COMPARE, PAGE, room, |query| {
-                        query.bind(group.as_str()).bind(after).bind(limit)
-                    })
-                    .await
-                })
+            let found = self
+                .read(async |connection| page(connection, sql, rows, room, bind).await)
                 .await?;
             match found {
-                Found::Whole(Page { rows, has_more }) => {
-                    let rows = rows.into_iter().map(ComparedMember::from);
-                    return Ok((rows.collect(), !has_more));
-                }
-                // As much as a page has, or its first row alone. Again only where that grows.
+                Found::Whole(page) => return Ok(page),
+                // Again only where that grows.
                 Found::Long(bytes) => room = Room::Bytes(bytes),
             }
         }
-    }
-
-    /// Those of these users who have a row in a group, in any order.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn members_named(
-        &self,
-        group: &GroupId,
-        users: &[&UserId],
-    ) -> Result<Vec<ComparedMember>, Error> {
-        let ids: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
-        let rows: Vec<StoredMember> = self
-            .read(async |connection| {
-                sqlx::query_as(MEMBERS_NAMED)
-                    .bind(group.as_str())
-                    .bind(&ids)
-                    .fetch_all(connection)
-                    .await
-            })
-            .await?;
-        Ok(rows.into_iter().map(ComparedMember::from).collect())
     }
 
     /// How many current members there are in all, or that there are `most` at least.
