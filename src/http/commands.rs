@@ -52,14 +52,16 @@ const KNOWN: [&str; 43] = [
 ];
 
 /// What commands that are not [`KNOWN`] look like, as a regular expression of JSON Schema.
-pub(super) const PATTERN: &str = "^callback[A-Za-z0-9]*Command$";
+pub(super) const PATTERN: &str = "^callback[A-Za-z0-9]+Command$";
 
 /// Whether this is a command of OpenIM, be it one that nobody has heard of.
 pub(super) fn is_command(text: &str) -> bool {
     let middle = text
         .strip_prefix("callback")
         .and_then(|rest| rest.strip_suffix("Command"));
-    let is_one = |middle: &str| middle.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let is_one = |middle: &str| {
+        !middle.is_empty() && middle.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
     middle.is_some_and(is_one) || KNOWN.contains(&text)
 }
 

@@ -14,11 +14,12 @@ use crate::support::{
 };
 
 /// Paths that do not say the command.
-const WITHOUT_COMMAND: [&str; 9] = [
+const WITHOUT_COMMAND: [&str; 10] = [
     "/",
     "//",
     "/callback",
     "/callbacks",
+    "/callbackCommand",
     "/a/b/",
     "/docs",
     "/groups/g/members/u/x",
@@ -53,7 +54,7 @@ async fn a_callback_behind_a_prefix_or_a_query_is_applied() {
     }
     // Counted by the command that it is.
     let counted = format!("callbacks_total{{command=\"{COMMAND}\",outcome=\"ok\"}}");
-    assert_eq!(app.metric(&counted).await, 16.0);
+    assert_eq!(app.metric(&counted).await, 17.0);
     assert!(app.db.rows(KEPT).await.is_empty());
 }
 
