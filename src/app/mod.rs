@@ -231,62 +231,62 @@ pub async fn run(
         (&database, server.as_ref()),
     );
     tracing::info!(%addr, %database, "serving");
-    let alive = systemd::ready();
     warn_of_missing_keys(config, addr);
 
     parts.ingest.begin_housekeeping();
+    let to_the_end = async {
+        let tasks = parts.ingest.tasks();
+        let mut deadline = None;
+        let stop = async {
+            tokio::select! {
+                () = &mut shutdown => {}
+                // Without it the mirror would become wrong, and nobody would see it.
+                ended = tasks.until_one_ends_early() => tracing::error!("{ended}: ending"),
+            }
+            parts.stopping.begin();
+            systemd::stopping();
+            let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(delay_ms, "stopping; a second signal ends it at once");
+            tokio::time::sleep(config.stop.delay).await;
+            deadline = Some(Instant::now() + config.stop.timeout);
+        };
+        let serving = http::serve(
+            listener,
+            metrics_listener,
+            parts.clone(),
+            settings,
+            stop,
+            config.stop.timeout,
+        );
+        let served = tokio::select! {
+            served = serving => served,
+            never = database::keep_running(&mut server, config) => match never {},
+        };
 
-    let tasks = parts.ingest.tasks();
-    let mut deadline = None;
-    let stop = async {
-        tokio::select! {
-            () = &mut shutdown => {}
-            // Without it the mirror would become wrong, and nobody would see it.
-            ended = tasks.until_one_ends_early() => tracing::error!("{ended}: ending"),
+        // In this order, all by one deadline: no request is open any more; then what they submitted;
+        // then the database.
+        let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
+        let close = async {
+            if let Some(comparing) = comparing {
+                comparing.end().await;
+            }
+            parts.ingest.close().await;
+            parts.store.close().await;
+        };
+        if timeout_at(deadline, close).await.is_err() {
+            tracing::warn!("the database does not let go; leaving it");
         }
-        parts.stopping.begin();
-        systemd::stopping();
-        let delay_ms = u64::try_from(config.stop.delay.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(delay_ms, "stopping; a second signal ends it at once");
-        tokio::time::sleep(config.stop.delay).await;
-        deadline = Some(Instant::now() + config.stop.timeout);
-    };
-    let serving = http::serve(
-        listener,
-        metrics_listener,
-        parts.clone(),
-        settings,
-        stop,
-        config.stop.timeout,
-    );
-    let served = tokio::select! {
-        served = serving => served,
-        never = database::keep_running(&mut server, config) => match never {},
-    };
-
-    // In this order, all by one deadline: no request is open any more; then what they submitted;
-    // then the database.
-    let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
-    let close = async {
-        if let Some(comparing) = comparing {
-            comparing.end().await;
+        parts.ingest.tell_what_is_left();
+        let left = deadline.saturating_duration_since(Instant::now());
+        database::stop(server, left.max(PRIVATE_STOP)).await?;
+        served.map_err(Error::Serve)?;
+        tracing::info!("stopped");
+        match parts.ingest.tasks().ended_early() {
+            Some(ended) => Err(Error::Task(ended)),
+            None => Ok(()),
         }
-        parts.ingest.close().await;
-        parts.store.close().await;
     };
-    if timeout_at(deadline, close).await.is_err() {
-        tracing::warn!("the database does not let go; leaving it");
-    }
-    parts.ingest.tell_what_is_left();
-    let left = deadline.saturating_duration_since(Instant::now());
-    database::stop(server, left.max(PRIVATE_STOP)).await?;
-    drop(alive);
-    served.map_err(Error::Serve)?;
-    tracing::info!("stopped");
-    match parts.ingest.tasks().ended_early() {
-        Some(ended) => Err(Error::Task(ended)),
-        None => Ok(()),
-    }
+    systemd::alive_while(to_the_end).await
 }
 
 /// When everything has to have ended: as a signal has set it, or as long after serving has ended by

@@ -1,27 +1,23 @@
 //! What systemd is told, where it has started us with `Type=notify`; nobody else hears of it.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::task::AbortHandle;
 use tokio::time::interval;
 
-/// Has systemd told that the service is alive until this is dropped.
-#[derive(Debug)]
-pub(super) struct Alive(Option<AbortHandle>);
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        if let Some(beating) = &self.0 {
-            beating.abort();
-        }
-    }
-}
-
-/// The service is up. Where systemd has a watchdog, it is told so twice as often as it asks for.
-pub(super) fn ready() -> Alive {
+/// Tells systemd that the service is up, and that it is alive until `work` is done.
+pub(super) async fn alive_while<T>(work: impl Future<Output = T>) -> T {
     tell(NotifyState::Ready);
-    Alive(sd_notify::watchdog_enabled().map(|limit| tokio::spawn(beat(limit / 2)).abort_handle()))
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return work.await;
+    };
+    tokio::select! {
+        biased;
+        done = work => done,
+        // Twice as often as systemd asks for.
+        never = beat(limit / 2) => match never {},
+    }
 }
 
 /// The service is stopping.
@@ -29,13 +25,14 @@ pub(super) fn stopping() {
     tell(NotifyState::Stopping);
 }
 
-/// For ever, as long as the threads that serve do their work.
-async fn beat(every: Duration) {
+/// For ever, as long as the threads that serve do their work: the one that takes connections, where this
+/// runs too, and another.
+async fn beat(every: Duration) -> Infallible {
     // An interval of nothing would panic.
     let mut ticks = interval(every.max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
-        // Another task of the runtime has to come through, too.
+        // One of the runtime's own has to come by.
         let _ = tokio::spawn(async {}).await;
         tell(NotifyState::Watchdog);
     }
