@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Door, Error};
-use super::memory::{BodyLimits, Shares};
+use super::memory::{BodyLimits, BodyShare};
 use super::operation_id;
 
 /// Parsing a longer body would keep others waiting, who share the thread.
@@ -29,7 +29,7 @@ const LONG: usize = 256 << 10;
 /// A body, and its share of the memory for as long as it is there.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    shares: Shares,
+    share: BodyShare,
 }
 
 impl fmt::Debug for Received {
@@ -76,7 +76,7 @@ async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Resul
     let body = body.take().map_err(poem::Error::from)?;
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
     let mut bytes = BytesMut::new();
-    let mut shares = Shares::default();
+    let mut share = BodyShare::default();
     loop {
         let chunk = match timeout_at(deadline, chunks.next()).await {
             Ok(Some(Ok(chunk))) => chunk,
@@ -85,7 +85,7 @@ async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Resul
                 let error = Error::new(Code::BodyIncomplete, "the connection ended first");
                 return Err(error.with_body(Received {
                     bytes: bytes.freeze(),
-                    shares,
+                    share,
                 }));
             }
             Err(_elapsed) => {
@@ -99,13 +99,14 @@ async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Resul
             return Err(pool.too_large());
         }
         let wait = limits.patience.memory;
-        let whole = pool.hold(&mut shares, length, announced, wait).await?;
+        let whole = pool.hold(&mut share, length, announced, wait).await?;
         bytes.reserve(whole - bytes.len());
         bytes.extend_from_slice(&chunk);
     }
+    share.shrink(bytes.len());
     Ok(Received {
         bytes: bytes.freeze(),
-        shares,
+        share,
     })
 }
 
@@ -179,7 +180,7 @@ pub(super) struct JsonBody<T: FromBody> {
     pub(super) received_at: OffsetDateTime,
     /// See [`operation_id`].
     pub(super) operation_id: Option<String>,
-    _shares: Shares,
+    _share: BodyShare,
 }
 
 impl<'a, T: Type + FromBody> ApiExtractor<'a> for JsonBody<T>
@@ -215,7 +216,7 @@ where
             parsed,
             received_at: OffsetDateTime::now_utc(),
             operation_id: operation_id::text_of(request).map(str::to_owned),
-            _shares: received.shares,
+            _share: received.share,
         })
     }
 }

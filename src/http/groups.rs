@@ -268,13 +268,13 @@ impl Groups {
                 break page;
             }
         };
-        let found = reading.end_page(page, GroupRow::bytes).await?;
+        let found = reading.end_page(page, GroupRow::bytes);
         let next_cursor = page::next(&found.rows, &scope, |row| &row.group_id);
         let make = |page: Page<GroupRow>| GroupPage {
             groups: page.rows.into_iter().map(Profile::from).collect(),
             next_cursor,
         };
-        Ok(found.write(make).await?)
+        Ok(found.write(make)?)
     }
 
     /// One group, and in numbers
@@ -305,8 +305,8 @@ impl Groups {
             return Err(Error::new(Code::GroupUnknown, detail).into());
         };
         let bytes = summary.group.bytes();
-        let found = reading.end(summary, 1, bytes).await?;
-        Ok(found.write(Group::from).await?)
+        let found = reading.end(summary, 1, bytes);
+        Ok(found.write(Group::from)?)
     }
 }
 

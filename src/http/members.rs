@@ -311,14 +311,14 @@ impl Members {
                 break page;
             }
         };
-        let found = reading.end_page(page, MemberRow::bytes).await?;
+        let found = reading.end_page(page, MemberRow::bytes);
         let next_cursor = page::next(&found.rows, &scope, |row| &row.user_id);
         let make = |page: Page<MemberRow>| MemberPage {
             group_id: group.as_str().to_owned(),
             members: page.rows.into_iter().map(Member::from).collect(),
             next_cursor,
         };
-        Ok(found.write(make).await?)
+        Ok(found.write(make)?)
     }
 
     /// One member
@@ -375,8 +375,8 @@ impl Members {
             return Ok(MemberAnswer::NotModified(etag));
         }
         let bytes = row.bytes();
-        let found = reading.end(row, 1, bytes).await?;
-        Ok(MemberAnswer::Found(found.write(Member::from).await?, etag))
+        let found = reading.end(row, 1, bytes);
+        Ok(MemberAnswer::Found(found.write(Member::from)?, etag))
     }
 }
 

@@ -16,7 +16,7 @@ use super::members::Member;
 use super::memory::AnswerMemory;
 use super::page::{self, Scope};
 use super::problem::ReadFailure;
-use super::rows::{self, Answer, Held, Reading};
+use super::rows::{Answer, Held, Reading, cost, most};
 use super::{Tag, params};
 use crate::domain::{GroupId, UserId};
 use crate::store::{MemberRow, PAGE_BYTES, Page, SoughtMember, Store};
@@ -196,14 +196,14 @@ impl Memberships {
                 break page;
             }
         };
-        let found = reading.end_page(page, MemberRow::bytes).await?;
+        let found = reading.end_page(page, MemberRow::bytes);
         let next_cursor = page::next(&found.rows, &scope, |row| &row.group_id);
         let make = |page: Page<MemberRow>| MembershipPage {
             user_id: user.as_str().to_owned(),
             groups: page.rows.into_iter().map(Member::from).collect(),
             next_cursor,
         };
-        Ok(found.write(make).await?)
+        Ok(found.write(make)?)
     }
 
     /// Who is in which group, as what?
@@ -223,31 +223,51 @@ impl Memberships {
         body: JsonBody<MembershipQuery>,
     ) -> Result<Answer<MembershipAnswers>, ReadFailure> {
         let asked = Asked::new(body.parsed);
-        let mut share = rows::hold(&self.memory, asked.pairs.len()).await?;
+        let (places, ids) = (asked.places.len(), asked.bytes_of_ids());
+        let deadline = self.memory.deadline();
+        let of_ids = cost(ids, 0);
+        let first = of_ids + most(places);
+        let mut share = self.memory.hold(first, deadline).await?;
         let mut found = self.store.memberships(Arc::clone(&asked.pairs)).await?;
         let (is_shown, bytes) = asked.shown(&found);
-        let read = found.iter().flatten().filter(|member| member.has_texts);
-        let read: usize = read.map(|member| member.bytes).sum();
-        rows::fit(&mut share, bytes.max(read), asked.places.len()).await?;
+        let shown = asked.shown_pairs(&is_shown);
         let is_long = |at: &usize| found[*at].as_ref().is_some_and(|sought| !sought.has_texts);
-        let long: Vec<usize> = asked.shown_pairs(&is_shown).filter(is_long).collect();
-        let allowed = |at: &usize| {
-            (
-                &asked.pairs[*at],
-                found[*at].as_ref().map_or(0, |m| m.bytes),
-            )
-        };
-        let pairs: Vec<_> = long.iter().map(allowed).collect();
-        let members = self.store.long_members(&pairs).await?;
-        for (at, member) in long.into_iter().zip(members) {
-            found[at] = member;
+        let whole = of_ids + cost(bytes, places);
+        if shown.iter().any(is_long) {
+            // Whoever waits for memory has nothing in it: all is read again.
+            found
+                .iter_mut()
+                .flatten()
+                .for_each(SoughtMember::forget_texts);
+            share.shrink(0);
+            share = self.memory.hold(whole, deadline).await?;
+            let known = shown
+                .iter()
+                .filter_map(|at| Some((*at, found[*at].as_ref()?.bytes)));
+            let known: Vec<(usize, usize)> = known.collect();
+            let allowed: Vec<_> = known
+                .iter()
+                .map(|(at, bytes)| (&asked.pairs[*at], *bytes))
+                .collect();
+            let members = self.store.long_members(&allowed).await?;
+            for ((at, _), member) in known.into_iter().zip(members) {
+                found[at] = member;
+            }
+        } else {
+            let hidden = (0..found.len()).filter(|at| !shown.contains(at));
+            for at in hidden {
+                if let Some(sought) = &mut found[at] {
+                    sought.forget_texts();
+                }
+            }
+            share.shrink(whole);
         }
         let held = Held {
             rows: found,
-            bytes,
+            bytes: bytes + ids,
             share,
         };
-        Ok(held.write(|found| asked.answers(&is_shown, &found)).await?)
+        Ok(held.write(|found| asked.answers(&is_shown, &found))?)
     }
 }
 
@@ -290,10 +310,17 @@ impl Asked {
     }
 
     /// The pairs of which a member is shown, each once.
-    fn shown_pairs(&self, is_shown: &[bool]) -> impl Iterator<Item = usize> + use<> {
+    fn shown_pairs(&self, is_shown: &[bool]) -> BTreeSet<usize> {
         let shown = self.places.iter().zip(is_shown);
-        let shown: BTreeSet<usize> = shown.filter(|(_, is)| **is).map(|(at, _)| *at).collect();
-        shown.into_iter()
+        shown.filter(|(_, is)| **is).map(|(at, _)| *at).collect()
+    }
+
+    /// Of all places.
+    fn bytes_of_ids(&self) -> usize {
+        let pairs = self.places.iter().map(|at| &self.pairs[*at]);
+        pairs
+            .map(|(group, user)| group.as_str().len() + user.as_str().len())
+            .sum()
     }
 
     fn answers(&self, is_shown: &[bool], found: &[Option<SoughtMember>]) -> MembershipAnswers {
@@ -319,7 +346,17 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::super::written::assert_written_as_documented;
-    use super::{MembershipAnswers, MembershipPage};
+    use super::{Asked, GroupId, MembershipAnswers, MembershipPage, UserId};
+
+    #[test]
+    fn ids_count_wherever_they_are_asked_for() {
+        let pair = |group: &str, user: &str| {
+            let group = GroupId::parse(group.into()).unwrap();
+            (group, UserId::parse(user.into()).unwrap())
+        };
+        let asked = Asked::new(vec![pair("g", "user"), pair("gg", "u"), pair("g", "user")]);
+        assert_eq!(asked.bytes_of_ids(), 5 + 3 + 5);
+    }
 
     #[test]
     fn answers_are_written_as_documented() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Door, Error};
 use crate::config::{BodySettings, Patience};
@@ -23,20 +24,24 @@ pub(super) struct Pool {
     pub(super) max_bytes: usize,
     /// The setting that says so, for an error.
     setting: &'static str,
-    /// For small bodies alone, so that they never queue behind large ones.
+    /// For bodies of [`SHORT`] bytes at most, as nearly all callbacks are. None queues behind a longer
+    /// one.
+    short: Memory,
+    /// For those that announce [`SMALL`] bytes at most.
     small: Memory,
-    /// For large ones.
+    /// For all others.
     large: Memory,
 }
 
+/// Up to here a body is short. A thousand that do not come to an end leave room for others.
+const SHORT: usize = 4 << 10;
 /// Up to here a body is small by what it announces. A large one counts as it arrives up to here, so
 /// that those who announce much and send little hold up nobody. Beyond it the whole of what is
-/// announced is counted at once: many large bodies of which each waits for the rest of its share
-/// would all wait for ever.
+/// announced is counted at once, or of what is allowed: many large bodies of which each waits for the
+/// rest of its share would all wait for ever.
 const SMALL: usize = 64 << 10;
-/// Up to here a body is small that announces nothing. Less than the other: what it takes of the
-/// memory for small ones is held while it waits for that of large ones.
-const SMALL_UNANNOUNCED: usize = 8 << 10;
+/// Up to here an answer is small.
+const SMALL_ANSWER: usize = 256 << 10;
 
 /// Largest body of a read: a thousand pairs of the longest ids have 2 MiB.
 const MAX_READ_BYTES: usize = 4 << 20;
@@ -66,47 +71,53 @@ impl BodyLimits {
     /// What bodies take now, in bytes.
     pub(super) fn in_use(&self) -> usize {
         let pools = [&self.callbacks, &self.reads];
-        let memories = pools.iter().flat_map(|pool| [&pool.small, &pool.large]);
+        let memories = pools
+            .iter()
+            .flat_map(|pool| [&pool.short, &pool.small, &pool.large]);
         memories.map(Memory::in_use).sum()
     }
 }
 
 impl Pool {
     fn new(max_bytes: usize, setting: &'static str, memory: u32) -> Self {
-        let small = memory / 4;
-        let large = memory - small;
+        let part = memory / 8;
+        let large = memory - 2 * part;
         Self {
             // One that can be held, however little the memory.
             max_bytes: max_bytes.min(large as usize),
             setting,
-            small: Memory::new(small, BODIES),
+            short: Memory::new(part, BODIES),
+            small: Memory::new(part, BODIES),
             large: Memory::new(large, BODIES),
         }
     }
 
-    /// Makes `shares` large enough for `length` bytes of a body, of which `announced` are to come in
-    /// all. Returns how many they are enough for.
+    /// Makes `share` large enough for `length` bytes of a body, of which `announced` are to come in
+    /// all. Returns how many it is enough for.
     pub(super) async fn hold(
         &self,
-        shares: &mut Shares,
+        share: &mut BodyShare,
         length: usize,
         announced: Option<usize>,
         wait: Duration,
     ) -> Result<usize, Error> {
-        let is_small = match announced {
-            Some(announced) => announced <= SMALL,
-            None => length <= SMALL_UNANNOUNCED,
+        let deadline = Instant::now() + wait;
+        let memory = match announced {
+            Some(announced) if announced <= SHORT => Some(&self.short),
+            Some(announced) if announced <= SMALL => Some(&self.small),
+            None if length <= SHORT => Some(&self.short),
+            _ => None,
         };
-        if is_small {
-            shares.small.grow(length, &self.small, wait).await?;
+        if let Some(memory) = memory {
+            share.small.grow(length, memory, deadline).await?;
             return Ok(length);
         }
-        let whole = match announced {
-            Some(announced) if length > SMALL => announced.max(length),
-            _ => length,
+        let whole = match length <= SMALL {
+            true => length,
+            false => announced.unwrap_or(self.max_bytes).max(length),
         };
-        shares.large.grow(whole, &self.large, wait).await?;
-        shares.small = Share::default();
+        share.large.grow(whole, &self.large, deadline).await?;
+        share.small = Share::default();
         Ok(whole)
     }
 
@@ -141,14 +152,35 @@ impl AnswerMemory {
         self.small.in_use() + self.large.in_use()
     }
 
-    /// A share of so many bytes.
-    pub(super) async fn hold(self: &Arc<Self>, bytes: usize) -> Result<AnswerShare, Error> {
+    /// Until when is waited for memory that is asked for now.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.wait
+    }
+
+    /// A share of so many bytes, as soon as others have given back theirs. What needs more than all the
+    /// memory is alone with it. Whoever waits has no other share, and has read nothing yet: many of
+    /// whom each waits for the rest of its share would all wait for ever.
+    pub(super) async fn hold(
+        self: &Arc<Self>,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<AnswerShare, Error> {
+        let is_small = self.is_small(bytes);
         let mut share = AnswerShare {
             memory: Arc::clone(self),
-            shares: Shares::default(),
+            is_small,
+            share: Share::default(),
         };
-        share.resize(bytes).await?;
+        let (bytes, memory) = match is_small {
+            true => (bytes, &self.small),
+            false => (bytes.min(self.large.all as usize), &self.large),
+        };
+        share.share.grow(bytes, memory, deadline).await?;
         Ok(share)
+    }
+
+    fn is_small(&self, bytes: usize) -> bool {
+        bytes <= SMALL_ANSWER.min(self.small.all as usize)
     }
 }
 
@@ -156,28 +188,33 @@ impl AnswerMemory {
 #[derive(Debug)]
 pub(super) struct AnswerShare {
     memory: Arc<AnswerMemory>,
-    /// One of them.
-    shares: Shares,
+    /// Whether it is one of the memory for small answers.
+    is_small: bool,
+    share: Share,
 }
 
 impl AnswerShare {
-    /// Makes it so large: at once where it becomes smaller, else as soon as others have given back
-    /// theirs. What needs more than all the memory is alone with it.
-    pub(super) async fn resize(&mut self, bytes: usize) -> Result<(), Error> {
-        let AnswerMemory { small, large, wait } = &*self.memory;
-        let Shares {
-            small: of_small,
-            large: of_large,
-        } = &mut self.shares;
-        if bytes <= SMALL.min(small.all as usize) && of_large.bytes() == 0 {
-            of_small.shrink(bytes);
-            return of_small.grow(bytes, small, *wait).await;
+    /// Gives back what it has beyond `bytes`.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        self.share.shrink(bytes);
+    }
+
+    /// Makes it so large, where there is so much at this moment.
+    pub(super) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
+        let memory = &*self.memory;
+        if self.is_small && !memory.is_small(bytes) {
+            let mut share = Share::default();
+            share.grow_now(bytes.min(memory.large.all as usize), &memory.large)?;
+            (self.is_small, self.share) = (false, share);
+            return Ok(());
         }
-        let bytes = bytes.min(large.all as usize);
-        of_large.shrink(bytes);
-        of_large.grow(bytes, large, *wait).await?;
-        *of_small = Share::default();
-        Ok(())
+        match self.is_small {
+            true => self.share.grow_now(bytes, &memory.small),
+            false => {
+                let bytes = bytes.min(memory.large.all as usize);
+                self.share.grow_now(bytes, &memory.large)
+            }
+        }
     }
 }
 
@@ -204,16 +241,29 @@ impl Memory {
         }
     }
 
+    fn busy(&self) -> Error {
+        Error::new(Code::Busy, self.busy)
+    }
+
     fn in_use(&self) -> usize {
         (self.all as usize).saturating_sub(self.free.available_permits())
     }
 }
 
-/// Shares of a pool's two memories, given back on drop.
+/// A body's share of a pool, given back on drop.
 #[derive(Debug, Default)]
-pub(super) struct Shares {
+pub(super) struct BodyShare {
+    /// Of the memory for short or small ones. One that announces nothing and turns out to be longer has it
+    /// until it has the other.
     small: Share,
     large: Share,
+}
+
+impl BodyShare {
+    /// Gives back what a whole body of so many bytes does not need.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        self.large.shrink(bytes);
+    }
 }
 
 /// A share of a memory, given back on drop.
@@ -234,26 +284,46 @@ impl Share {
     }
 
     /// Makes it `bytes` large, waiting for others to give back theirs.
-    async fn grow(&mut self, bytes: usize, memory: &Memory, wait: Duration) -> Result<(), Error> {
-        let more = bytes.saturating_sub(self.bytes());
-        if more == 0 {
+    async fn grow(
+        &mut self,
+        bytes: usize,
+        memory: &Memory,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        if self.grow_now(bytes, memory).is_ok() {
             return Ok(());
         }
-        let busy = || Error::new(Code::Busy, memory.busy);
-        let more = u32::try_from(more).map_err(|_| busy())?;
-        let free = Arc::clone(&memory.free);
-        let taken = match Arc::clone(&free).try_acquire_many_owned(more) {
-            Ok(taken) => taken,
-            Err(_) => {
-                let taken = tokio::time::timeout(wait, free.acquire_many_owned(more)).await;
-                // The semaphore is never closed.
-                taken.map_err(|_elapsed| busy())?.map_err(|_| busy())?
-            }
-        };
+        let free = Arc::clone(&memory.free).acquire_many_owned(self.more(bytes, memory)?);
+        let taken = timeout_at(deadline, free).await;
+        // The semaphore is never closed.
+        self.add(
+            taken
+                .map_err(|_elapsed| memory.busy())?
+                .map_err(|_| memory.busy())?,
+        );
+        Ok(())
+    }
+
+    /// The same where there is so much at this moment.
+    fn grow_now(&mut self, bytes: usize, memory: &Memory) -> Result<(), Error> {
+        let more = self.more(bytes, memory)?;
+        if more > 0 {
+            let taken = Arc::clone(&memory.free).try_acquire_many_owned(more);
+            self.add(taken.map_err(|_| memory.busy())?);
+        }
+        Ok(())
+    }
+
+    /// How much it has to become larger.
+    fn more(&self, bytes: usize, memory: &Memory) -> Result<u32, Error> {
+        let more = u32::try_from(bytes.saturating_sub(self.bytes()));
+        more.map_err(|_| memory.busy())
+    }
+
+    fn add(&mut self, taken: OwnedSemaphorePermit) {
         match &mut self.0 {
             Some(share) => share.merge(taken),
             None => self.0 = Some(taken),
         }
-        Ok(())
     }
 }

@@ -14,11 +14,12 @@ use poem_openapi::payload::Payload;
 use poem_openapi::registry::{MetaResponses, MetaSchemaRef, Registry};
 use poem_openapi::types::Type;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::error::{Code, Error};
 use super::memory::{ANSWERS, AnswerMemory, AnswerShare};
 use super::written::{self, Written};
-use crate::store::{Found, Page, Room, SHORT_ROW};
+use crate::store::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
 
 /// What a row takes beside its texts: the names of its fields, and times.
 const BESIDE_TEXTS: usize = 1 << 10;
@@ -37,38 +38,39 @@ pub(super) struct Held<T> {
 }
 
 /// What an answer takes while it is made: the texts, and the same once more or twice as JSON.
-fn cost(bytes: usize, rows: usize) -> usize {
+pub(super) fn cost(bytes: usize, rows: usize) -> usize {
     3 * bytes + rows * BESIDE_TEXTS
 }
 
-/// Memory for `rows` short rows.
-pub(super) async fn hold(memory: &Arc<AnswerMemory>, rows: usize) -> Result<AnswerShare, Error> {
-    memory.hold(rows * SHORT_ROW).await
-}
-
-/// Makes a share as large as it has to be for rows of so many bytes.
-pub(super) async fn fit(share: &mut AnswerShare, bytes: usize, rows: usize) -> Result<(), Error> {
-    share.resize(cost(bytes, rows)).await
+/// The same at most, of an ordinary read of so many rows.
+pub(super) fn most(rows: usize) -> usize {
+    cost((rows * SHORT_ROW).min(PAGE_BYTES), rows)
 }
 
 /// A read, which begins as soon as there is memory for it, and begins anew where it finds more than that
 /// was for.
 pub(super) struct Reading {
+    memory: Arc<AnswerMemory>,
     share: AnswerShare,
     /// Most rows.
-    most: usize,
+    rows: usize,
     room: Room,
     tries: usize,
+    /// Until when is waited for memory.
+    deadline: Instant,
 }
 
 impl Reading {
     /// Of so many rows at most.
-    pub(super) async fn begin(memory: &Arc<AnswerMemory>, most: usize) -> Result<Self, Error> {
+    pub(super) async fn begin(memory: &Arc<AnswerMemory>, rows: usize) -> Result<Self, Error> {
+        let deadline = memory.deadline();
         Ok(Self {
-            share: hold(memory, most).await?,
-            most,
+            memory: Arc::clone(memory),
+            share: memory.hold(most(rows), deadline).await?,
+            rows,
             room: Room::Short,
             tries: TRIES,
+            deadline,
         })
     }
 
@@ -87,41 +89,31 @@ impl Reading {
         if self.tries == 0 {
             return Err(Error::new(Code::Busy, ANSWERS));
         }
-        fit(&mut self.share, bytes, self.most).await?;
+        self.share.shrink(0);
+        let share = self.memory.hold(cost(bytes, self.rows), self.deadline);
+        self.share = share.await?;
         self.room = Room::Bytes(bytes);
         Ok(None)
     }
 
     /// Its end: the rows, of which there are so many, with so many bytes of text.
-    pub(super) async fn end<T>(
-        self,
-        rows: T,
-        count: usize,
-        bytes: usize,
-    ) -> Result<Held<T>, Error> {
+    pub(super) fn end<T>(self, rows: T, count: usize, bytes: usize) -> Held<T> {
         let mut share = self.share;
-        fit(&mut share, bytes, count).await?;
-        Ok(Held { rows, bytes, share })
+        share.shrink(cost(bytes, count));
+        Held { rows, bytes, share }
     }
 
     /// The same of a page.
-    pub(super) async fn end_page<T>(
-        self,
-        page: Page<T>,
-        bytes: impl Fn(&T) -> usize,
-    ) -> Result<Held<Page<T>>, Error> {
+    pub(super) fn end_page<T>(self, page: Page<T>, bytes: impl Fn(&T) -> usize) -> Held<Page<T>> {
         let count = page.rows.len();
         let bytes = page.rows.iter().map(bytes).sum();
-        self.end(page, count, bytes).await
+        self.end(page, count, bytes)
     }
 }
 
 impl<T> Held<T> {
     /// The answer that is made of the rows.
-    pub(super) async fn write<A: Serialize>(
-        self,
-        make: impl FnOnce(T) -> A,
-    ) -> Result<Answer<A>, Error> {
+    pub(super) fn write<A: Serialize>(self, make: impl FnOnce(T) -> A) -> Result<Answer<A>, Error> {
         let Self {
             rows,
             bytes,
@@ -132,15 +124,16 @@ impl<T> Held<T> {
         if bytes >= LONG {
             let mut length = Length(0);
             serde_json::to_writer(&mut length, &answer).map_err(unwritten)?;
-            // Nothing, unless most of it has to be escaped.
-            share.resize(bytes + length.0).await?;
+            // Nothing, unless most of it has to be escaped. Others may wait for what is held here, so this
+            // waits for nobody.
+            share.grow_now(bytes + length.0)?;
             json.reserve_exact(length.0);
         } else {
             json.reserve(bytes + bytes / 2 + BESIDE_TEXTS);
         }
         serde_json::to_writer(&mut json, &answer).map_err(unwritten)?;
         drop(answer);
-        share.resize(json.capacity()).await?;
+        share.shrink(json.capacity());
         let held = Json {
             json,
             _share: share,

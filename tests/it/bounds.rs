@@ -164,13 +164,17 @@ async fn reads_cannot_take_the_memory_of_callbacks() {
 }
 
 #[tokio::test]
-async fn chunked_bodies_count_as_they_are_read() {
+async fn large_chunked_bodies_count_as_the_largest_until_their_end_is_known() {
     let app = app_with_little_memory(SHORT).await;
-    let _first = half_chunked(&app, 700 << 10).await;
-    let _second = half_chunked(&app, 1000 << 10).await;
-    memory_is(&app, 1700 << 10).await;
-    app.callback_text(body_of(500 << 10)).await.ok();
-    let reply = app.callback_text(body_of(900 << 10)).await;
+    let _first = half_chunked(&app, 60 << 10).await;
+    memory_is(&app, 60 << 10).await;
+    let _second = half_chunked(&app, 700 << 10).await;
+    memory_is(&app, (60 << 10) + (1 << 20)).await;
+    app.callback_text(body_of(1000 << 10)).await.ok();
+    let _third = half_chunked(&app, 100 << 10).await;
+    memory_is(&app, (60 << 10) + (2 << 20)).await;
+    app.callback_text(body_of(100 << 10)).await.ok();
+    let reply = app.callback_text(body_of(500 << 10)).await;
     assert_eq!(reply.status, 503);
 }
 
@@ -186,26 +190,33 @@ async fn those_who_announce_much_and_send_little_hold_up_nobody() {
     app.callback_text(body_of(500 << 10)).await.ok();
 }
 
-/// They are more than there is memory for small ones, and nobody gives up on them.
+/// They are more than there is memory for their kind, and nobody gives up on them.
 #[tokio::test]
-async fn half_open_large_bodies_leave_room_for_small_callbacks() {
+async fn half_open_bodies_leave_room_for_shorter_callbacks() {
     for sent in [63 << 10, 70 << 10] {
-        let app = app_with_half_open(async |app| half(app, 1 << 20, sent).await).await;
+        let half = async |app: &TestApp| half(app, 1 << 20, sent).await;
+        let app = app_with_half_open(700 << 10, half).await;
+        app.callback_text(body_of(60 << 10)).await.ok();
         app.set("g", "u", json!({})).await;
     }
-    let app = app_with_half_open(async |app| half_chunked(app, 60 << 10).await).await;
+    let half_small = async |app: &TestApp| half(app, 64 << 10, 63 << 10).await;
+    let app = app_with_half_open(6 * (63 << 10), half_small).await;
+    app.set("g", "u", json!({})).await;
+    let half_chunked = async |app: &TestApp| half_chunked(app, 60 << 10).await;
+    let app = app_with_half_open(700 << 10, half_chunked).await;
+    app.callback_text(body_of(60 << 10)).await.ok();
     app.set("g", "u", json!({})).await;
 }
 
-async fn app_with_half_open(half: impl AsyncFn(&TestApp) -> TcpStream) -> TestApp {
+async fn app_with_half_open(bytes: u32, half: impl AsyncFn(&TestApp) -> TcpStream) -> TestApp {
     let app = app_with_little_memory(Duration::from_secs(600)).await;
     for _ in 0..16 {
         // It stays open for as long as the runtime.
         let mut connection = half(&app).await;
         tokio::spawn(async move { connection.read(&mut [0; 1]).await });
     }
-    until("there is no more memory for small bodies", async || {
-        app.metric("body_memory_bytes").await >= f64::from(700 << 10)
+    until("there is no more memory for such bodies", async || {
+        app.metric("body_memory_bytes").await >= f64::from(bytes)
     })
     .await;
     app

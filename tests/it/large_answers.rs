@@ -179,8 +179,12 @@ async fn a_text_is_served_as_it_is_whatever_its_length() {
 }
 
 fn pairs(users: &[&str]) -> String {
-    let pair = |user: &&str| json!({"groupID": "g", "userID": user});
-    json!({"pairs": users.iter().map(pair).collect::<Vec<_>>()}).to_string()
+    query(&users.iter().map(|user| ("g", *user)).collect::<Vec<_>>())
+}
+
+fn query(pairs: &[(&str, impl AsRef<str>)]) -> String {
+    let pair = |(group, user): &(&str, _)| json!({"groupID": group, "userID": AsRef::as_ref(user)});
+    json!({"pairs": pairs.iter().map(pair).collect::<Vec<_>>()}).to_string()
 }
 
 #[tokio::test]
@@ -266,6 +270,81 @@ async fn answers_beyond_the_memory_wait_and_then_are_answered_503() {
     })
     .await;
     app.get("/groups/g/members").await.ok();
+}
+
+/// Each takes more for its JSON than for its rows. Whoever has rows does not wait for others who have some.
+#[tokio::test]
+async fn large_reads_at_the_same_time_are_all_answered() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        // They wait for each other, and never until somebody gives up.
+        config.patience.memory = Duration::from_secs(20);
+        config.max_answer_memory = 32 << 20;
+    })
+    .await;
+    app.db
+        .execute(
+            "insert into group_members (group_id, user_id, ex, created_at, updated_at)
+             select 'g', lpad(n::text, 4, '0'), repeat('x', 3900), now(), now()
+               from generate_series(1, 1000) n
+             union all
+             select 'long', lpad(n::text, 4, '0'), repeat('x', 3 << 20), now(), now()
+               from generate_series(1, 3) n",
+        )
+        .await;
+    let of_many = query(
+        &(1..=1000)
+            .map(|n| ("g", format!("{n:04}")))
+            .collect::<Vec<_>>(),
+    );
+    let of_long = query(
+        &(1..=3)
+            .map(|n| ("long", format!("{n:04}")))
+            .collect::<Vec<_>>(),
+    );
+    let reads = (0..4).map(async |_| {
+        let (page, many, long, long_page) = tokio::join!(
+            app.get("/groups/g/members?limit=1000"),
+            app.post("/memberships/query", of_many.clone()),
+            app.post("/memberships/query", of_long.clone()),
+            app.get("/groups/long/members?limit=1000"),
+        );
+        assert_eq!(page.ok()["members"].as_array().unwrap().len(), 1000);
+        let is_shown = |one: &&Value| one["member"].is_object();
+        let shown = |body: Value| {
+            let all = body["memberships"].as_array().unwrap();
+            all.iter().filter(is_shown).count()
+        };
+        assert_eq!((shown(many.ok()), shown(long.ok())), (1000, 1));
+        assert_eq!(long_page.ok()["members"].as_array().unwrap().len(), 1);
+    });
+    futures_util::future::join_all(reads).await;
+    until("the memory is given back", async || {
+        app.metric("answer_memory_bytes").await == 0.0
+    })
+    .await;
+}
+
+/// Short texts of a page together may be more than it has bytes for.
+#[tokio::test]
+async fn a_page_of_many_rows_ends_by_bytes_too() {
+    let app = TestApp::start().await;
+    app.db
+        .execute(
+            "insert into group_members
+                    (group_id, user_id, nickname, display_nickname, face_url, display_face_url, ex,
+                     inviter_user_id, operator_user_id, role_level, created_at, updated_at)
+             select 'g', lpad(n::text, 4, '0'), t, t, t, t, t, t, t, 20, now(), now()
+               from generate_series(1, 1000) n, repeat('x', 1000) t",
+        )
+        .await;
+    let path = "/groups/g/members?limit=1000";
+    let first = app.get(path).await.ok();
+    let members = first["members"].as_array().unwrap();
+    // Seven texts of 1,000 bytes each, in 4 MiB.
+    assert_eq!(members.len(), (4 * MIB) / 7000);
+    let pages = walk(&app, path, "members", "userID").await;
+    let all: Vec<String> = (1..=1000).map(|n| format!("{n:04}")).collect();
+    assert_eq!(pages.concat(), all);
 }
 
 /// That texts of these lengths were read in one go.

@@ -113,7 +113,7 @@ where
         Room::Short => {
             let query = bind(sqlx::query(sql.ordinary)).try_map(|row: PgRow| T::from_row(&row));
             let rows = query.fetch_all(&mut *connection).await?;
-            if let Some(page) = unless_marked(rows, limit) {
+            if let Some(page) = unless_marked(rows, limit, PAGE_BYTES) {
                 return Ok(Found::Whole(page));
             }
             ((SHORT_ROW * limit).min(PAGE_BYTES), true)
@@ -152,14 +152,25 @@ fn cut<T>(
     })
 }
 
-/// As many of the rows as an ordinary page has, unless one is marked.
-fn unless_marked<T: Texts>(mut rows: Vec<T>, limit: usize) -> Option<Page<T>> {
-    let has_more = rows.len() > limit;
+/// As many of the rows as belong on a page of `limit` rows and `most` bytes of text, unless one is
+/// marked.
+fn unless_marked<T: Texts>(mut rows: Vec<T>, limit: usize, most: usize) -> Option<Page<T>> {
     if rows.iter().any(Texts::is_marked) {
         return None;
     }
-    rows.truncate(limit);
-    Some(Page { rows, has_more })
+    let (count, mut bytes) = (rows.len(), 0);
+    let fits = rows.iter().take(limit).take_while(|row| {
+        bytes += row.texts().map(str::len).sum::<usize>();
+        bytes <= most
+    });
+    // A row without marks has less than a page.
+    let fits = fits.count();
+    rows.truncate(fits);
+    rows.shrink_to_fit();
+    Some(Page {
+        has_more: count > fits,
+        rows,
+    })
 }
 
 /// The statements of pages, which are made of: the name of a macro that makes the list of the columns

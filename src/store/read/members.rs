@@ -240,6 +240,25 @@ pub struct SoughtMember {
     pub has_texts: bool,
 }
 
+impl SoughtMember {
+    /// Gives back the memory of its texts.
+    pub fn forget_texts(&mut self) {
+        let row = &mut self.row;
+        for text in [
+            &mut row.nickname,
+            &mut row.display_nickname,
+            &mut row.face_url,
+            &mut row.display_face_url,
+            &mut row.ex,
+            &mut row.inviter_user_id,
+            &mut row.operator_user_id,
+        ] {
+            *text = None;
+        }
+        self.has_texts = false;
+    }
+}
+
 /// Whether members are there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemberState {
