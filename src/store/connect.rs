@@ -374,7 +374,7 @@ impl Database {
                 .map_err(|error| self.cannot_migrate(error))
         };
         let due = timeout(PREPARE, look).await.map_err(|_| elapsed())??;
-        let patience = if due.is_migration() {
+        let patience = if due.may_take_long() {
             MIGRATION
         } else {
             PREPARE
@@ -441,11 +441,11 @@ impl Database {
             database: self.to_string(),
             unfit,
         };
-        let alone = session::check_alone(connection, options).await;
+        let alone = session::check_alone(connection, options, session::SECOND).await;
         alone
             .map_err(|error| self.cannot_prepare(error))?
             .map_err(refused)?;
-        let set = asked.ensure(connection, options).await;
+        let set = asked.ensure(connection, options, session::SECOND).await;
         set.map_err(|error| self.cannot_prepare(error))?
             .map_err(refused)
     }

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
-use super::session::{Asked, Unfit};
+use super::session::{Asked, SECOND, Unfit};
 use super::{Error, tls};
 
 /// One that has waited longer is looked at before it is used: a balancer or the server may have ended
@@ -29,7 +29,7 @@ const QUIET: Duration = Duration::from_millis(200);
 /// Least time that is waited for the answer to a look: one that does not come costs whoever waits for
 /// the connection so much.
 const LEAST_LOOK: Duration = Duration::from_millis(250);
-/// Most of it, as a part of the time that there is: the rest is for a new connection.
+/// Most of it, as a part of the time that there is: the rest is for a new connection, or for the work.
 const PART_FOR_LOOK: u32 = 3;
 
 /// One that has waited longer for work is not used again: a firewall may have forgotten it.
@@ -84,7 +84,11 @@ impl Connector {
                 None => Error::from(error),
             })?;
             let began = Instant::now();
-            self.asked.ensure(&mut connection, &self.options).await??;
+            let left = deadline.saturating_duration_since(began);
+            let patience = SECOND.min(left / PART_FOR_LOOK);
+            self.asked
+                .ensure(&mut connection, &self.options, patience)
+                .await??;
             Ok::<_, Error>((connection, began.elapsed()))
         };
         let (connection, two_rounds) = timeout_at(deadline, connect)

@@ -108,6 +108,12 @@ pub(super) enum Error {
     Apply(MigrateError),
 }
 
+impl From<MigrateError> for Error {
+    fn from(error: MigrateError) -> Self {
+        Self::Apply(error)
+    }
+}
+
 /// What has to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
@@ -117,9 +123,14 @@ pub(super) struct Due {
 }
 
 impl Due {
-    /// Whether something is to be applied, which may take long.
+    /// Whether the schema is to be changed.
     pub(super) fn is_migration(self) -> bool {
         self.migrations
+    }
+
+    /// Whether whole tables may be written.
+    pub(super) fn may_take_long(self) -> bool {
+        self.migrations || self.transactions
     }
 }
 
@@ -375,12 +386,12 @@ pub(super) async fn run(
         let mut attempt = 1;
         loop {
             match migrate(connection, schema, due).await {
-                Err(error) if attempt < ATTEMPTS && is_lock_timeout(&error) => {
+                Err(Error::Apply(error)) if attempt < ATTEMPTS && is_lock_timeout(&error) => {
                     tracing::warn!(attempt, "the schema is locked by others; trying again");
                     attempt += 1;
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) => return Err(Error::Apply(error)),
+                Err(error) => return Err(error),
                 Ok(()) => break,
             }
         }
@@ -400,11 +411,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn migrate(
-    connection: &mut PgConnection,
-    schema: &str,
-    due: Due,
-) -> Result<(), MigrateError> {
+async fn migrate(connection: &mut PgConnection, schema: &str, due: Due) -> Result<(), Error> {
     let mut migrator: Migrator = sqlx::migrate!();
     migrator.set_ignore_missing(true);
     migrator.dangerous_set_table_name(LIST);
@@ -413,7 +420,14 @@ async fn migrate(
     } else {
         // The lock counts how often it is taken. It ends with the connection where something fails.
         connection.lock().await?;
-        take_from_shared_list(connection, schema).await?;
+        let taken = take_from_shared_list(connection, schema).await;
+        taken.map_err(|error| match code_of(&error, NO_RIGHT) {
+            true => Error::Right(format!(
+                "the list of migrations, {schema}._sqlx_migrations, is another role's and is to be changed: \
+                 run `openim-group-mirror migrate` once with the role that owns it"
+            )),
+            false => error.into(),
+        })?;
     }
     migrator.run_direct(None, connection, false).await?;
     if !due.schema {

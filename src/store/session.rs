@@ -29,9 +29,9 @@ SELECT pg_backend_pid()
     PROCESS = "SELECT pg_backend_pid()";
 }
 
-/// How long a second connection is waited for, to tell whose the first one is: a pooler may have no
-/// place for it.
-const SECOND: Duration = Duration::from_millis(500);
+/// How long a second connection is waited for at most, to tell whose the first one is: a pooler may have
+/// no place for it.
+pub(super) const SECOND: Duration = Duration::from_millis(500);
 
 /// Why a session is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,11 +99,13 @@ impl Asked {
         options.options(self.settings.iter().map(|(name, value)| (*name, value)))
     }
 
-    /// Sets what is not in force in a session that was made with these options.
+    /// Sets what is not in force in a session that was made with these options. Where a pooler is there,
+    /// a second connection is waited for up to `patience`, and for its first statement.
     pub(super) async fn ensure(
         &self,
         connection: &mut PgConnection,
         options: &PgConnectOptions,
+        patience: Duration,
     ) -> Result<Result<(), Unfit>, sqlx::Error> {
         let (is_as_asked, before) = self.look(connection).await?;
         if before != process(connection).await? {
@@ -113,7 +115,7 @@ impl Asked {
             return Ok(Ok(()));
         }
         // A pooler is there. Before anything is set, which would be set for others.
-        if let Err(unfit) = check_alone(connection, options).await? {
+        if let Err(unfit) = check_alone(connection, options, patience).await? {
             return Ok(Err(unfit));
         }
         let (names, values): (Vec<&str>, Vec<&str>) = self
@@ -150,10 +152,11 @@ impl Asked {
 pub(super) async fn check_alone(
     one: &mut PgConnection,
     options: &PgConnectOptions,
+    patience: Duration,
 ) -> Result<Result<(), Unfit>, sqlx::Error> {
     // Where there is no place for one more, it stays open. A pooler whose places are all taken lets a
     // client in, and keeps its first statement waiting.
-    let Ok(Ok(mut other)) = timeout(SECOND, tls::connect(options)).await else {
+    let Ok(Ok(mut other)) = timeout(patience, tls::connect(options)).await else {
         return Ok(Ok(()));
     };
     let before = process(one).await?;
@@ -162,10 +165,9 @@ pub(super) async fn check_alone(
         let beside = process(&mut transaction).await?;
         Ok::<_, sqlx::Error>((transaction, beside))
     };
-    let Ok(begun) = timeout(SECOND, begun).await else {
+    let Ok(Ok((transaction, beside))) = timeout(patience, begun).await else {
         return Ok(Ok(()));
     };
-    let (transaction, beside) = begun?;
     let after = process(one).await?;
     transaction.rollback().await?;
     // Whatever is left of it.

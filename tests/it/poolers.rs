@@ -126,8 +126,8 @@ async fn a_pooler_that_begins_to_switch_backends_sends_callbacks_to_the_spool_an
     post("before").await;
     pooler.drop_options();
     pooler.switch_backends();
-    // Whoever connects from now on meets the new settings.
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+    // Whoever connects from now on meets the new settings. It waits for their end.
+    let end = "select pg_terminate_backend(pid, 20000) from pg_stat_activity
                 where datname = current_database() and application_name = 'openim-group-mirror'";
     db.rows(end).await;
     post("after").await;
