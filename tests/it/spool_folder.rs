@@ -195,6 +195,46 @@ async fn what_waits_on_a_full_disk_is_written_to_the_database() {
     }
 }
 
+/// A volume that is mounted late: what waits in it was answered before what came meanwhile.
+#[tokio::test]
+async fn a_folder_that_comes_with_a_spool_of_its_own_ends_the_service_and_is_read_by_the_next_start()
+ {
+    let (db, volume) = (TestDb::new().await, run().folder("volume"));
+    let variables = |url: &str, folder: &Path| {
+        [
+            ("DATABASE_URL", url.to_owned()),
+            ("SPOOL_DIR", folder.to_str().unwrap().to_owned()),
+        ]
+    };
+    let start = |variables: [(&'static str, String); 2]| {
+        let variables = variables
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        Service::start(&variables)
+    };
+    let folder = volume.join("spool");
+    let mut service = start(variables("postgres://me@127.0.0.1:1/mirror", &folder));
+    assert_eq!(set(&service, "waits").await, 0);
+    service.signal("TERM");
+    assert!(service.ended().success());
+    hand_over_spool(&folder);
+
+    let place = run().folder("place").join("file");
+    std::fs::write(&place, "no folder").unwrap();
+    let of_place = variables(&db.url, &place.join("spool"));
+    let mut service = start(of_place.clone());
+    assert_eq!(metric(&service, "spool_usable").await, 0.0);
+    std::fs::remove_file(&place).unwrap();
+    std::fs::rename(&volume, &place).unwrap();
+    assert_eq!(service.ended().code(), Some(1));
+    let log = service.log();
+    let why = "the folder has come with a spool of its own (spool.id); a restart takes it";
+    assert_eq!(log.matches(why).count(), 1, "{log}");
+    assert!(nickname(&db).await.is_empty());
+    let _service = start(of_place);
+    until("it is written", async || nickname(&db).await == ["waits"]).await;
+}
+
 /// What waits has to be written before anything else, so the start ends where it cannot be read.
 #[tokio::test]
 async fn where_something_waits_that_cannot_be_read_the_start_ends() {

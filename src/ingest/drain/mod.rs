@@ -110,7 +110,9 @@ impl Drain {
                 () = self.spool.opened() => {}
                 () = closing.cancelled() => return,
                 () = sleep(APPEAR_INTERVAL), if is_absent => {
-                    self.spool.appear().await;
+                    if let Err(error) = self.spool.renew().await {
+                        return tell_of_end(&error);
+                    }
                     continue;
                 }
             }
@@ -127,6 +129,9 @@ impl Drain {
                     biased;
                     drained = attempt => match drained {
                         Ok(Ok(())) => break,
+                        Ok(Err(Error::Spool(error @ Broken::Anothers(_)))) => {
+                            return tell_of_end(&error);
+                        }
                         Ok(Err(error)) => error,
                         // Of one entry, perhaps; the others must not wait in silence.
                         Err(_panic) => Error::Panicked,
@@ -175,7 +180,7 @@ impl Drain {
     pub(super) async fn drain_all(&mut self) -> Result<(), Error> {
         self.held_until = None;
         // Where it had to be made anew, and could not.
-        self.spool.shrink().await;
+        self.spool.renew().await?;
         self.store.prepare().await?;
         if let Some(lanes) = &self.lanes {
             lanes.close_connections().await;
@@ -209,12 +214,17 @@ impl Drain {
                 if is_empty {
                     held.close();
                     self.drainer.close().await;
-                    self.spool.shrink().await;
-                    return Ok(());
+                    return self.spool.renew().await.map_err(Error::from);
                 }
             }
         }
     }
+}
+
+/// The drain ends, and with it the service: the next start reads first what waits.
+fn tell_of_end(error: &Broken) {
+    let error = error.to_string();
+    tracing::error!(error, "the spool cannot be used");
 }
 
 /// When it is told what is in the way: at once, and again while it lasts.

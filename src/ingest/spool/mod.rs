@@ -203,26 +203,28 @@ impl Spool {
         }
     }
 
-    /// Looks for a file again, where there is none.
-    pub(super) async fn appear(&self) {
-        // Whoever needs it is told why there is none.
-        let appeared = self.with_file(|file| {
-            let _ = file.appear();
-            Ok(file.len())
-        });
-        if appeared.await.is_ok_and(|waiting| waiting > 0) {
-            self.open();
-        }
-    }
-
-    /// Gives room back to the disk.
-    pub(super) async fn shrink(&self) {
-        let shrunk = self.with_file(|file| {
+    /// Looks for a file again, where there is none; gives room back to the disk, where there is one.
+    ///
+    /// # Errors
+    /// [`Broken::Anothers`] where there never will be one.
+    pub(super) async fn renew(&self) -> Result<(), Broken> {
+        let renewed = self.with_file(|file| {
+            let was_absent = file.is_absent();
+            // Whoever needs it is told why there is none.
+            let _ = file.appear_now();
             file.shrink();
-            Ok(())
+            let given_up = file.given_up().map(str::to_owned);
+            Ok((was_absent && file.len() > 0, given_up))
         });
-        // A panic of it is logged.
-        let _ = shrunk.await;
+        match renewed.await {
+            Ok((_, Some(why))) => Err(Broken::Anothers(why)),
+            Ok((true, None)) => {
+                self.open();
+                Ok(())
+            }
+            // A panic of it is logged.
+            Ok((false, None)) | Err(_) => Ok(()),
+        }
     }
 
     /// Does something with the file. Where it turns out to be damaged, it is repaired, and whoever
@@ -260,6 +262,9 @@ pub enum Broken {
          of another one? (with spool.id deleted, what waits here is written, perhaps again)"
     )]
     Foreign,
+    /// The folder could not be used at the start, and now holds a spool that nobody has read.
+    #[error("{0}")]
+    Anothers(String),
     /// A mistake of ours.
     #[error("the spool: the reader panicked")]
     Panicked,

@@ -27,6 +27,8 @@ pub(super) struct Absent {
     id: Option<i64>,
     why: String,
     not_before: Instant,
+    /// Whether the folder has come with a spool of its own, which only a start can take.
+    is_anothers: bool,
 }
 
 impl Absent {
@@ -36,6 +38,7 @@ impl Absent {
             id,
             why: why.to_string(),
             not_before: Instant::now(),
+            is_anothers: false,
         }
     }
 }
@@ -44,12 +47,8 @@ impl SpoolFile {
     /// Gives the disk back what an empty file still takes of it, or what is left in it though it is
     /// done with: begins with a new one.
     pub(in crate::ingest) fn shrink(&mut self) {
-        if self.absent.is_some() {
-            // Whoever needs it is told why there is none.
-            let _ = self.try_to_appear();
-            return;
-        }
-        if self.len() > 0 || !(self.has_remains || self.is_large().unwrap_or(true)) {
+        let is_needed = self.absent.is_some() || self.len() > 0;
+        if is_needed || !(self.has_remains || self.is_large().unwrap_or(true)) {
             return;
         }
         let max_bytes = self.bounds.max_bytes();
@@ -136,6 +135,12 @@ impl SpoolFile {
         done
     }
 
+    /// Why there never will be a file in this process, where that is so.
+    pub(in crate::ingest) fn given_up(&self) -> Option<&str> {
+        let absent = self.absent.as_ref().filter(|absent| absent.is_anothers);
+        absent.map(|absent| absent.why.as_str())
+    }
+
     /// Where there is no file: makes one, or opens what is there, if that can be done by now.
     ///
     /// # Errors
@@ -145,14 +150,21 @@ impl SpoolFile {
             Some(absent) if Instant::now() < absent.not_before => {
                 Err(Refused::Unusable(absent.why.clone()))
             }
-            _ => self.try_to_appear(),
+            _ => self.appear_now(),
         }
     }
 
-    fn try_to_appear(&mut self) -> Result<(), Refused> {
+    /// The same, however short a while after the last attempt.
+    ///
+    /// # Errors
+    /// As [`Self::appear`].
+    pub(in crate::ingest) fn appear_now(&mut self) -> Result<(), Refused> {
         let Some(absent) = &mut self.absent else {
             return Ok(());
         };
+        if absent.is_anothers {
+            return Err(Refused::Unusable(absent.why.clone()));
+        }
         absent.not_before = Instant::now() + APPEAR_PAUSE;
         let id = absent.id;
         let dir = match self.dir.take() {
@@ -177,6 +189,11 @@ impl SpoolFile {
             }
             Err(error) => {
                 absent.why = error.to_string();
+                if let dir::Error::Appeared { .. } = error {
+                    absent.is_anothers = true;
+                    // Others may use it.
+                    self.dir = None;
+                }
                 Err(Refused::Unusable(absent.why.clone()))
             }
         }
