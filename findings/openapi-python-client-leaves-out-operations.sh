@@ -41,7 +41,9 @@ generate() {
 echo "openapi-python-client $version"
 generate plain ""
 echo "exit code $code; operations in the client: $operations"
-[ "$code" = 0 ] && [ "$operations" = "list_groups " ]
+test "$code" = 0
+test "$operations" = "list_groups "
 generate strict --fail-on-warning
 echo "with --fail-on-warning: exit code $code; operations in the client: $operations"
-[ "$code" = 1 ] && [ "$operations" = "list_groups " ]
+test "$code" = 1
+test "$operations" = "list_groups "
