@@ -145,6 +145,24 @@ impl Change {
         }
     }
 
+    /// The users whose texts have to be known to apply it. Those of others whom it names stay as they are.
+    pub fn users_with_texts(&self) -> Box<dyn Iterator<Item = &UserId> + '_> {
+        match &self.event {
+            Event::Quit(_) | Event::Kick(_) => Box::new(iter::empty()),
+            Event::Repair(repair) => Box::new(repair.present.iter().map(|(user, _)| user)),
+            _ => self.user_ids(),
+        }
+    }
+
+    /// Whether the group's own texts have to be known to apply it. Else they stay as they are.
+    pub fn is_of_profile(&self) -> bool {
+        match &self.event {
+            Event::Create(_) | Event::SetProfile(_) => true,
+            Event::Repair(repair) => repair.group.is_some(),
+            _ => false,
+        }
+    }
+
     /// Whether it says nothing of the group itself.
     pub fn is_of_members_alone(&self) -> bool {
         match &self.event {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use openim_group_mirror::domain::{
-    Change, Event, Group, GroupId, GroupRows, LATE, Member, MemberPatch, Text, UserId, apply,
-    to_micros,
+    Change, CheckReason, Creation, Event, Group, GroupId, GroupRows, LATE, Member, MemberPatch,
+    Profile, Text, UserId, Users, apply, to_micros,
 };
 use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::store::{Database, Store};
@@ -239,6 +239,154 @@ fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
             assert_eq!(stored, [expected]);
         },
     );
+}
+
+/// Any change but a patch or a repair, of users of whom some are stored.
+fn any_event() -> impl Strategy<Value = Event> {
+    let user = || prop_oneof![Just("u"), Just("v"), Just("w")].prop_map(user_id);
+    let users = || {
+        vec(user(), 1..3).prop_map(|user_ids| Users {
+            user_ids,
+            is_incomplete: false,
+        })
+    };
+    let profile = || {
+        (text(), text(), text()).prop_map(|(name, face_url, ex)| Profile {
+            name,
+            face_url,
+            ex,
+            ..Profile::default()
+        })
+    };
+    prop_oneof![
+        2 => user().prop_map(Event::Quit),
+        2 => users().prop_map(Event::Kick),
+        2 => user().prop_map(Event::Join),
+        1 => users().prop_map(Event::JoinAll),
+        2 => prop_oneof![patch_of(Just("u")), patch_of(Just("v"))].prop_map(Event::SetMember),
+        2 => profile().prop_map(Event::SetProfile),
+        1 => (user(), user()).prop_map(|(old_owner, new_owner)| Event::Transfer {
+            old_owner,
+            new_owner,
+        }),
+        1 => Just(Event::Dismiss),
+        1 => Just(Event::WantCheck(CheckReason::JoinAnnounced)),
+        1 => (profile(), user()).prop_map(|(profile, owner)| Event::Create(Creation {
+            profile,
+            members: vec![(owner.clone(), 100)],
+            owner: Some(owner),
+            status: None,
+            group_type: None,
+            created_at: None,
+            may_be_operator: None,
+            is_incomplete: false,
+        })),
+    ]
+}
+
+fn user_id(id: &str) -> UserId {
+    UserId::parse(id.into()).unwrap()
+}
+
+fn texts_of(member: &Member) -> Value {
+    let text = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+    json!([
+        text(&member.nickname),
+        text(&member.display_nickname),
+        text(&member.face_url),
+        text(&member.display_face_url),
+        text(&member.ex),
+        text(&member.inviter),
+        text(&member.operator),
+    ])
+}
+
+/// Who leaves, and a group that is not changed itself, are written without that their texts are read: these
+/// may be long.
+#[test]
+fn texts_are_what_the_rules_say_whether_they_were_read_or_not() {
+    let strategy = (vec(any_event(), 1..14), 1_usize..14);
+    on_postgres(strategy, 150, async |store, db, (events, size)| {
+        db.execute(
+            "truncate group_members, groups;
+             insert into groups (group_id, name, notification, introduction, face_url, ex, owner_user_id,
+                                 created_at, updated_at)
+             values ('g', 'n', 'o', 'i', 'f', 'e', 'u', now(), now());
+             insert into group_members
+                    (group_id, user_id, nickname, display_nickname, face_url, display_face_url, ex,
+                     inviter_user_id, operator_user_id, role_level, created_at, updated_at)
+             select 'g', u, u || 1, u || 2, u || 3, u || 4, u || 5, u || 6, u || 7, r, now(), now()
+               from (values ('u', 100), ('v', 20)) as stored (u, r)",
+        )
+        .await;
+        let some = |text: String| Some(Text::parse(text));
+        let stored = |id: &str, role_level| {
+            let member = Member {
+                nickname: some(format!("{id}1")),
+                display_nickname: some(format!("{id}2")),
+                face_url: some(format!("{id}3")),
+                display_face_url: some(format!("{id}4")),
+                ex: some(format!("{id}5")),
+                inviter: some(format!("{id}6")),
+                operator: some(format!("{id}7")),
+                role_level: Some(role_level),
+                ..Member::default()
+            };
+            (user_id(id), member)
+        };
+        let mut group = Some(Group {
+            profile: Profile {
+                name: some("n".into()),
+                notification: some("o".into()),
+                introduction: some("i".into()),
+                face_url: some("f".into()),
+                ex: some("e".into()),
+                ..Profile::default()
+            },
+            owner: Some(user_id("u")),
+            ..Group::default()
+        });
+        let mut members = BTreeMap::from([stored("u", 100), stored("v", 20)]);
+        let at = to_micros(OffsetDateTime::now_utc());
+        let id = GroupId::parse("g".into()).unwrap();
+        let changes: Vec<Change> = (events.iter())
+            .map(|event| Change::new(id.clone(), at, event.clone()))
+            .collect();
+        for change in &changes {
+            let mut rows = GroupRows {
+                group: group.take(),
+                members: members.into_iter().collect(),
+                ..GroupRows::default()
+            };
+            apply(&mut rows, change);
+            (group, members) = (rows.group, rows.members.into_iter().collect());
+        }
+        let mut writer = store.writer(None);
+        for batch in changes.chunks(*size) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let batch: Vec<&Change> = batch.iter().collect();
+            writer.write(&batch, deadline).await.unwrap();
+        }
+        writer.close().await;
+        let stored = "select user_id, role_level,
+                             json_build_array(nickname, display_nickname, face_url, display_face_url,
+                                              ex, inviter_user_id, operator_user_id) as texts
+                        from group_members order by user_id";
+        let expected = members.iter().map(|(user, member)| {
+            let role_level = member.role_level;
+            json!({"user_id": user.as_str(), "role_level": role_level, "texts": texts_of(member)})
+        });
+        assert_eq!(db.rows(stored).await, expected.collect::<Vec<_>>());
+        let stored = "select name, notification, introduction, face_url, ex from groups";
+        let profile = group.unwrap().profile;
+        let text = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+        let expected = json!({
+            "name": text(&profile.name), "notification": text(&profile.notification),
+            "introduction": text(&profile.introduction), "face_url": text(&profile.face_url),
+            "ex": text(&profile.ex),
+        });
+        assert_eq!(db.rows(stored).await, [expected]);
+    });
 }
 
 /// Lets `callbacks` come while each lane is at a change of its own and can do no other, until so

@@ -781,3 +781,49 @@ async fn what_cannot_be_noted_beside_serving_is_told() {
     let told = "whom callbacks have named cannot be noted; it is tried again";
     wait_for("it is told", SOON, || service.log().contains(told));
 }
+
+/// A user may put megabytes into a text; what is done with its row needs none of it.
+#[tokio::test]
+async fn who_leaves_a_group_takes_no_memory_for_long_texts() {
+    let db = TestDb::new().await;
+    db.execute(
+        "insert into groups (group_id, ex, created_at, updated_at)
+         select 'g' || n, repeat('x', 4 << 20), now(), now() from generate_series(0, 40) n;
+         insert into group_members (group_id, user_id, ex, created_at, updated_at)
+         select 'g0', 'u' || n, repeat('x', 4 << 20), now(), now() from generate_series(1, 40) n",
+    )
+    .await;
+    let service = Service::start(&[("DATABASE_URL", &db.url), ("SPOOL_AFTER_MS", "4000")]);
+    let peak = || service.peak_memory() >> 20;
+    let before = peak();
+    let client = web::client().build().unwrap();
+    let send = async |command: &str, body: Value| {
+        let body = body.to_string();
+        let request = client
+            .post(format!("{}/{command}", service.base))
+            .body(body);
+        let request = request.header("content-type", "application/json");
+        assert_eq!(request.send().await.unwrap().status(), 200, "{command}");
+    };
+    let users: Vec<String> = (1..=40).map(|n| format!("u{n}")).collect();
+    let kick = json!({
+        "callbackCommand": "callbackAfterKickGroupCommand", "groupID": "g0", "kickedUserIDs": users,
+        "reason": "",
+    });
+    send("callbackAfterKickGroupCommand", kick).await;
+    let quits = (1..=40).map(|n| {
+        let quit = json!({
+            "callbackCommand": "callbackAfterQuitGroupCommand", "groupID": format!("g{n}"), "userID": "u",
+        });
+        send("callbackAfterQuitGroupCommand", quit)
+    });
+    futures_util::future::join_all(quits).await;
+    let kept = "select count(*) filter (where length(ex) = 4 << 20) as texts,
+                       count(*) filter (where left_at is not null) as gone
+                  from group_members where group_id = 'g0'";
+    assert_eq!(db.rows(kept).await, [json!({"texts": 40, "gone": 40})]);
+    let kept = "select count(*) filter (where length(ex) = 4 << 20) as texts from groups";
+    assert_eq!(db.rows(kept).await, [json!({"texts": 41})]);
+    let grown = peak() - before;
+    assert!(grown < 64, "{grown} MiB more");
+}

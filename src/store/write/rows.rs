@@ -4,7 +4,7 @@
 //! members. Whoever has a group's row has all of the group, for every replica takes it first; it is
 //! there from the first change on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
@@ -16,21 +16,24 @@ use crate::domain::{
 };
 
 statements! {
-    /// In the order of their ids. Moves the lane's position too, if there is one, for that needs no
-    /// statement of its own.
+    /// In the order of their ids, with the texts of those that are to have them. Moves the lane's
+    /// position too, if there is one, for that needs no statement of its own.
     LOCK_GROUPS = "
 WITH moved AS (
     INSERT INTO lane_positions (spool_id, lane, seq)
     SELECT $2::bigint, $3::smallint, $4::bigint WHERE $2::bigint IS NOT NULL
     ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
-SELECT group_id, name, notification, introduction, face_url, ex,
+SELECT stored.group_id, CASE WHEN wants THEN name END AS name,
+       CASE WHEN wants THEN notification END AS notification,
+       CASE WHEN wants THEN introduction END AS introduction,
+       CASE WHEN wants THEN face_url END AS face_url, CASE WHEN wants THEN ex END AS ex,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals,
        emptying_at, last_callback_xid, created_at
-  FROM groups
- WHERE group_id = ANY($1)
- ORDER BY group_id
-   FOR UPDATE";
+  FROM unnest($1::text[], $5::boolean[]) AS asked (group_id, wants)
+  JOIN groups AS stored ON stored.group_id = asked.group_id
+ ORDER BY stored.group_id
+   FOR UPDATE OF stored";
     /// Whoever begins another comparison of these groups waits until this one's rows are written.
     LOCK_CHECKS = "
 SELECT group_id, compared_at
@@ -40,39 +43,57 @@ SELECT group_id, compared_at
    FOR UPDATE";
     /// In the order of their keys. A statement of its own, so that it sees what whoever had the
     /// groups before has written. Who was there at a dismissal has left, though the row may not say so
-    /// yet.
+    /// yet. With the texts of those that are to have them, as with groups.
     LOCK_MEMBERS = "
-SELECT stored.group_id, stored.user_id, stored.nickname, stored.face_url, stored.role_level,
-       stored.ex, stored.display_nickname, stored.display_face_url, stored.joined_at,
-       stored.join_source, stored.inviter_user_id, stored.operator_user_id, stored.mute_end_at,
+SELECT stored.group_id, stored.user_id, CASE WHEN wants THEN nickname END AS nickname,
+       CASE WHEN wants THEN face_url END AS face_url, stored.role_level,
+       CASE WHEN wants THEN ex END AS ex,
+       CASE WHEN wants THEN display_nickname END AS display_nickname,
+       CASE WHEN wants THEN display_face_url END AS display_face_url, stored.joined_at,
+       stored.join_source, CASE WHEN wants THEN inviter_user_id END AS inviter_user_id,
+       CASE WHEN wants THEN operator_user_id END AS operator_user_id, stored.mute_end_at,
        COALESCE(stored.left_at,
                 (SELECT g.emptying_at FROM groups AS g
                   WHERE g.group_id = stored.group_id AND g.emptying_at IS NOT NULL
                     AND stored.came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
        stored.last_callback_xid, stored.created_at
-  FROM unnest($1::text[], $2::text[]) AS asked (group_id, user_id)
+  FROM unnest($1::text[], $2::text[], $3::boolean[]) AS asked (group_id, user_id, wants)
   JOIN group_members AS stored
     ON stored.group_id = asked.group_id AND stored.user_id = asked.user_id
  ORDER BY stored.group_id, stored.user_id
    FOR UPDATE OF stored";
     /// Whole rows, each there once. A row that was not there has no created_at; where another
-    /// replica has made it meanwhile, it is left, and is missing from the count.
+    /// replica has made it meanwhile, it is left, and is missing from the count. Some keep the texts
+    /// that they have, which were not read: Postgres hands them on without a copy of a long one.
     WRITE_MEMBERS = "
 INSERT INTO group_members AS stored
        (group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
         joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
         came_at_dismissal, created_at, updated_at, last_callback_at, last_callback_xid)
-SELECT group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
-       joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
+SELECT group_id, user_id, CASE WHEN keeps THEN kept.nickname ELSE written.nickname END,
+       CASE WHEN keeps THEN kept.face_url ELSE written.face_url END, role_level,
+       CASE WHEN keeps THEN kept.ex ELSE written.ex END,
+       CASE WHEN keeps THEN kept.display_nickname ELSE written.display_nickname END,
+       CASE WHEN keeps THEN kept.display_face_url ELSE written.display_face_url END,
+       joined_at, join_source,
+       CASE WHEN keeps THEN kept.inviter_user_id ELSE written.inviter_user_id END,
+       CASE WHEN keeps THEN kept.operator_user_id ELSE written.operator_user_id END,
+       mute_end_at, left_at,
        came_at_dismissal, COALESCE(created_at, now()), now(), CASE WHEN is_named THEN now() END,
        CASE WHEN is_named THEN pg_current_xact_id()::text::bigint END
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::text[],
               $7::text[], $8::text[], $9::timestamptz[], $10::integer[], $11::text[], $12::text[],
               $13::timestamptz[], $14::timestamptz[], $15::boolean[], $16::timestamptz[],
-              $17::integer[])
+              $17::integer[], $18::boolean[])
        AS written (group_id, user_id, nickname, face_url, role_level, ex, display_nickname,
                    display_face_url, joined_at, join_source, inviter_user_id, operator_user_id,
-                   mute_end_at, left_at, is_named, created_at, came_at_dismissal)
+                   mute_end_at, left_at, is_named, created_at, came_at_dismissal, keeps)
+  LEFT JOIN LATERAL
+       (SELECT nickname, face_url, ex, display_nickname, display_face_url, inviter_user_id,
+               operator_user_id
+          FROM group_members AS there
+         WHERE keeps AND there.group_id = written.group_id AND there.user_id = written.user_id
+         LIMIT 1) AS kept ON true
 ON CONFLICT (group_id, user_id) DO UPDATE SET
     nickname         = EXCLUDED.nickname,
     face_url         = EXCLUDED.face_url,
@@ -111,7 +132,11 @@ INSERT INTO groups AS stored
         owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
         check_wanted_since, check_marked_at, check_marked_xid, check_reason,
         last_callback_at, last_callback_xid, created_at, updated_at)
-SELECT group_id, name, notification, introduction, face_url, ex,
+SELECT group_id, CASE WHEN keeps THEN kept.name ELSE written.name END,
+       CASE WHEN keeps THEN kept.notification ELSE written.notification END,
+       CASE WHEN keeps THEN kept.introduction ELSE written.introduction END,
+       CASE WHEN keeps THEN kept.face_url ELSE written.face_url END,
+       CASE WHEN keeps THEN kept.ex ELSE written.ex END,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
        CASE WHEN check_reason IS NOT NULL THEN now() END,
@@ -124,11 +149,17 @@ SELECT group_id, name, notification, introduction, face_url, ex,
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
               $7::integer[], $8::integer[], $9::integer[],
               $10::text[], $11::integer[], $12::integer[], $13::timestamptz[], $14::timestamptz[],
-              $15::text[], $16::boolean[], $17::timestamptz[], $18::integer[], $19::timestamptz[])
+              $15::text[], $16::boolean[], $17::timestamptz[], $18::integer[], $19::timestamptz[],
+              $20::boolean[])
        AS written (group_id, name, notification, introduction, face_url, ex,
                    need_verification, look_member_info, apply_member_friend,
                    owner_user_id, status, group_type, created_in_openim_at, dismissed_at,
-                   check_reason, is_named, created_at, dismissals, emptying_at)
+                   check_reason, is_named, created_at, dismissals, emptying_at, keeps)
+  LEFT JOIN LATERAL
+       (SELECT name, notification, introduction, face_url, ex
+          FROM groups AS there
+         WHERE keeps AND there.group_id = written.group_id
+         LIMIT 1) AS kept ON true
 ON CONFLICT (group_id) DO UPDATE SET
     name                 = EXCLUDED.name,
     notification         = EXCLUDED.notification,
@@ -214,6 +245,9 @@ struct Stored {
     emptying: HashMap<GroupId, Emptying>,
     groups_made: HashMap<GroupId, OffsetDateTime>,
     members_made: HashMap<(GroupId, UserId), OffsetDateTime>,
+    /// Whose texts were not read, for nothing changes them: they may be long.
+    groups_without_texts: HashSet<GroupId>,
+    members_without_texts: HashSet<(GroupId, UserId)>,
 }
 
 impl Stored {
@@ -227,11 +261,15 @@ impl Stored {
             stored.rows.entry(change.group_id.clone()).or_default();
         }
         let ids: Vec<&str> = stored.rows.keys().map(GroupId::as_str).collect();
+        let of_profile = changes.iter().filter(|change| change.is_of_profile());
+        let of_profile: HashSet<&GroupId> = of_profile.map(|change| &change.group_id).collect();
+        let wants = stored.rows.keys().map(|group| of_profile.contains(group));
         let groups: Vec<StoredGroup> = sqlx::query_as(LOCK_GROUPS)
             .bind(ids)
             .bind(position.map(|position| position.spool_id))
             .bind(position.map(|position| position.lane))
             .bind(position.map(|position| position.seq))
+            .bind(wants.collect::<Vec<bool>>())
             .fetch_all(&mut *connection)
             .await?;
         for StoredGroup {
@@ -243,6 +281,9 @@ impl Stored {
         } in groups
         {
             stored.groups_made.insert(group_id.clone(), created_at);
+            if !of_profile.contains(&group_id) {
+                stored.groups_without_texts.insert(group_id.clone());
+            }
             stored.emptying.insert(group_id.clone(), emptying);
             let rows = stored.rows.entry(group_id).or_default();
             rows.group = Some(group);
@@ -266,22 +307,27 @@ impl Stored {
                 }
             }
         }
-        let mut keys: Vec<(&str, &str)> = changes
-            .iter()
-            .flat_map(|change| {
-                let group = change.group_id.as_str();
-                change.user_ids().map(move |user| (group, user.as_str()))
-            })
-            .collect();
-        if keys.is_empty() {
+        // Whether the texts of each are to be read.
+        let mut wanted: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+        for change in changes {
+            let key = |user| (change.group_id.as_str(), UserId::as_str(user));
+            for user in change.user_ids() {
+                wanted.entry(key(user)).or_default();
+            }
+            wanted.extend(change.users_with_texts().map(|user| (key(user), true)));
+        }
+        if wanted.is_empty() {
             return Ok(stored);
         }
-        keys.sort_unstable();
-        keys.dedup();
-        let (groups, users): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
+        let keys = wanted
+            .iter()
+            .map(|((group, user), wants)| (*group, (*user, *wants)));
+        let (groups, of_groups): (Vec<&str>, Vec<(&str, bool)>) = keys.unzip();
+        let (users, wants): (Vec<&str>, Vec<bool>) = of_groups.into_iter().unzip();
         let members: Vec<StoredMember> = sqlx::query_as(LOCK_MEMBERS)
             .bind(groups)
             .bind(users)
+            .bind(wants)
             .fetch_all(connection)
             .await?;
         for StoredMember {
@@ -297,7 +343,13 @@ impl Stored {
             if let Some(xid) = last_callback_xid {
                 rows.members_heard.insert(user_id.clone(), xid);
             }
-            stored.members_made.insert((group_id, user_id), created_at);
+            let key = (group_id.as_str(), user_id.as_str());
+            let has_texts = wanted.get(&key).copied();
+            let key = (group_id, user_id);
+            if has_texts == Some(false) {
+                stored.members_without_texts.insert(key.clone());
+            }
+            stored.members_made.insert(key, created_at);
         }
         Ok(stored)
     }
@@ -351,6 +403,10 @@ impl Stored {
             let key = (group.clone(), user.clone());
             self.members_made.get(&key).copied()
         };
+        let keeps = |group: &GroupId, user: &UserId| {
+            let key = (group.clone(), user.clone());
+            self.members_without_texts.contains(&key)
+        };
         let done = sqlx::query(WRITE_MEMBERS)
             .bind(column!(|group, _, _, _| group.as_str()))
             .bind(column!(|_, user, _, _| user.as_str()))
@@ -369,6 +425,7 @@ impl Stored {
             .bind(column!(|_, _, _, is_named| *is_named))
             .bind(column!(|group, user, _, _| made(group, user)))
             .bind(column!(|group, _, member, _| came(group, member)))
+            .bind(column!(|group, user, _, _| keeps(group, user)))
             .execute(connection)
             .await?;
         Ok(done.rows_affected() == touched.len() as u64)
@@ -417,6 +474,7 @@ impl Stored {
             .bind(column!(|id, _, _| self.groups_made.get(*id).copied()))
             .bind(column!(|id, rows, _| self.emptying(id, rows).dismissals))
             .bind(column!(|id, rows, _| self.emptying(id, rows).at))
+            .bind(column!(|id, _, _| self.groups_without_texts.contains(*id)))
             .execute(connection)
             .await?;
         Ok(done.rows_affected() == touched.len() as u64)

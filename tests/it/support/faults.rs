@@ -172,16 +172,7 @@ impl Stage {
 
     /// Most memory that the service has had so far, in bytes.
     pub(super) fn peak_memory(&self) -> u64 {
-        let pid = self.service.as_ref().unwrap().pid();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib: u64 = line
-            .unwrap()
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .unwrap();
-        kib << 10
+        self.service.as_ref().unwrap().peak_memory()
     }
 
     /// All that was answered is in the database.
