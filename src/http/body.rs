@@ -77,6 +77,7 @@ async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Resul
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
     let mut bytes = BytesMut::new();
     let mut share = BodyShare::default();
+    let mut wait = limits.patience.memory;
     loop {
         let chunk = match timeout_at(deadline, chunks.next()).await {
             Ok(Some(Ok(chunk))) => chunk,
@@ -98,8 +99,9 @@ async fn receive(request: &Request, body: &mut RequestBody, door: Door) -> Resul
         if length > pool.max_bytes {
             return Err(pool.too_large());
         }
-        let wait = limits.patience.memory;
+        let began = Instant::now();
         let whole = pool.hold(&mut share, length, announced, wait).await?;
+        wait = wait.saturating_sub(began.elapsed());
         bytes.reserve(whole - bytes.len());
         bytes.extend_from_slice(&chunk);
     }

@@ -102,15 +102,16 @@ impl Pool {
         wait: Duration,
     ) -> Result<usize, Error> {
         let deadline = Instant::now() + wait;
-        let memory = match announced {
-            Some(announced) if announced <= SHORT => Some(&self.short),
-            Some(announced) if announced <= SMALL => Some(&self.small),
-            None if length <= SHORT => Some(&self.short),
-            _ => None,
-        };
-        if let Some(memory) = memory {
-            share.small.grow(length, memory, deadline).await?;
-            return Ok(length);
+        let fits =
+            |bytes: usize, most: usize, memory: &Memory| bytes <= most.min(memory.all as usize);
+        let whole = announced.unwrap_or(length).max(length);
+        if fits(whole, SHORT, &self.short) {
+            share.small.grow(whole, &self.short, deadline).await?;
+            return Ok(whole);
+        }
+        if announced.is_some() && fits(whole, SMALL, &self.small) {
+            share.small.grow(whole, &self.small, deadline).await?;
+            return Ok(whole);
         }
         let whole = match length <= SMALL {
             true => length,
@@ -200,6 +201,12 @@ impl AnswerShare {
     }
 
     /// Makes it so large, where there is so much at this moment.
+    pub(super) fn fit(&mut self, bytes: usize) -> Result<(), Error> {
+        self.share.shrink(bytes);
+        self.grow_now(bytes)
+    }
+
+    /// Makes it so large at least, where there is so much at this moment.
     pub(super) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
         let memory = &*self.memory;
         if self.is_small && !memory.is_small(bytes) {

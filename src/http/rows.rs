@@ -133,7 +133,7 @@ impl<T> Held<T> {
         }
         serde_json::to_writer(&mut json, &answer).map_err(unwritten)?;
         drop(answer);
-        share.shrink(json.capacity());
+        share.fit(json.capacity())?;
         let held = Json {
             json,
             _share: share,

@@ -190,6 +190,20 @@ async fn those_who_announce_much_and_send_little_hold_up_nobody() {
     app.callback_text(body_of(500 << 10)).await.ok();
 }
 
+/// The parts for short and small ones are less than such a body then.
+#[tokio::test]
+async fn with_the_least_memory_bodies_of_every_size_are_taken() {
+    let app = TestApp::start_on(TestDb::new().await, |config| {
+        config.body.max_bytes = 16 << 10;
+        config.body.max_memory = 32 << 10;
+    })
+    .await;
+    for size in [1 << 10, 3 << 10, 4 << 10, 5 << 10, 9 << 10, 16 << 10] {
+        app.callback_text(body_of(size)).await.ok();
+    }
+    memory_is(&app, 0).await;
+}
+
 /// They are more than there is memory for their kind, and nobody gives up on them.
 #[tokio::test]
 async fn half_open_bodies_leave_room_for_shorter_callbacks() {

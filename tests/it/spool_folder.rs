@@ -137,6 +137,22 @@ async fn a_folder_that_cannot_be_made_is_as_good_as_a_full_disk() {
     .await;
 }
 
+/// As a volume that is mounted late, after a stop that has left nothing in it.
+#[tokio::test]
+async fn a_folder_that_comes_with_an_empty_spool_is_taken() {
+    let place = run().folder("place").join("file");
+    std::fs::write(&place, "no folder").unwrap();
+    let folder = place.join("spool");
+    goes_on_without(&folder, None, |_| {
+        let volume = run().folder("volume");
+        drop(Spool::in_folder(&volume.join("spool"), 1 << 20).unwrap());
+        std::fs::remove_file(&place).unwrap();
+        std::fs::rename(&volume, &place).unwrap();
+        hand_over_spool(&place.join("spool"));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_lock_that_cannot_be_made_is_as_good_as_a_full_disk() {
     let folder = run().folder("spool");
@@ -228,7 +244,8 @@ async fn a_folder_that_comes_with_a_spool_of_its_own_ends_the_service_and_is_rea
     std::fs::rename(&volume, &place).unwrap();
     assert_eq!(service.ended().code(), Some(1));
     let log = service.log();
-    let why = "the folder has come with a spool of its own (spool.id); a restart takes it";
+    let why =
+        "the folder has come with a spool of its own, in which something waits; a restart takes it";
     assert_eq!(log.matches(why).count(), 1, "{log}");
     assert!(nickname(&db).await.is_empty());
     let _service = start(of_place);

@@ -59,9 +59,9 @@ pub enum Error {
         /// Of the file.
         format: i64,
     },
-    /// The folder could not be used at the start, and now holds somebody's spool.
+    /// The folder could not be used at the start, and now something waits in it.
     #[error(
-        "SPOOL_DIR: {}: the folder has come with a spool of its own (spool.id); a restart takes it",
+        "SPOOL_DIR: {}: the folder has come with a spool of its own, in which something waits; a restart takes it",
         dir.display()
     )]
     Appeared {
@@ -178,7 +178,8 @@ impl SpoolDir {
     /// See [`Error`].
     pub(super) fn open_all(&self, max_bytes: u64, id: Option<i64>) -> Result<Opened, Error> {
         let has_file = fs::symlink_metadata(self.path.join("spool.sqlite")).is_ok();
-        let id = lock::id(&self.path, has_file, id)?;
+        let is_empty = id.is_some() && holds_nothing(&self.path);
+        let id = lock::id(&self.path, has_file, is_empty, id)?;
         let (file, mut report) = self.open_file(max_bytes)?;
         report.waiting = file.len();
         Ok(Opened { file, id, report })

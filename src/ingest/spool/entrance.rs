@@ -75,10 +75,9 @@ impl Spool {
         });
         let taken = taken.await.map_err(|_panicked| Error::Lost)?;
         self.0.counts.came(1, &taken);
-        taken.map_err(refusal)?;
-        // The drain has to come for it.
+        // The drain has to come for it, and for what was found in a folder that has just come.
         self.open();
-        Ok(())
+        taken.map_err(refusal)
     }
 }
 

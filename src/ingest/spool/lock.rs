@@ -66,8 +66,14 @@ fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
 }
 
 /// The id of a folder's spool; `new`, or one by chance, where there is none or none that makes sense.
-/// What waits under a lost one (`has_file`) is written all the same.
-pub(super) fn id(dir: &Path, has_file: bool, new: Option<i64>) -> Result<i64, Error> {
+/// What waits under a lost one (`has_file`) is written all the same. `new` takes the place of another
+/// where nothing waits (`is_empty`).
+pub(super) fn id(
+    dir: &Path,
+    has_file: bool,
+    is_empty: bool,
+    new: Option<i64>,
+) -> Result<i64, Error> {
     let path = &dir.join("spool.id");
     let found = match fs::read(path) {
         Ok(found) => Some(found),
@@ -76,19 +82,18 @@ pub(super) fn id(dir: &Path, has_file: bool, new: Option<i64>) -> Result<i64, Er
     };
     match found.as_deref().and_then(parse) {
         Some(id) if new.is_none_or(|new| new == id) => return Ok(id),
+        Some(_) if is_empty => {}
         Some(_) => {
             return Err(Error::Appeared {
                 dir: dir.to_path_buf(),
             });
         }
-        None => {}
-    }
-    if found.is_some() || has_file {
-        tracing::error!(
+        None if found.is_some() || has_file => tracing::error!(
             path = %path.display(),
             "the spool's number is lost, and it gets a new one: what was being written to the \
              database when the last process ended may be written again"
-        );
+        ),
+        None => {}
     }
     let id = match new {
         Some(id) => id,

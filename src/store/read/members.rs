@@ -241,9 +241,10 @@ pub struct SoughtMember {
 }
 
 impl SoughtMember {
-    /// Gives back the memory of its texts.
+    /// Gives back the memory of its texts and ids.
     pub fn forget_texts(&mut self) {
         let row = &mut self.row;
+        (row.group_id, row.user_id) = (String::new(), String::new());
         for text in [
             &mut row.nickname,
             &mut row.display_nickname,
@@ -374,15 +375,16 @@ impl Store {
             .filter(|at| is_marked(&found[*at]))
             .collect();
         let asked: Vec<_> = marked.iter().map(|at| (&pairs[*at], SHORT_ROW)).collect();
+        // Not in memory twice.
+        for at in &marked {
+            found[*at] = None;
+        }
         let sized = self.long_members(&asked).await?;
         let whole = |row: MemberRow| SoughtMember {
             bytes: row.bytes(),
             row,
             has_texts: true,
         };
-        for at in &marked {
-            found[*at] = None;
-        }
         let mut sought: Vec<_> = found.into_iter().map(|row| row.map(whole)).collect();
         for (at, member) in marked.into_iter().zip(sized) {
             sought[at] = member;

@@ -39,19 +39,20 @@ pages! {
          LIMIT 1) AS member
  ORDER BY user_id
  LIMIT $3";
-    /// By their ids, in the order of these. LIMIT 1 keeps the planner from reading all checks.
+    /// By their ids, in the order of these. LIMIT 1 keeps the planner from reading all groups and checks.
     KNOWN_GROUPS = group_columns + "dismissals, emptying_at, last_callback_xid, created_at,
        check_wanted_since, check_reason, version, version_id, fence, compared_at, read_at,
        touched IS DISTINCT FROM '{}' AS is_touched, place" as "dismissals, emptying_at,
        last_callback_xid, created_at, check_wanted_since, check_reason, version, version_id, fence,
        compared_at, read_at, is_touched",
         key "place", room "$3", "
-  FROM unnest($1::text[]) WITH ORDINALITY AS asked (group_id, place)
-  JOIN groups USING (group_id)
+  FROM unnest($1::text[]) WITH ORDINALITY AS asked (sought, place)
+ CROSS JOIN LATERAL
+       (SELECT * FROM groups WHERE group_id = sought LIMIT 1) AS known
   LEFT JOIN LATERAL
        (SELECT version, version_id, fence, compared_at, read_at, touched
           FROM group_checks
-         WHERE group_id = groups.group_id
+         WHERE group_id = known.group_id
          LIMIT 1) AS check_of ON true
  ORDER BY place
  LIMIT $2";

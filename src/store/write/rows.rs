@@ -16,24 +16,24 @@ use crate::domain::{
 };
 
 statements! {
-    /// In the order of their ids, with the texts of those that are to have them. Moves the lane's
-    /// position too, if there is one, for that needs no statement of its own.
+    /// In the order in which they are asked for, which is that of their ids, with the texts of those
+    /// that are to have them. The planner makes no hash of a subquery that locks, which would read
+    /// the whole table. Moves the lane's position too, if there is one, for that needs no statement of its
+    /// own.
     LOCK_GROUPS = "
 WITH moved AS (
     INSERT INTO lane_positions (spool_id, lane, seq)
     SELECT $2::bigint, $3::smallint, $4::bigint WHERE $2::bigint IS NOT NULL
     ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
-SELECT stored.group_id, CASE WHEN wants THEN name END AS name,
+SELECT group_id, CASE WHEN wants THEN name END AS name,
        CASE WHEN wants THEN notification END AS notification,
        CASE WHEN wants THEN introduction END AS introduction,
        CASE WHEN wants THEN face_url END AS face_url, CASE WHEN wants THEN ex END AS ex,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals,
        emptying_at, last_callback_xid, created_at
-  FROM unnest($1::text[], $5::boolean[]) AS asked (group_id, wants)
-  JOIN groups AS stored ON stored.group_id = asked.group_id
- ORDER BY stored.group_id
-   FOR UPDATE OF stored";
+  FROM unnest($1::text[], $5::boolean[]) AS asked (sought, wants)
+ CROSS JOIN LATERAL (SELECT * FROM groups WHERE group_id = sought FOR UPDATE) AS stored";
     /// Whoever begins another comparison of these groups waits until this one's rows are written.
     LOCK_CHECKS = "
 SELECT group_id, compared_at
@@ -57,11 +57,9 @@ SELECT stored.group_id, stored.user_id, CASE WHEN wants THEN nickname END AS nic
                   WHERE g.group_id = stored.group_id AND g.emptying_at IS NOT NULL
                     AND stored.came_at_dismissal IS DISTINCT FROM g.dismissals)) AS left_at,
        stored.last_callback_xid, stored.created_at
-  FROM unnest($1::text[], $2::text[], $3::boolean[]) AS asked (group_id, user_id, wants)
-  JOIN group_members AS stored
-    ON stored.group_id = asked.group_id AND stored.user_id = asked.user_id
- ORDER BY stored.group_id, stored.user_id
-   FOR UPDATE OF stored";
+  FROM unnest($1::text[], $2::text[], $3::boolean[]) AS asked (in_group, sought, wants)
+ CROSS JOIN LATERAL
+       (SELECT * FROM group_members WHERE group_id = in_group AND user_id = sought FOR UPDATE) AS stored";
     /// Whole rows, each there once. A row that was not there has no created_at; where another
     /// replica has made it meanwhile, it is left, and is missing from the count. Some keep the texts
     /// that they have, which were not read: Postgres hands them on without a copy of a long one.
