@@ -32,6 +32,11 @@ const LEAST_LOOK: Duration = Duration::from_millis(250);
 /// Most of it, as a part of the time that there is: the rest is for a new connection, or for the work.
 const PART_FOR_LOOK: u32 = 3;
 
+/// Buffers are made small again after work that took so long: a message of megabytes does.
+const LARGE: Duration = Duration::from_millis(10);
+/// After other work they are so once in this time. To make new ones each time costs a sixth of a join.
+const BETWEEN_SHRINKS: Duration = Duration::from_millis(100);
+
 /// One that has waited longer for work is not used again: a firewall may have forgotten it.
 const MAX_IDLE: Duration = Duration::from_secs(600);
 /// One that is older is closed after use: it may lead to a server that others have left.
@@ -104,6 +109,7 @@ impl Connector {
             is_amid: false,
             made: now,
             last_used: now,
+            shrunk: now,
         })
     }
 
@@ -158,6 +164,8 @@ pub(super) struct Counted {
     is_amid: bool,
     made: Instant,
     last_used: Instant,
+    /// When its buffers were last made small.
+    shrunk: Instant,
 }
 
 impl Counted {
@@ -179,11 +187,15 @@ impl Counted {
         let _working = Working::begin(&self.connector.used);
         let work = to_the_end(connection, work);
         let done = self.alarm.timeout_at(deadline, work).await;
-        // Else it keeps what the largest message took for as long as it is there.
-        connection.shrink_buffers();
+        let end = Instant::now();
+        if end - now >= LARGE || end - self.shrunk >= BETWEEN_SHRINKS {
+            // Else it keeps what the largest message took for as long as it is there.
+            connection.shrink_buffers();
+            self.shrunk = end;
+        }
         let done = done.map_or_else(|| Err(Error::gave_up()), |done| done.map_err(Error::from));
         self.is_amid = done.as_ref().is_err_and(Error::is_of_connection);
-        self.last_used = Instant::now();
+        self.last_used = end;
         done
     }
 

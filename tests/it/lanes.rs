@@ -305,88 +305,97 @@ fn texts_of(member: &Member) -> Value {
 /// may be long.
 #[test]
 fn texts_are_what_the_rules_say_whether_they_were_read_or_not() {
-    let strategy = (vec(any_event(), 1..14), 1_usize..14);
-    on_postgres(strategy, 150, async |store, db, (events, size)| {
-        db.execute(
+    // Each comes a moment or a long time after the one before.
+    let event = (any_event(), any::<bool>());
+    let strategy = (vec(event, 1..14), 1_usize..14, any::<bool>());
+    on_postgres(
+        strategy,
+        150,
+        async |store, db, (events, size, has_name)| {
+            db.execute(&format!(
             "truncate group_members, groups;
              insert into groups (group_id, name, notification, introduction, face_url, ex, owner_user_id,
                                  created_at, updated_at)
-             values ('g', 'n', 'o', 'i', 'f', 'e', 'u', now(), now());
+             values ('g', {name}, 'o', 'i', 'f', {name}, 'u', now(), now());
              insert into group_members
                     (group_id, user_id, nickname, display_nickname, face_url, display_face_url, ex,
                      inviter_user_id, operator_user_id, role_level, created_at, updated_at)
              select 'g', u, u || 1, u || 2, u || 3, u || 4, u || 5, u || 6, u || 7, r, now(), now()
                from (values ('u', 100), ('v', 20)) as stored (u, r)",
-        )
+            name = if *has_name { "'n'" } else { "null" },
+        ))
         .await;
-        let some = |text: String| Some(Text::parse(text));
-        let stored = |id: &str, role_level| {
-            let member = Member {
-                nickname: some(format!("{id}1")),
-                display_nickname: some(format!("{id}2")),
-                face_url: some(format!("{id}3")),
-                display_face_url: some(format!("{id}4")),
-                ex: some(format!("{id}5")),
-                inviter: some(format!("{id}6")),
-                operator: some(format!("{id}7")),
-                role_level: Some(role_level),
-                ..Member::default()
+            let some = |text: String| Some(Text::parse(text));
+            let stored = |id: &str, role_level| {
+                let member = Member {
+                    nickname: some(format!("{id}1")),
+                    display_nickname: some(format!("{id}2")),
+                    face_url: some(format!("{id}3")),
+                    display_face_url: some(format!("{id}4")),
+                    ex: some(format!("{id}5")),
+                    inviter: some(format!("{id}6")),
+                    operator: some(format!("{id}7")),
+                    role_level: Some(role_level),
+                    ..Member::default()
+                };
+                (user_id(id), member)
             };
-            (user_id(id), member)
-        };
-        let mut group = Some(Group {
-            profile: Profile {
-                name: some("n".into()),
-                notification: some("o".into()),
-                introduction: some("i".into()),
-                face_url: some("f".into()),
-                ex: some("e".into()),
-                ..Profile::default()
-            },
-            owner: Some(user_id("u")),
-            ..Group::default()
-        });
-        let mut members = BTreeMap::from([stored("u", 100), stored("v", 20)]);
-        let at = to_micros(OffsetDateTime::now_utc());
-        let id = GroupId::parse("g".into()).unwrap();
-        let changes: Vec<Change> = (events.iter())
-            .map(|event| Change::new(id.clone(), at, event.clone()))
-            .collect();
-        for change in &changes {
-            let mut rows = GroupRows {
-                group: group.take(),
-                members: members.into_iter().collect(),
-                ..GroupRows::default()
-            };
-            apply(&mut rows, change);
-            (group, members) = (rows.group, rows.members.into_iter().collect());
-        }
-        let mut writer = store.writer(None);
-        for batch in changes.chunks(*size) {
-            let deadline = Instant::now() + Duration::from_secs(10);
-            let batch: Vec<&Change> = batch.iter().collect();
-            writer.write(&batch, deadline).await.unwrap();
-        }
-        writer.close().await;
-        let stored = "select user_id, role_level,
+            let mut group = Some(Group {
+                profile: Profile {
+                    name: has_name.then(|| Text::parse("n".into())),
+                    notification: some("o".into()),
+                    introduction: some("i".into()),
+                    face_url: some("f".into()),
+                    ex: has_name.then(|| Text::parse("n".into())),
+                    ..Profile::default()
+                },
+                owner: Some(user_id("u")),
+                ..Group::default()
+            });
+            let mut members = BTreeMap::from([stored("u", 100), stored("v", 20)]);
+            let mut at = to_micros(OffsetDateTime::now_utc());
+            let id = GroupId::parse("g".into()).unwrap();
+            let changes = events.iter().map(|(event, is_later)| {
+                at += if *is_later { LATE * 2 } else { LATE / 100 };
+                Change::new(id.clone(), at, event.clone())
+            });
+            let changes: Vec<Change> = changes.collect();
+            for change in &changes {
+                let mut rows = GroupRows {
+                    group: group.take(),
+                    members: members.into_iter().collect(),
+                    ..GroupRows::default()
+                };
+                apply(&mut rows, change);
+                (group, members) = (rows.group, rows.members.into_iter().collect());
+            }
+            let mut writer = store.writer(None);
+            for batch in changes.chunks(*size) {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                let batch: Vec<&Change> = batch.iter().collect();
+                writer.write(&batch, deadline).await.unwrap();
+            }
+            writer.close().await;
+            let stored = "select user_id, role_level,
                              json_build_array(nickname, display_nickname, face_url, display_face_url,
                                               ex, inviter_user_id, operator_user_id) as texts
                         from group_members order by user_id";
-        let expected = members.iter().map(|(user, member)| {
+            let expected = members.iter().map(|(user, member)| {
             let role_level = member.role_level;
             json!({"user_id": user.as_str(), "role_level": role_level, "texts": texts_of(member)})
         });
-        assert_eq!(db.rows(stored).await, expected.collect::<Vec<_>>());
-        let stored = "select name, notification, introduction, face_url, ex from groups";
-        let profile = group.unwrap().profile;
-        let text = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
-        let expected = json!({
-            "name": text(&profile.name), "notification": text(&profile.notification),
-            "introduction": text(&profile.introduction), "face_url": text(&profile.face_url),
-            "ex": text(&profile.ex),
-        });
-        assert_eq!(db.rows(stored).await, [expected]);
-    });
+            assert_eq!(db.rows(stored).await, expected.collect::<Vec<_>>());
+            let stored = "select name, notification, introduction, face_url, ex from groups";
+            let profile = group.unwrap().profile;
+            let text = |text: &Option<Text>| text.as_ref().map(|text| text.as_str().to_owned());
+            let expected = json!({
+                "name": text(&profile.name), "notification": text(&profile.notification),
+                "introduction": text(&profile.introduction), "face_url": text(&profile.face_url),
+                "ex": text(&profile.ex),
+            });
+            assert_eq!(db.rows(stored).await, [expected]);
+        },
+    );
 }
 
 /// Lets `callbacks` come while each lane is at a change of its own and can do no other, until so

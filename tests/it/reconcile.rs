@@ -88,6 +88,27 @@ async fn groups_and_members_with_much_text_are_compared_in_parts() {
     pair.close().await;
 }
 
+/// The row of who is gone is written without that its texts are read.
+#[tokio::test]
+async fn whom_openim_no_longer_has_leaves_and_keeps_its_values() {
+    let pair = pair_of(&["u1", "u2"]).await;
+    let values = [("nickName", json!("Ann")), ("ex", json!("of Ann"))];
+    pair.act_and_tell(GROUP, &set("u1", &values)).await;
+    pair.cycle().await;
+    let before = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!(
+        (&before["nickname"], &before["ex"]),
+        (&json!("Ann"), &json!("of Ann"))
+    );
+    pair.act(GROUP, &Operation::Kick(vec!["u1".into()]));
+    assert_eq!(pair.cycle().await.members_removed, 1);
+    let mut after = pair.member(GROUP, "u1").await.unwrap();
+    assert_eq!(after["is_gone"], true);
+    after["is_gone"] = json!(false);
+    assert_eq!(after, before);
+    pair.close().await;
+}
+
 #[tokio::test]
 async fn a_member_who_was_kicked_and_invited_again_is_back() {
     let pair = pair_of(&["u1"]).await;

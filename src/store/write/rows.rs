@@ -25,15 +25,15 @@ WITH moved AS (
     INSERT INTO lane_positions (spool_id, lane, seq)
     SELECT $2::bigint, $3::smallint, $4::bigint WHERE $2::bigint IS NOT NULL
     ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq)
-SELECT group_id, CASE WHEN wants THEN name END AS name,
-       CASE WHEN wants THEN notification END AS notification,
-       CASE WHEN wants THEN introduction END AS introduction,
-       CASE WHEN wants THEN face_url END AS face_url, CASE WHEN wants THEN ex END AS ex,
+SELECT group_id, CASE WHEN asked.wants THEN name END AS name,
+       CASE WHEN asked.wants THEN notification END AS notification,
+       CASE WHEN asked.wants THEN introduction END AS introduction,
+       CASE WHEN asked.wants THEN face_url END AS face_url, CASE WHEN asked.wants THEN ex END AS ex,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals,
        emptying_at, last_callback_xid, created_at
   FROM unnest($1::text[], $5::boolean[]) AS asked (sought, wants)
- CROSS JOIN LATERAL (SELECT * FROM groups WHERE group_id = sought FOR UPDATE) AS stored";
+ CROSS JOIN LATERAL (SELECT * FROM groups WHERE group_id = asked.sought FOR UPDATE) AS stored";
     /// Whoever begins another comparison of these groups waits until this one's rows are written.
     LOCK_CHECKS = "
 SELECT group_id, compared_at
@@ -45,13 +45,13 @@ SELECT group_id, compared_at
     /// groups before has written. Who was there at a dismissal has left, though the row may not say so
     /// yet. With the texts of those that are to have them, as with groups.
     LOCK_MEMBERS = "
-SELECT stored.group_id, stored.user_id, CASE WHEN wants THEN nickname END AS nickname,
-       CASE WHEN wants THEN face_url END AS face_url, stored.role_level,
-       CASE WHEN wants THEN ex END AS ex,
-       CASE WHEN wants THEN display_nickname END AS display_nickname,
-       CASE WHEN wants THEN display_face_url END AS display_face_url, stored.joined_at,
-       stored.join_source, CASE WHEN wants THEN inviter_user_id END AS inviter_user_id,
-       CASE WHEN wants THEN operator_user_id END AS operator_user_id, stored.mute_end_at,
+SELECT stored.group_id, stored.user_id, CASE WHEN asked.wants THEN nickname END AS nickname,
+       CASE WHEN asked.wants THEN face_url END AS face_url, stored.role_level,
+       CASE WHEN asked.wants THEN ex END AS ex,
+       CASE WHEN asked.wants THEN display_nickname END AS display_nickname,
+       CASE WHEN asked.wants THEN display_face_url END AS display_face_url, stored.joined_at,
+       stored.join_source, CASE WHEN asked.wants THEN inviter_user_id END AS inviter_user_id,
+       CASE WHEN asked.wants THEN operator_user_id END AS operator_user_id, stored.mute_end_at,
        COALESCE(stored.left_at,
                 (SELECT g.emptying_at FROM groups AS g
                   WHERE g.group_id = stored.group_id AND g.emptying_at IS NOT NULL
@@ -59,23 +59,24 @@ SELECT stored.group_id, stored.user_id, CASE WHEN wants THEN nickname END AS nic
        stored.last_callback_xid, stored.created_at
   FROM unnest($1::text[], $2::text[], $3::boolean[]) AS asked (in_group, sought, wants)
  CROSS JOIN LATERAL
-       (SELECT * FROM group_members WHERE group_id = in_group AND user_id = sought FOR UPDATE) AS stored";
+       (SELECT * FROM group_members WHERE group_id = asked.in_group AND user_id = asked.sought FOR UPDATE) AS stored";
     /// Whole rows, each there once. A row that was not there has no created_at; where another
     /// replica has made it meanwhile, it is left, and is missing from the count. Some keep the texts
-    /// that they have, which were not read: Postgres hands them on without a copy of a long one.
+    /// that they have, which were not read: Postgres hands them on without a copy of a long one, and
+    /// compares none where an earlier value is another, such as that of who leaves.
     WRITE_MEMBERS = "
 INSERT INTO group_members AS stored
        (group_id, user_id, nickname, face_url, role_level, ex, display_nickname, display_face_url,
         joined_at, join_source, inviter_user_id, operator_user_id, mute_end_at, left_at,
         came_at_dismissal, created_at, updated_at, last_callback_at, last_callback_xid)
-SELECT group_id, user_id, CASE WHEN keeps THEN kept.nickname ELSE written.nickname END,
-       CASE WHEN keeps THEN kept.face_url ELSE written.face_url END, role_level,
-       CASE WHEN keeps THEN kept.ex ELSE written.ex END,
-       CASE WHEN keeps THEN kept.display_nickname ELSE written.display_nickname END,
-       CASE WHEN keeps THEN kept.display_face_url ELSE written.display_face_url END,
+SELECT group_id, user_id, CASE WHEN written.keeps THEN kept.nickname ELSE written.nickname END,
+       CASE WHEN written.keeps THEN kept.face_url ELSE written.face_url END, role_level,
+       CASE WHEN written.keeps THEN kept.ex ELSE written.ex END,
+       CASE WHEN written.keeps THEN kept.display_nickname ELSE written.display_nickname END,
+       CASE WHEN written.keeps THEN kept.display_face_url ELSE written.display_face_url END,
        joined_at, join_source,
-       CASE WHEN keeps THEN kept.inviter_user_id ELSE written.inviter_user_id END,
-       CASE WHEN keeps THEN kept.operator_user_id ELSE written.operator_user_id END,
+       CASE WHEN written.keeps THEN kept.inviter_user_id ELSE written.inviter_user_id END,
+       CASE WHEN written.keeps THEN kept.operator_user_id ELSE written.operator_user_id END,
        mute_end_at, left_at,
        came_at_dismissal, COALESCE(created_at, now()), now(), CASE WHEN is_named THEN now() END,
        CASE WHEN is_named THEN pg_current_xact_id()::text::bigint END
@@ -90,7 +91,7 @@ SELECT group_id, user_id, CASE WHEN keeps THEN kept.nickname ELSE written.nickna
        (SELECT nickname, face_url, ex, display_nickname, display_face_url, inviter_user_id,
                operator_user_id
           FROM group_members AS there
-         WHERE keeps AND there.group_id = written.group_id AND there.user_id = written.user_id
+         WHERE written.keeps AND there.group_id = written.group_id AND there.user_id = written.user_id
          LIMIT 1) AS kept ON true
 ON CONFLICT (group_id, user_id) DO UPDATE SET
     nickname         = EXCLUDED.nickname,
@@ -107,15 +108,15 @@ ON CONFLICT (group_id, user_id) DO UPDATE SET
     left_at          = EXCLUDED.left_at,
     came_at_dismissal = EXCLUDED.came_at_dismissal,
     updated_at = CASE
-        WHEN (EXCLUDED.nickname, EXCLUDED.face_url, EXCLUDED.role_level, EXCLUDED.ex,
-              EXCLUDED.display_nickname, EXCLUDED.display_face_url, EXCLUDED.joined_at,
-              EXCLUDED.join_source, EXCLUDED.inviter_user_id, EXCLUDED.operator_user_id,
-              EXCLUDED.mute_end_at, EXCLUDED.left_at)
+        WHEN (EXCLUDED.left_at, EXCLUDED.role_level, EXCLUDED.joined_at, EXCLUDED.join_source,
+              EXCLUDED.mute_end_at, EXCLUDED.nickname, EXCLUDED.face_url, EXCLUDED.ex,
+              EXCLUDED.display_nickname, EXCLUDED.display_face_url, EXCLUDED.inviter_user_id,
+              EXCLUDED.operator_user_id)
              IS DISTINCT FROM
-             (stored.nickname, stored.face_url, stored.role_level, stored.ex,
-              stored.display_nickname, stored.display_face_url, stored.joined_at,
-              stored.join_source, stored.inviter_user_id, stored.operator_user_id,
-              stored.mute_end_at, stored.left_at)
+             (stored.left_at, stored.role_level, stored.joined_at, stored.join_source,
+              stored.mute_end_at, stored.nickname, stored.face_url, stored.ex,
+              stored.display_nickname, stored.display_face_url, stored.inviter_user_id,
+              stored.operator_user_id)
         THEN greatest(now(), stored.updated_at + interval '1 microsecond')
         ELSE stored.updated_at
     END,
@@ -130,11 +131,11 @@ INSERT INTO groups AS stored
         owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
         check_wanted_since, check_marked_at, check_marked_xid, check_reason,
         last_callback_at, last_callback_xid, created_at, updated_at)
-SELECT group_id, CASE WHEN keeps THEN kept.name ELSE written.name END,
-       CASE WHEN keeps THEN kept.notification ELSE written.notification END,
-       CASE WHEN keeps THEN kept.introduction ELSE written.introduction END,
-       CASE WHEN keeps THEN kept.face_url ELSE written.face_url END,
-       CASE WHEN keeps THEN kept.ex ELSE written.ex END,
+SELECT group_id, CASE WHEN written.keeps THEN kept.name ELSE written.name END,
+       CASE WHEN written.keeps THEN kept.notification ELSE written.notification END,
+       CASE WHEN written.keeps THEN kept.introduction ELSE written.introduction END,
+       CASE WHEN written.keeps THEN kept.face_url ELSE written.face_url END,
+       CASE WHEN written.keeps THEN kept.ex ELSE written.ex END,
        need_verification, look_member_info, apply_member_friend,
        owner_user_id, status, group_type, created_in_openim_at, dismissed_at, dismissals, emptying_at,
        CASE WHEN check_reason IS NOT NULL THEN now() END,
@@ -156,7 +157,7 @@ SELECT group_id, CASE WHEN keeps THEN kept.name ELSE written.name END,
   LEFT JOIN LATERAL
        (SELECT name, notification, introduction, face_url, ex
           FROM groups AS there
-         WHERE keeps AND there.group_id = written.group_id
+         WHERE written.keeps AND there.group_id = written.group_id
          LIMIT 1) AS kept ON true
 ON CONFLICT (group_id) DO UPDATE SET
     name                 = EXCLUDED.name,
