@@ -145,10 +145,10 @@ async fn a_folder_that_comes_with_an_empty_spool_is_taken() {
     let folder = place.join("spool");
     goes_on_without(&folder, None, |_| {
         let volume = run().folder("volume");
+        hand_over_spool(&volume);
         drop(Spool::in_folder(&volume.join("spool"), 1 << 20).unwrap());
         std::fs::remove_file(&place).unwrap();
         std::fs::rename(&volume, &place).unwrap();
-        hand_over_spool(&place.join("spool"));
     })
     .await;
 }
@@ -228,12 +228,12 @@ async fn a_folder_that_comes_with_a_spool_of_its_own_ends_the_service_and_is_rea
             .map(|(name, value)| (*name, value.as_str()));
         Service::start(&variables)
     };
+    hand_over_spool(&volume);
     let folder = volume.join("spool");
     let mut service = start(variables("postgres://me@127.0.0.1:1/mirror", &folder));
     assert_eq!(set(&service, "waits").await, 0);
     service.signal("TERM");
     assert!(service.ended().success());
-    hand_over_spool(&folder);
 
     let place = run().folder("place").join("file");
     std::fs::write(&place, "no folder").unwrap();
