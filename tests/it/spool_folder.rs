@@ -1,6 +1,6 @@
 //! A spool's folder that cannot be used when the service starts, and can be later.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use openim_group_mirror::ingest::Spool;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -34,6 +34,13 @@ fn make_room(service: &Service) {
         maximum,
     };
     prlimit(pid, Resource::Fsize, all).unwrap();
+}
+
+/// A file where a folder should be.
+fn file_in_the_way() -> PathBuf {
+    let place = run().folder("place").join("file");
+    std::fs::write(&place, "no folder").unwrap();
+    place
 }
 
 /// Sets the nickname of `u`; the `errCode` of the answer.
@@ -124,8 +131,7 @@ async fn a_start_with_a_full_disk_goes_on_without_a_spool_and_has_one_when_there
 
 #[tokio::test]
 async fn a_folder_that_cannot_be_made_is_as_good_as_a_full_disk() {
-    let place = run().folder("place").join("file");
-    std::fs::write(&place, "no folder").unwrap();
+    let place = file_in_the_way();
     let folder = place.join("spool");
     goes_on_without(&folder, None, |_| {
         // Made by the service, it would be its alone, and stay when the run deletes its own.
@@ -140,8 +146,7 @@ async fn a_folder_that_cannot_be_made_is_as_good_as_a_full_disk() {
 /// As a volume that is mounted late, after a stop that has left nothing in it.
 #[tokio::test]
 async fn a_folder_that_comes_with_an_empty_spool_is_taken() {
-    let place = run().folder("place").join("file");
-    std::fs::write(&place, "no folder").unwrap();
+    let place = file_in_the_way();
     let folder = place.join("spool");
     goes_on_without(&folder, None, |_| {
         let volume = run().folder("volume");
@@ -235,8 +240,7 @@ async fn a_folder_that_comes_with_a_spool_of_its_own_ends_the_service_and_is_rea
     service.signal("TERM");
     assert!(service.ended().success());
 
-    let place = run().folder("place").join("file");
-    std::fs::write(&place, "no folder").unwrap();
+    let place = file_in_the_way();
     let of_place = variables(&db.url, &place.join("spool"));
     let mut service = start(of_place.clone());
     assert_eq!(metric(&service, "spool_usable").await, 0.0);
@@ -286,8 +290,7 @@ async fn where_something_waits_that_cannot_be_read_the_start_ends() {
 
 #[test]
 fn a_drain_of_a_folder_that_cannot_be_used_does_not_say_that_it_is_drained() {
-    let place = run().folder("place").join("file");
-    std::fs::write(&place, "no folder").unwrap();
+    let place = file_in_the_way();
     let folder = place.join("spool");
     let variables = [
         ("DATABASE_URL", "postgres://me@127.0.0.1:1/mirror"),
