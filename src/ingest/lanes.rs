@@ -1,40 +1,49 @@
-//! The lanes together: what waits for them, and who wakes them.
+//! The lanes: tasks that write changes to Postgres in batches and answer each. A batch that cannot be written in
+//! time goes to the spool.
 
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
-use super::queue::{Load, Queue};
-use super::spool::Spool;
+use super::queue::{Load, Queue, SMALL_BATCH};
+use super::spool::{Attempt, Spool};
 use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
-use crate::store::{self, Store, Writer};
+use crate::store::{self, Failed, Store, Writer, Written};
 use crate::tasks::{Task, Tasks};
 
-/// So many changes are written soon. Whatever comes while more wait may wait for too long.
-const SOON: usize = 2048;
+/// A batch that takes longer than this is slow, and other lanes take new changes. A statement and its commit take a
+/// tenth of it on a good disk.
+const SLOW_BATCH: Duration = Duration::from_millis(5);
 
-/// What a lane writes at a time: so much that commits are few, so little that none takes long.
-const MOST: Load = Load {
+/// A change that finds this many before it gets a deadline of its own in the queue.
+const LONG_QUEUE: usize = 2048;
+
+/// Limit of a batch: large enough for few commits, small enough for short ones.
+const MAX_BATCH: Load = Load {
     changes: 512,
     bytes: 4 << 20,
 };
 
-/// What a row costs beside its texts, as if these were bytes of them.
-const BYTES_OF_ROW: usize = 64;
+/// Cost of a row beside its texts, in bytes of text.
+const ROW_BYTES: usize = 64;
 
-/// The lanes. Shared by its clones.
+/// All lanes. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
     shared: Arc<Shared>,
-    /// One for each lane.
+    /// One per lane.
     writers: Arc<[Arc<AsyncMutex<Writer>>]>,
-    /// Of what is not written.
+    /// Takes the groups of changes that are not written.
     marks: Marks,
     writing: Task,
 }
@@ -42,7 +51,7 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 pub(super) struct Shared {
     queue: Mutex<Queue<Waiting>>,
-    /// One for each lane.
+    /// One per lane.
     wake: Vec<Notify>,
     hasher: RandomState,
     closing: CancellationToken,
@@ -50,16 +59,17 @@ pub(super) struct Shared {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue<Waiting>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next batch of a lane, which is done with the one before; `None` at the end.
-    pub(super) async fn next(&self, lane: usize) -> Option<Vec<Waiting>> {
+    /// Waits for the next batch of a lane that has finished the one before. `None` after the close, when the queue is
+    /// empty.
+    async fn next(&self, lane: usize) -> Option<Vec<Waiting>> {
         loop {
             let (batch, other) = {
                 let mut queue = self.queue();
-                (queue.take(lane), queue.wanted())
+                (queue.take(lane), queue.lane_to_wake())
             };
             self.wake(other);
             if !batch.is_empty() {
@@ -72,12 +82,12 @@ impl Shared {
         }
     }
 
-    /// What a lane writes takes long: others need not wait for it.
-    pub(super) fn is_slow(&self, lane: usize) {
+    /// Notes that the batch of a lane is slow, and wakes another lane if there is work for one.
+    fn note_slow(&self, lane: usize) {
         let other = {
             let mut queue = self.queue();
-            queue.is_slow(lane);
-            queue.wanted()
+            queue.note_slow(lane);
+            queue.lane_to_wake()
         };
         self.wake(other);
     }
@@ -89,28 +99,28 @@ impl Shared {
     }
 }
 
-/// A change that waits for a lane. The answer comes when it is durable or cannot be: by twice the
-/// time that a lane may take, for a lane does nothing without a bound. A timer for each change would
-/// cost more than the change.
+/// A change in the queue. The answer comes within twice the timeout of a lane, because a lane does nothing without a
+/// timeout. A timer for each change would cost more than the change.
 #[derive(Debug)]
 pub(super) struct Queued {
     pub(super) answered: oneshot::Receiver<Result<Repaired, Error>>,
-    /// In the queue, where that bound may not hold: see [`SOON`].
+    /// Number in a queue that is longer than [`LONG_QUEUE`], where the change needs a deadline of its own.
     number: Option<u64>,
 }
 
 impl Queued {
-    /// Whether many changes were before it.
-    pub(super) fn is_late(&self) -> bool {
+    /// True if the change needs a deadline of its own: see [`Lanes::answer`].
+    pub(super) fn needs_deadline(&self) -> bool {
         self.number.is_some()
     }
 }
 
 impl Lanes {
+    /// Starts the lanes, as many as `store` has connections for.
     pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>, tasks: &Tasks) -> Self {
         let lanes = store.lanes();
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue::new(lanes, MOST)),
+            queue: Mutex::new(Queue::new(lanes, MAX_BATCH)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
             closing: CancellationToken::new(),
@@ -118,8 +128,8 @@ impl Lanes {
         let writing = tasks.task("writes changes");
         let mut writers = Vec::new();
         for number in 0..lanes {
-            let of_spool = spool.map(|spool| (spool.id(), lane_of_writer(number)));
-            let writer = Arc::new(AsyncMutex::new(store.writer(of_spool)));
+            let position = spool.map(|spool| (spool.id(), lane_number(number)));
+            let writer = Arc::new(AsyncMutex::new(store.writer(position)));
             writers.push(Arc::clone(&writer));
             let spool = spool.cloned();
             let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
@@ -133,24 +143,23 @@ impl Lanes {
         }
     }
 
-    /// Puts a change behind all that came before it, however many these are: the bodies that they
-    /// came in have their bound elsewhere.
+    /// Adds a change to the end of the queue. The queue has no limit of its own: the memory for bodies has one.
     pub(super) fn push(&self, change: Change) -> Queued {
         let group = self.shared.hasher.hash_one(&change.group_id);
         let bytes = bytes_of(&change);
         let (waiting, answered) = Waiting::new(change, self.marks.clone());
         let (lane, number) = {
             let mut queue = self.shared.queue();
-            let are_many = queue.len() >= SOON;
+            let is_long = queue.len() >= LONG_QUEUE;
             let lane = queue.push(group, bytes, waiting);
-            (lane, are_many.then_some(queue.last()))
+            (lane, is_long.then_some(queue.last_number()))
         };
         self.shared.wake(lane);
         Queued { answered, number }
     }
 
-    /// Waits for the answer to a change that many others were before. It is given up on where no
-    /// lane has taken it by `deadline`, and is not written then.
+    /// Waits for the answer to a change. A change that needs a deadline and that no lane has taken by `deadline` is
+    /// taken out of the queue and fails.
     pub(super) async fn answer(
         &self,
         queued: Queued,
@@ -165,7 +174,7 @@ impl Lanes {
             Some(number) => match timeout_at(deadline, &mut answered).await {
                 Ok(answer) => answer,
                 Err(_elapsed) => {
-                    let waiting = self.shared.queue().take_back(number);
+                    let waiting = self.shared.queue().remove(number);
                     if let Some(waiting) = waiting {
                         waiting.answer(Err(store::Error::gave_up().into()));
                     }
@@ -173,22 +182,22 @@ impl Lanes {
                 }
             },
         };
-        answer.unwrap_or(Err(Error::Lost)) // the lane panicked
+        answer.unwrap_or(Err(Error::Lost)) // the lane has panicked
     }
 
-    /// How many changes wait.
+    /// Number of changes that no lane has taken.
     pub(super) fn waiting(&self) -> usize {
         self.shared.queue().len()
     }
 
-    /// Has every lane end its connection, once what it writes there is done or given up on.
+    /// Closes the connection of every lane, after the batch on it has ended or timed out.
     pub(super) async fn close_connections(&self) {
         for writer in &*self.writers {
             writer.lock().await.close().await;
         }
     }
 
-    /// Writes what waits, then ends the lanes.
+    /// Writes the queue and ends the lanes.
     pub(super) async fn close(&self) {
         self.writing.close();
         self.shared.closing.cancel();
@@ -199,7 +208,281 @@ impl Lanes {
     }
 }
 
-/// About what a change holds.
+/// A change without an answer. If it fails or is dropped, its group is marked.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    change: Change,
+    /// `None` after the answer.
+    answer: Option<oneshot::Sender<Result<Repaired, Error>>>,
+    marks: Marks,
+}
+
+impl Waiting {
+    fn new(change: Change, marks: Marks) -> (Self, oneshot::Receiver<Result<Repaired, Error>>) {
+        let (answer, answered) = oneshot::channel();
+        let waiting = Self {
+            change,
+            answer: Some(answer),
+            marks,
+        };
+        (waiting, answered)
+    }
+
+    pub(super) fn answer(mut self, written: Result<Repaired, Error>) {
+        if written.is_err() {
+            self.marks.lost(&self.change);
+        }
+        if let Some(answer) = self.answer.take() {
+            // The receiver is gone if the client has hung up.
+            let _ = answer.send(written);
+        }
+    }
+}
+
+impl AsRef<Change> for Waiting {
+    fn as_ref(&self) -> &Change {
+        &self.change
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The lane has panicked, or the runtime has ended.
+        if self.answer.is_some() {
+            self.marks.lost(&self.change);
+        }
+    }
+}
+
+/// A change that is not known to be written, with the attempt that may still commit it.
+pub(super) type Unwritten = (Waiting, Option<Attempt>);
+
+/// One lane.
+struct Lane {
+    /// From 0.
+    number: usize,
+    shared: Arc<Shared>,
+    /// The drain locks it too, to close the connection.
+    writer: Arc<AsyncMutex<Writer>>,
+    /// Time limit of a batch.
+    batch_timeout: Duration,
+    /// Time after which Postgres gives up a lock that another session holds.
+    lock_timeout: Duration,
+    spool: Option<Spool>,
+}
+
+impl Lane {
+    fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        writer: Arc<AsyncMutex<Writer>>,
+        store: &Store,
+        spool: Option<Spool>,
+    ) -> Self {
+        Self {
+            number,
+            shared,
+            writer,
+            batch_timeout: store.patience_of_lanes(),
+            lock_timeout: store.lock_of_lanes(),
+            spool,
+        }
+    }
+
+    /// Writes batches until [`Shared::next`] ends.
+    async fn run(&self) {
+        // After a panic the batch is answered as lost and its groups are marked. One bad change must not end the process.
+        while AssertUnwindSafe(self.work()).catch_unwind().await.is_err() {
+            tracing::error!(lane = self.number, "a lane panicked");
+            self.writer.lock().await.abandon();
+            if let Some(spool) = &self.spool {
+                spool.open();
+            }
+        }
+        self.writer.lock().await.close().await;
+    }
+
+    async fn work(&self) {
+        while let Some(batch) = self.shared.next(self.number).await {
+            if batch.len() <= SMALL_BATCH {
+                self.write(batch).await;
+                continue;
+            }
+            let mut writing = pin!(self.write(batch));
+            if timeout(SLOW_BATCH, &mut writing).await.is_err() {
+                self.shared.note_slow(self.number);
+                writing.await;
+            }
+        }
+    }
+
+    async fn write(&self, mut batch: Vec<Waiting>) {
+        loop {
+            if let Some(spool) = &self.spool
+                && spool.is_open()
+            {
+                let all = batch.into_iter().map(|change| (change, None)).collect();
+                let all = fail_repairs(all, &store::Error::gave_up());
+                if all.is_empty() {
+                    return;
+                }
+                match spool.append_if_open(all).await {
+                    Ok(()) => return,
+                    // The drain has ended in between.
+                    Err(back) => batch = back.into_iter().map(|(change, _)| change).collect(),
+                }
+            }
+            let mut writer = self.writer.lock().await;
+            // The spool may have been opened while this lane waited for its writer.
+            if self.spool.as_ref().is_none_or(|spool| !spool.is_open()) {
+                return self.write_directly(&mut writer, batch).await;
+            }
+        }
+    }
+
+    async fn write_directly(&self, writer: &mut Writer, batch: Vec<Waiting>) {
+        let deadline = Instant::now() + self.batch_timeout;
+        let changes: Vec<&Change> = batch.iter().map(AsRef::as_ref).collect();
+        match attempt(writer, &changes, deadline).await {
+            Ok(written) => {
+                for (place, change) in batch.into_iter().enumerate() {
+                    change.answer(Ok(written.repaired(place)));
+                }
+            }
+            Err(Failed {
+                error: store::Error::Permanent(_),
+                ..
+            }) => self.write_one_by_one(writer, batch.into(), deadline).await,
+            Err(Failed { error, .. }) if error.is_of_lock() => {
+                self.write_one_by_one(writer, batch.into(), deadline).await;
+            }
+            Err(Failed { error, attempt }) => {
+                let attempt = self.attempt(attempt);
+                let all = batch.into_iter().map(|change| (change, attempt));
+                self.give_up(all.collect(), error).await;
+            }
+        }
+    }
+
+    /// Writes changes one by one, because Postgres refuses one of them or another session has locked one row.
+    async fn write_one_by_one(
+        &self,
+        writer: &mut Writer,
+        mut changes: VecDeque<Waiting>,
+        deadline: Instant,
+    ) {
+        while let Some(change) = changes.pop_front() {
+            let failed = match attempt(writer, &[&change.change], deadline).await {
+                Ok(written) => {
+                    change.answer(Ok(written.repaired(0)));
+                    continue;
+                }
+                Err(Failed { error, .. }) if matches!(error, store::Error::Permanent(_)) => {
+                    change.answer(Err(error.into()));
+                    continue;
+                }
+                Err(failed) => failed,
+            };
+            let has_time = Instant::now() + self.lock_timeout <= deadline;
+            if !(has_time && failed.error.is_of_lock()) {
+                let attempt = self.attempt(failed.attempt);
+                let others = changes.into_iter().map(|change| (change, None));
+                let all = std::iter::once((change, attempt)).chain(others);
+                return self.give_up(all.collect(), failed.error).await;
+            }
+            // The change goes to the end, and all changes that must not overtake it go after it.
+            let group = change.change.group_id.clone();
+            let mut user = change.change.as_patch().map(|patch| patch.user_id.clone());
+            let is_same = |other: &Waiting| {
+                if other.change.group_id != group {
+                    return false;
+                }
+                // Patches of two members may change places, but not with any other change of the group.
+                let patch = other.change.as_patch();
+                match (&user, patch) {
+                    (Some(user), Some(patch)) => *user == patch.user_id,
+                    _ => {
+                        user = None;
+                        true
+                    }
+                }
+            };
+            let (same, others): (VecDeque<_>, VecDeque<_>) = changes.into_iter().partition(is_same);
+            changes = others;
+            changes.push_back(change);
+            changes.extend(same);
+        }
+    }
+
+    fn attempt(&self, number: Option<i64>) -> Option<Attempt> {
+        Some(Attempt {
+            lane: lane_number(self.number),
+            seq: number?,
+        })
+    }
+
+    /// Moves changes to the spool, which keeps their order. The caller holds the writer, so no later change is written
+    /// before the spool diverts.
+    async fn give_up(&self, changes: Vec<Unwritten>, error: store::Error) {
+        let changes = fail_repairs(changes, &error);
+        match &self.spool {
+            _ if changes.is_empty() => {}
+            Some(spool) => spool.append(changes, &error).await,
+            None => {
+                for (change, _) in changes {
+                    change.answer(Err(error.clone().into()));
+                }
+            }
+        }
+    }
+}
+
+/// Fails the repairs and returns the other changes. A repair is never spooled: it would be stale. A late commit of one
+/// is safe: it checks its rows again.
+fn fail_repairs(changes: Vec<Unwritten>, error: &store::Error) -> Vec<Unwritten> {
+    let is_repair = |(change, _): &Unwritten| matches!(change.change.event, Event::Repair(_));
+    let (repairs, others): (Vec<Unwritten>, Vec<Unwritten>) =
+        changes.into_iter().partition(is_repair);
+    for (repair, _) in repairs {
+        repair.answer(Err(error.clone().into()));
+    }
+    others
+}
+
+/// Number of a lane in the database, where 0 is the drain.
+fn lane_number(number: usize) -> i16 {
+    // There are few lanes.
+    i16::try_from(number + 1).unwrap_or(i16::MAX)
+}
+
+/// Answers changes with the result of the spool.
+pub(super) fn answer_all(changes: Vec<Unwritten>, spooled: &Result<(), Error>) {
+    for (change, _) in changes {
+        change.answer(spooled.clone().map(|()| Repaired::default()));
+    }
+}
+
+/// Writes changes in one transaction. Retries at once after a serialization failure or a deadlock, and once after an error of
+/// the session, because the next attempt has a new one.
+async fn attempt(
+    writer: &mut Writer,
+    changes: &[&Change],
+    deadline: Instant,
+) -> Result<Written, Failed> {
+    let mut has_new_session = false;
+    loop {
+        match writer.write(changes, deadline).await {
+            Err(failed) if Instant::now() >= deadline => return Err(failed),
+            Err(Failed { error, .. }) if error.is_of_conflict() => {}
+            Err(Failed { error, .. }) if error.is_of_session() && !has_new_session => {
+                has_new_session = true;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Estimated size of a change, in bytes.
 fn bytes_of(change: &Change) -> usize {
     fn sum(texts: &[&Option<Text>]) -> usize {
         let texts = texts.iter().filter_map(|text| text.as_ref());
@@ -220,7 +503,7 @@ fn bytes_of(change: &Change) -> usize {
     }
     let users = change
         .user_ids()
-        .map(|user| user.as_str().len() + BYTES_OF_ROW);
+        .map(|user| user.as_str().len() + ROW_BYTES);
     let values = match &change.event {
         Event::SetMember(patch) => sum(&[&patch.nickname, &patch.face_url, &patch.ex]),
         Event::SetProfile(profile) | Event::Create(Creation { profile, .. }) => of_profile(profile),

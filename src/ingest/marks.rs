@@ -1,5 +1,5 @@
-//! Groups that are to be checked because something about them did not reach the mirror, or is about
-//! to happen unheard. Nobody waits for these marks; they are written when the database can.
+//! Marks that wait to be written: groups of which a change was lost or is announced. No request waits for them. They
+//! are written when the database can take them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,53 +9,52 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::lanes::Lanes;
 use crate::domain::{Change, CheckReason, Event, GroupId};
 
-/// Most groups. OpenIM can name no more than a few a second while it waits for our errors.
-const MOST: usize = 100_000;
-/// Marks on their way at a time; the rest of the queue is for callbacks.
-const AT_ONCE: usize = 256;
-/// Pause after marks that could not be written, at first and at most.
+/// Limit of groups. OpenIM names only a few a second while it waits for failing answers.
+const MAX_GROUPS: usize = 100_000;
+/// Limit of marks in the queue at a time, which is shared with callbacks.
+const MAX_BATCH: usize = 256;
+/// Shortest and longest pause after marks that could not be written.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Marks that are not written yet. Shared by its clones.
+/// Marks that are not written. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<HashMap<GroupId, CheckReason>>,
-    /// Taken from there, and not known to be durable.
+    /// Number of marks that were taken and are not known to be durable.
     under_way: AtomicUsize,
     added: Notify,
 }
 
 impl Marks {
     fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, CheckReason>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.0
             .waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks a group, soon.
+    /// Adds a group to be marked.
     pub(super) fn add(&self, group: GroupId, reason: CheckReason) {
         let is_full = {
             let mut waiting = self.waiting();
-            let is_full = waiting.len() >= MOST && !waiting.contains_key(&group);
+            let is_full = waiting.len() >= MAX_GROUPS && !waiting.contains_key(&group);
             if !is_full {
                 waiting.insert(group, reason);
             }
             is_full
         };
         if is_full {
-            tracing::error!("too many groups to be checked; one is forgotten");
+            tracing::error!("too many groups wait for a mark; one of them is lost");
         }
         self.0.added.notify_one();
     }
@@ -64,29 +63,34 @@ impl Marks {
     pub(super) fn lost(&self, change: &Change) {
         let reason = match change.event {
             Event::WantCheck(reason) => reason,
-            // Nobody is done with it: OpenIM is asked again.
+            // The next reconcile of the group makes it again.
             Event::Repair(_) => return,
             _ => CheckReason::CallbackLost,
         };
         self.add(change.group_id.clone(), reason);
     }
 
-    /// How many are not written yet.
+    /// Number of marks that are not written.
     pub(super) fn count(&self) -> usize {
         self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
     }
 
     fn take(&self) -> Vec<(GroupId, CheckReason)> {
         let mut waiting = self.waiting();
-        let some: Vec<GroupId> = waiting.keys().take(AT_ONCE).cloned().collect();
+        let some: Vec<GroupId> = waiting.keys().take(MAX_BATCH).cloned().collect();
         self.0.under_way.store(some.len(), Ordering::Relaxed);
         some.iter()
             .filter_map(|group| waiting.remove_entry(group))
             .collect()
     }
 
-    /// Writes marks through `lanes` until `closing`, and then those that are left, once.
-    pub(super) async fn write(&self, lanes: Lanes, patience: Duration, closing: CancellationToken) {
+    /// Writes marks until `closing`, and then the rest once. `submit` writes one change and returns true if that is done; a
+    /// change that is not written comes back through [`Self::lost`].
+    pub(super) async fn write<F: Future<Output = bool>>(
+        &self,
+        submit: impl Fn(Change) -> F,
+        closing: CancellationToken,
+    ) {
         let mut pause = FIRST_PAUSE;
         loop {
             let marks = self.take();
@@ -99,7 +103,8 @@ impl Marks {
             }
             let is_last = closing.is_cancelled();
             let write = marks.into_iter().map(|(group, reason)| {
-                self.write_one(&lanes, group, reason, Instant::now() + patience)
+                let event = Event::WantCheck(reason);
+                submit(Change::new(group, OffsetDateTime::now_utc(), event))
             });
             let done = join_all(write).await;
             self.0.under_way.store(0, Ordering::Relaxed);
@@ -113,18 +118,5 @@ impl Marks {
             let _ = timeout(pause, closing.cancelled()).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
-
-    /// Whether it is written. What is not comes back by itself: it is a change as any other.
-    async fn write_one(
-        &self,
-        lanes: &Lanes,
-        group: GroupId,
-        reason: CheckReason,
-        deadline: Instant,
-    ) -> bool {
-        let change = Change::new(group, OffsetDateTime::now_utc(), Event::WantCheck(reason));
-        let queued = lanes.push(change);
-        lanes.answer(queued, deadline).await.is_ok()
     }
 }

@@ -2,7 +2,6 @@
 
 mod drain;
 mod hints;
-mod lane;
 mod lanes;
 mod marks;
 mod queue;
@@ -110,7 +109,14 @@ impl Ingest {
         let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
-            move |closing| async move { marks.write(lanes, patience, closing).await }
+            move |closing| async move {
+                let submit = |change| {
+                    let (queued, deadline) = (lanes.push(change), Instant::now() + patience);
+                    let lanes = &lanes;
+                    async move { lanes.answer(queued, deadline).await.is_ok() }
+                };
+                marks.write(submit, closing).await;
+            }
         });
         let (draining, settled) = (tasks.task("drains the spool"), CancellationToken::new());
         match &spool {
@@ -175,7 +181,7 @@ impl Ingest {
     /// The same; what came of the change where it is a repair.
     async fn write(&self, change: Change) -> Result<Repaired, Error> {
         let queued = self.lanes.push(change);
-        if queued.is_late() {
+        if queued.needs_deadline() {
             let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.patience);
             // Nothing waits in the queue without a bound, also where nobody waits for the answer.
             return self

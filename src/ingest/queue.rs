@@ -1,32 +1,31 @@
-//! What waits to be written, and which lane writes what.
+//! The queue of changes, and the choice of a lane for each.
 //!
-//! Any lane takes any group's changes, but a group is in one lane at a time: a lane claims the
-//! groups of what it takes, and what comes for these meanwhile is kept for it. So changes of one
-//! group take effect in their order of arrival, while two changes that come at the same moment
-//! find two lanes, whatever their groups are. (Lanes of which each has its own groups, by a hash,
-//! would let one of the two wait in half of all cases.)
+//! Any lane takes the changes of any group, but one group is in one lane at a time. A lane claims the groups of its
+//! batch, and later changes of these groups are kept for it. So the changes of one group take effect in their order of
+//! arrival, and two changes of two groups are written at the same time. With a fixed lane for each group, by a hash,
+//! one of two such changes would wait for the other in half of all cases with two lanes.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Changes in the order of their arrival here. `C` is a change; a group is known by a hash, so two
-/// groups may be taken for one, which only keeps them in order too.
+/// Changes in their order of arrival. `C` is a change. A group is known by a hash: two groups with the same hash only
+/// keep their common order.
 #[derive(Debug)]
 pub(super) struct Queue<C> {
-    /// Of groups that no lane has.
-    unclaimed: VecDeque<Entry<C>>,
-    lanes: Vec<Lane<C>>,
-    /// The lane that has a group: a change of it is being written there, or kept.
+    /// Changes of groups that no lane has claimed.
+    unclaimed: VecDeque<Item<C>>,
+    lanes: Vec<LaneState<C>>,
+    /// The lane that has claimed a group: a change of the group is in its batch or kept for it.
     claims: HashMap<u64, usize>,
-    /// Lanes without work, the last to become so last.
+    /// Lanes without work, the latest at the end.
     idle: Vec<usize>,
-    /// How much a lane takes at a time.
-    most: Load,
-    /// How many have come.
+    /// Limit of a batch.
+    max_batch: Load,
+    /// Number of changes that were ever added.
     count: u64,
 }
 
-/// Up to so many changes, the commit costs more than the rows.
-pub(super) const FEW: usize = 4;
+/// Up to this number of changes, the commit costs more than the rows.
+pub(super) const SMALL_BATCH: usize = 4;
 
 /// An amount of work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,8 +35,8 @@ pub(super) struct Load {
 }
 
 #[derive(Debug)]
-struct Entry<C> {
-    /// Of all that have come.
+struct Item<C> {
+    /// Number of the change, from 1.
     number: u64,
     group: u64,
     bytes: usize,
@@ -45,18 +44,18 @@ struct Entry<C> {
 }
 
 #[derive(Debug)]
-struct Lane<C> {
-    /// Of groups that it has, in order of arrival.
-    kept: VecDeque<Entry<C>>,
-    /// Groups of what it writes now, one for each change.
+struct LaneState<C> {
+    /// Later changes of claimed groups, in order of arrival.
+    kept: VecDeque<Item<C>>,
+    /// Group of each change in the batch.
     writing: Vec<u64>,
-    /// Whether that takes long.
+    /// True if the batch takes long.
     is_slow: bool,
 }
 
 impl<C> Queue<C> {
-    pub(super) fn new(lanes: usize, most: Load) -> Self {
-        let lane = |_| Lane {
+    pub(super) fn new(lanes: usize, max_batch: Load) -> Self {
+        let lane = |_| LaneState {
             kept: VecDeque::new(),
             writing: Vec::new(),
             is_slow: false,
@@ -66,15 +65,15 @@ impl<C> Queue<C> {
             lanes: (0..lanes).map(lane).collect(),
             claims: HashMap::new(),
             idle: Vec::new(),
-            most,
+            max_batch,
             count: 0,
         }
     }
 
-    /// Adds a change of `bytes` bytes. Returns the lane to wake, if there is one without work.
+    /// Adds a change of `bytes` bytes. Returns the lane to wake, if any.
     pub(super) fn push(&mut self, group: u64, bytes: usize, change: C) -> Option<usize> {
         self.count += 1;
-        let entry = Entry {
+        let entry = Item {
             number: self.count,
             group,
             bytes,
@@ -85,17 +84,17 @@ impl<C> Queue<C> {
             return None;
         }
         self.unclaimed.push_back(entry);
-        self.wanted()
+        self.lane_to_wake()
     }
 
-    /// The number of the change that came last.
-    pub(super) fn last(&self) -> u64 {
+    /// Number of the last change that was added.
+    pub(super) fn last_number(&self) -> u64 {
         self.count
     }
 
-    /// Takes the change of a number out again; `None` where a lane has taken it.
-    pub(super) fn take_back(&mut self, number: u64) -> Option<C> {
-        let is_it = |entry: &Entry<C>| entry.number == number;
+    /// Removes a change by its number. `None` if a lane has taken it.
+    pub(super) fn remove(&mut self, number: u64) -> Option<C> {
+        let is_it = |entry: &Item<C>| entry.number == number;
         if let Some(place) = self.unclaimed.iter().position(is_it) {
             return self.unclaimed.remove(place).map(|entry| entry.change);
         }
@@ -105,17 +104,17 @@ impl<C> Queue<C> {
             let has_group = lane.writing.contains(&entry.group)
                 || lane.kept.iter().any(|kept| kept.group == entry.group);
             if !has_group {
-                // Nothing wakes the lane for what comes next of this group.
+                // The lane is not woken for later changes of this group.
                 self.claims.remove(&entry.group);
             }
             Some(entry.change)
         })
     }
 
-    /// What `lane` writes next, in order of arrival within each group; what it wrote before is
-    /// done. Nothing: it is without work, until [`Queue::push`] or [`Queue::wanted`] names it.
+    /// Next batch of `lane`, in order of arrival within each group. Ends the batch before. If the batch is empty, the lane
+    /// is idle until [`Queue::push`] or [`Queue::lane_to_wake`] returns it.
     pub(super) fn take(&mut self, lane: usize) -> Vec<C> {
-        let Lane {
+        let LaneState {
             kept,
             writing,
             is_slow,
@@ -126,12 +125,11 @@ impl<C> Queue<C> {
         }
         let mut batch = Vec::new();
         let mut taken = Load::default();
-        // What is kept came later than the last batch, but earlier than what is unclaimed of the
-        // same group.
+        // Kept changes are older than unclaimed changes of the same group.
         for source in [&mut *kept, &mut self.unclaimed] {
             while let Some(first) = source.front() {
-                let is_full = taken.changes >= self.most.changes
-                    || taken.bytes.saturating_add(first.bytes) > self.most.bytes;
+                let is_full = taken.changes >= self.max_batch.changes
+                    || taken.bytes.saturating_add(first.bytes) > self.max_batch.bytes;
                 if is_full && taken.changes > 0 {
                     break;
                 }
@@ -148,7 +146,7 @@ impl<C> Queue<C> {
         for group in has {
             self.claims.insert(*group, lane);
         }
-        // Of a group that a lane has, nothing may stay where another lane would take it.
+        // No unclaimed change of a claimed group may stay: another lane would take it.
         if !self.unclaimed.is_empty() {
             let claims = &self.claims;
             let (own, others) = std::mem::take(&mut self.unclaimed)
@@ -163,27 +161,27 @@ impl<C> Queue<C> {
         batch
     }
 
-    /// Says that what `lane` writes takes long, so that nothing waits for it.
-    pub(super) fn is_slow(&mut self, lane: usize) {
+    /// Notes that the batch of `lane` is slow.
+    pub(super) fn note_slow(&mut self, lane: usize) {
         self.lanes[lane].is_slow = true;
     }
 
-    /// A lane without work to wake, if there is work for it.
+    /// Idle lane to wake, if there is work for it.
     ///
-    /// While a lane writes many changes, those that come are left to it, unless they fill a batch:
-    /// a row costs little, a statement and its commit much. So two changes are written side by side
-    /// by two lanes, and hundreds by one, which is the faster way for either.
-    pub(super) fn wanted(&mut self) -> Option<usize> {
+    /// While a lane writes many changes, new changes are left to it unless they fill a batch: a row costs little, a
+    /// statement and its commit cost much. So two changes are written in parallel by two lanes, and hundreds by one lane.
+    /// Each is the faster way for its number of changes.
+    pub(super) fn lane_to_wake(&mut self) -> Option<usize> {
         let waiting = self.unclaimed.len();
-        let soon_done = self.lanes.iter().filter(|lane| !lane.is_slow);
-        let writing: usize = soon_done.map(|lane| lane.writing.len()).sum();
-        if waiting == 0 || (writing > FEW && waiting < self.most.changes) {
+        let fast = self.lanes.iter().filter(|lane| !lane.is_slow);
+        let writing: usize = fast.map(|lane| lane.writing.len()).sum();
+        if waiting == 0 || (writing > SMALL_BATCH && waiting < self.max_batch.changes) {
             return None;
         }
         self.idle.pop()
     }
 
-    /// How many changes wait; those that are being written are not among them.
+    /// Number of changes that are in no batch.
     pub(super) fn len(&self) -> usize {
         let kept: usize = self.lanes.iter().map(|lane| lane.kept.len()).sum();
         self.unclaimed.len() + kept
@@ -207,14 +205,14 @@ mod tests {
         assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
         assert_eq!(queue.push(1, 1, "a"), Some(1));
         assert_eq!(queue.take(1), ["a"]);
-        // The same group: kept for the lane that has it.
+        // A change of the same group is kept for the lane of the group.
         assert_eq!(queue.push(1, 1, "b"), None);
-        // Another: the other lane.
+        // Another group: the other lane.
         assert_eq!(queue.push(2, 1, "c"), Some(0));
         assert_eq!(queue.take(0), ["c"]);
         assert_eq!(queue.take(1), ["b"]);
         assert_eq!(queue.take(1), Vec::<&str>::new());
-        // Nobody has it any more, so any lane may.
+        // The group is free again: any lane may take it.
         assert_eq!(queue.push(1, 1, "d"), Some(1));
     }
 
@@ -232,9 +230,9 @@ mod tests {
         assert_eq!(queue.take(0).len(), 10);
         assert_eq!(queue.take(1).len(), 0);
         assert_eq!(queue.push(20, 1, 20), None);
-        assert_eq!(queue.wanted(), None);
-        queue.is_slow(0);
-        assert_eq!(queue.wanted(), Some(1));
+        assert_eq!(queue.lane_to_wake(), None);
+        queue.note_slow(0);
+        assert_eq!(queue.lane_to_wake(), Some(1));
         assert_eq!(queue.take(1), [20]);
     }
 
@@ -257,19 +255,19 @@ mod tests {
         assert_eq!(queue.push(39, 1, 39), Some(1));
     }
 
-    /// What happens to a queue.
+    /// Call on a queue.
     #[derive(Clone, Debug)]
     enum Event {
         Push { group: u64, bytes: usize },
         Take { lane: usize },
-        TakeBack { part: usize },
+        Remove { part: usize },
     }
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Event::Push { group, bytes }),
             2 => (0_usize..3).prop_map(|lane| Event::Take { lane }),
-            1 => (0_usize..100).prop_map(|part| Event::TakeBack { part }),
+            1 => (0_usize..100).prop_map(|part| Event::Remove { part }),
         ]
     }
 
@@ -281,9 +279,9 @@ mod tests {
             let mut queue = Queue::new(3, SMALL);
             let mut pushed = Vec::new();
             let mut taken = Vec::new();
-            let mut taken_back = Vec::new();
+            let mut removed = Vec::new();
             let mut writing: [Vec<(u64, usize, usize)>; 3] = Default::default();
-            // In the end each lane takes until there is nothing left.
+            // At the end each lane takes until the queue is empty.
             let end = (0..600).map(|n| Event::Take { lane: n % 3 });
             for event in events.into_iter().chain(end) {
                 match event {
@@ -291,17 +289,17 @@ mod tests {
                         let change = (group, bytes, pushed.len());
                         pushed.push(change);
                         queue.push(group, bytes, change);
-                        prop_assert_eq!(queue.last(), pushed.len() as u64);
+                        prop_assert_eq!(queue.last_number(), pushed.len() as u64);
                     }
-                    Event::TakeBack { part } => {
+                    Event::Remove { part } => {
                         let number = pushed.len() * part / 100;
                         let change = pushed.get(number).copied();
-                        let back = queue.take_back(number as u64 + 1);
+                        let back = queue.remove(number as u64 + 1);
                         let waits = change.is_some_and(|change| {
-                            !taken.contains(&change) && !taken_back.contains(&change)
+                            !taken.contains(&change) && !removed.contains(&change)
                         });
                         prop_assert_eq!(back, change.filter(|_| waits));
-                        taken_back.extend(back);
+                        removed.extend(back);
                     }
                     Event::Take { lane } => {
                         let batch = queue.take(lane);
@@ -317,10 +315,10 @@ mod tests {
                         writing[lane] = batch;
                     }
                 }
-                prop_assert_eq!(queue.len(), pushed.len() - taken.len() - taken_back.len());
+                prop_assert_eq!(queue.len(), pushed.len() - taken.len() - removed.len());
             }
-            pushed.retain(|change| !taken_back.contains(change));
-            // Nothing is left that a lane would never be woken for.
+            pushed.retain(|change| !removed.contains(change));
+            // No claim is left for which a lane would never be woken.
             prop_assert!(queue.claims.is_empty());
             for group in 0..6 {
                 let of = |changes: &[(u64, usize, usize)]| -> Vec<usize> {

@@ -7,12 +7,12 @@ use super::file::{Refused, SpoolFile};
 use super::record::EntryRef;
 use crate::domain::Rejected;
 use crate::ingest::Error;
-use crate::ingest::lane::{Left, Waiting, answer_all};
+use crate::ingest::lanes::{Unwritten, Waiting, answer_all};
 use crate::store;
 
 impl Spool {
     /// Takes changes that could not be written because of `error`, opens, and answers all.
-    pub(in crate::ingest) async fn append(&self, changes: Vec<Left>, error: &store::Error) {
+    pub(in crate::ingest) async fn append(&self, changes: Vec<Unwritten>, error: &store::Error) {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             let error = error.to_string();
@@ -30,8 +30,8 @@ impl Spool {
     /// Takes changes and answers them, if it is open; else they come back.
     pub(in crate::ingest) async fn append_if_open(
         &self,
-        changes: Vec<Left>,
-    ) -> Result<(), Vec<Left>> {
+        changes: Vec<Unwritten>,
+    ) -> Result<(), Vec<Unwritten>> {
         let _entrance = self.0.entrance.lock().await;
         if !self.is_open() {
             return Err(changes);
@@ -40,7 +40,7 @@ impl Spool {
         Ok(())
     }
 
-    async fn put_in(&self, changes: Vec<Left>) {
+    async fn put_in(&self, changes: Vec<Unwritten>) {
         let shared = Arc::clone(&self.0);
         let taken = tokio::task::spawn_blocking(move || {
             let mut file = shared.file();
@@ -90,7 +90,7 @@ fn as_entry(change: &Waiting) -> EntryRef<'_> {
 }
 
 /// Appends changes as one or, where there is no room for all, in parts that are as large as may be.
-fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Left>, parts: &mut Vec<Part>) {
+fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Unwritten>, parts: &mut Vec<Part>) {
     let entries: Vec<_> = changes
         .iter()
         .map(|(change, attempt)| (as_entry(change), *attempt))
@@ -106,4 +106,4 @@ fn append_what_fits(file: &mut SpoolFile, mut changes: Vec<Left>, parts: &mut Ve
 }
 
 /// Changes, and what became of them.
-type Part = (Vec<Left>, Result<(), Refused>);
+type Part = (Vec<Unwritten>, Result<(), Refused>);
