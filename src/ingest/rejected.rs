@@ -1,4 +1,4 @@
-//! Where callbacks that could not be understood are kept, within bounds.
+//! The store of rejected callbacks, with limits of age and size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,36 +6,36 @@ use std::time::Duration;
 use crate::domain::Rejected;
 use crate::store::{Error, Store};
 
-/// How often what is too old is looked for.
+/// Interval of the purge.
 const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
-/// How soon again after an error.
+/// Interval of the purge after an error.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long rejected callbacks are kept.
+/// Limits of rejected callbacks.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// In days.
+    /// Days that one is kept.
     pub keep_days: u16,
-    /// In bytes, all together; none at all with 0.
+    /// Bytes of all of them. With 0 none is kept.
     pub max_bytes: u64,
 }
 
-/// What has become of a rejected callback.
+/// Result of keeping a rejected callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// None are kept.
+    /// The settings keep none.
     No,
     Yes,
-    /// It is kept, and there may be too many now.
+    /// It is kept, and the limit may be exceeded.
     TimeToPurge,
 }
 
-/// Keeps rejected callbacks.
+/// Writes and purges rejected callbacks.
 #[derive(Debug)]
 pub(super) struct Keeper {
     store: Store,
     settings: Retention,
-    /// Bytes kept since the last look at how many there are.
+    /// Bytes that were kept since the last purge.
     since_purge: AtomicU64,
 }
 
@@ -48,7 +48,7 @@ impl Keeper {
         }
     }
 
-    /// Whether any are kept.
+    /// True if the settings keep rejected callbacks.
     pub(super) fn keeps(&self) -> bool {
         self.settings.max_bytes > 0
     }
@@ -66,13 +66,13 @@ impl Keeper {
         Ok(Kept::Yes)
     }
 
-    /// Counting reads every row, so it is done only now and then; what comes meanwhile has its
-    /// room in the bound.
+    /// Bytes that may come between two purges. A purge counts by reading every row, so it is rare. The limit includes this
+    /// part.
     fn slack(&self) -> u64 {
         self.settings.max_bytes / 64
     }
 
-    /// How long until the next look.
+    /// Deletes the rows that exceed a limit. Returns the pause until the next purge.
     pub(super) async fn purge(&self) -> Duration {
         let Retention {
             keep_days,
@@ -95,7 +95,7 @@ impl Keeper {
         }
     }
 
-    /// Looks at once and every now and then, for ever.
+    /// Purges at once and then at intervals, without end.
     pub(super) async fn housekeep(&self) -> std::convert::Infallible {
         loop {
             let pause = self.purge().await;
