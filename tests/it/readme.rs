@@ -132,14 +132,20 @@ fn blocks(text: &str) -> Vec<Block> {
 
 #[test]
 fn each_command_is_run_or_says_why_not() {
+    let command = Regex::new(r"(?m)^(\$|curl|docker|make|cargo|openim-group-mirror) ").unwrap();
     for document in documents() {
         for block in &document.blocks {
             let place = format!("{}:{}", document.path, block.line);
-            assert!(!block.language.is_empty(), "{place}: a block of no language");
+            assert!(
+                !block.language.is_empty(),
+                "{place}: a block of no language"
+            );
             if let Some(reason) = &block.not_run {
                 assert!(block.is_shell(), "{place}: a mark before no command");
                 assert!(!reason.is_empty(), "{place}: no reason");
             }
+            let is_hidden = !block.is_shell() && command.is_match(&block.text);
+            assert!(!is_hidden, "{place}: a command in a block that is not sh");
         }
     }
 }
@@ -289,7 +295,9 @@ fn each_link_leads_to_a_file_and_a_heading() {
 #[test]
 fn the_readme_links_each_document() {
     let documents = documents();
-    let readme = documents.iter().find(|document| document.path == "README.md");
+    let readme = documents
+        .iter()
+        .find(|document| document.path == "README.md");
     let readme = &readme.unwrap().text;
     for document in &documents {
         let is_page = document.path.matches('/').count() == 1 && document.path.starts_with("docs/");
@@ -310,7 +318,9 @@ fn each_alert_has_a_runbook() {
         .collect();
     let operations = include_str!("../../docs/operations.md");
     let (_, runbooks) = operations.split_once("\n## Runbooks\n").unwrap();
-    let headings = runbooks.lines().filter_map(|line| line.strip_prefix("### "));
+    let headings = runbooks
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "));
     assert_eq!(headings.collect::<BTreeSet<&str>>(), alerts);
 }
 
