@@ -183,8 +183,16 @@ fn run_commands(document: &Document, openim: &OpenImServer) {
     let service = Service::start(&variables);
     let cwd = run().folder("cwd");
     let binary = Path::new(env!("CARGO_BIN_EXE_openim-group-mirror"));
-    let path = std::env::var("PATH").unwrap();
-    let path = format!("{}:{path}", binary.parent().unwrap().display());
+    // pg_dump is beside the server's program, whose path starts the file of its options.
+    let options = Path::new(data_dir).join("postgres/data/postmaster.opts");
+    let options = std::fs::read_to_string(options).unwrap();
+    let postgres = Path::new(options.split_whitespace().next().unwrap());
+    let path = [
+        binary.parent().unwrap().to_str().unwrap(),
+        postgres.parent().unwrap().to_str().unwrap(),
+        &std::env::var("PATH").unwrap(),
+    ];
+    let path = path.join(":");
     for (at, block) in document.blocks.iter().enumerate() {
         if !block.is_shell() || block.not_run.is_some() {
             continue;
