@@ -19,38 +19,38 @@ check: ## what CI checks before it tests: format, lints, documentation
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-contract: ## hold the running service against its OpenAPI document (Python)
+contract: ## check the running service against its OpenAPI document (Python)
 	cargo build
 	tests/contract/run target/debug/openim-group-mirror
 
 PARTS ?= all
-compat: postgres ## run the service in real surroundings, each of PARTS (Debian, Python, Node.js; Go and a JDK for some)
+compat: postgres ## run the service in real surroundings, PARTS or all (Debian, Python, Node.js; Go and a JDK for some)
 	cargo build --release
 	tests/compat/run --write docs/surroundings.md $(PARTS) target/release/openim-group-mirror
 
 N ?= 500
 histories: FOR_TESTS := yes
-histories: postgres ## hold N random histories of each release of OpenIM against the mirror
+histories: postgres ## compare the mirror with N random histories of each release of OpenIM
 	tests/long-histories $(N)
 
-bench: ## measure this service beside what one would use instead, about 15 minutes
+bench: ## measure this service beside other ways to build it, about 15 minutes
 	bench/run
 
 bench-reconcile: FOR_TESTS := yes
-bench-reconcile: postgres ## measure the comparison with OpenIM, about 10 minutes
+bench-reconcile: postgres ## measure runs of reconciliation, about 10 minutes
 	bench/reconcile
 
 bench-hints: FOR_TESTS := yes
-bench-hints: postgres ## measure how soon hints are in the mirror, about 6 minutes
+bench-hints: postgres ## measure the time from a hint to the mirror, about 6 minutes
 	bench/hints
 
 MINUTES ?= 10
 soak: FOR_TESTS := yes
-soak: postgres ## let everything fail that can, under load, for MINUTES, and count what is lost
+soak: postgres ## cause faults under load for MINUTES, and count what is lost
 	bench/soak $(MINUTES)
 
 FUZZ_SECS ?= 60
-fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each
+fuzz: ## search for input that breaks the parsers, FUZZ_SECS for each
 	fuzz/run $(FUZZ_SECS)
 
 # For `docker compose up`, and for `make run` just as well. Never over one that is there.
@@ -64,7 +64,7 @@ fuzz: ## look for input that breaks the parsers, FUZZ_SECS for each
 # Makes sure of PostgreSQL's server programs. The service with a DATABASE_URL needs none. Debian's
 # package would make and start a cluster of its own, which nobody asked for: the file tells it not
 # to, for as long as this installation takes.
-postgres: ## install PostgreSQL's server programs if there are none
+postgres: ## install PostgreSQL's server programs if they are missing
 	@if [ -z "$(FOR_TESTS)" ] && { [ -n "$$DATABASE_URL" ] || { [ -z "$${DATABASE_URL+set}" ] && grep -qs '^DATABASE_URL=.' .env; }; }; then exit 0; fi; \
 	for dir in "$$PG_BIN_DIR" "$$(sed -n 's/^PG_BIN_DIR=//p' .env 2>/dev/null)" $$(echo "$$PATH" | tr ':' ' ') "$$(pg_config --bindir 2>/dev/null)" \
 	    /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin \
@@ -94,12 +94,12 @@ postgres: ## install PostgreSQL's server programs if there are none
 	$$sudo apt-get update -qq; \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql
 
-# The README's commands are run as they stand there.
+# The tests run the commands of the documents.
 curl:
 	@command -v curl >/dev/null && exit 0; \
 	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
 	if ! command -v apt-get >/dev/null || { [ -n "$$sudo" ] && ! command -v sudo >/dev/null; }; then \
-	    echo "curl is missing, which the tests of the README need. Install it."; exit 1; \
+	    echo "curl is missing; the tests of the documents need it. Install it."; exit 1; \
 	fi; \
 	echo "curl is missing: installing the package curl with apt-get."; \
 	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends curl

@@ -62,10 +62,10 @@ fn main() {
         let bench = Bench::start(World::new(sizes, listed, |_| false)).await;
         println!("# Hints\n");
         println!(
-            "What stands in for OpenIM, whoever sends the callbacks, the service (release build, default \
-             settings) and Postgres share two processors. Each change is made in the stand-in and told at \
-             once by callbackAfterSendGroupMsgCommand; it is in the mirror when another session of \
-             Postgres hears of its commit.\n"
+            "A stand-in for OpenIM, the senders of callbacks, the service (release build, default settings) and \
+             Postgres share two processors. Each change is made in the stand-in, which sends \
+             callbackAfterSendGroupMsgCommand at once. The change is in the mirror when another session of \
+             Postgres is notified of its commit.\n"
         );
         // For whoever works at that alone.
         if !std::env::args().any(|argument| argument == "--messages") {
@@ -86,7 +86,7 @@ async fn one_change(bench: &Bench) {
         grouped(LARGE.into())
     );
     println!(
-        "| contentType | change | in the mirror after | calls | bytes of the answers, before gzip | the same of the second look, 4 s later |"
+        "| contentType | change | in the mirror after | calls | bytes of the answers, before gzip | calls and bytes of the second look, 4 s later |"
     );
     println!("| --- | --- | ---: | --- | ---: | --- |");
     let mut random = Random::new(new_seed(), 0);
@@ -115,8 +115,8 @@ async fn one_change(bench: &Bench) {
 /// At a steady rate, in many groups.
 async fn many_changes(bench: &Bench) {
     println!(
-        "{} changes a second in {} groups of {SIZE} members, {} s a round, from when each is told; \
-         milliseconds:\n",
+        "{} changes a second in {} groups of {SIZE} members, {} s a round; milliseconds from the \
+         notification of each change:\n",
         changes::RATE,
         grouped(GROUPS as u64),
         LONG.as_secs()
@@ -171,8 +171,8 @@ async fn beside_messages(bench: &Bench) {
     let live: Arc<Vec<usize>> = Arc::new((1..=GROUPS).collect());
     println!(
         "{} callbacks a second over 16 connections, each a new nickname, beside {} messages of 1 KiB a \
-         second over {} connections; milliseconds from when each callback was due. The message is \
-         callbackAfterSendGroupMsgCommand with contentType 101, or the same bytes as a command that the \
+         second over {} connections; milliseconds from the time at which each callback was due. The message \
+         is callbackAfterSendGroupMsgCommand with contentType 101, or the same bytes as a command that the \
          service passes over:\n",
         load::RATE,
         grouped(messages::RATE as u64),
@@ -242,8 +242,8 @@ async fn beside_messages(bench: &Bench) {
     let [p50, p99] = ratios.map(median);
     let [alone, messages, unknown] = p99s.map(median);
     println!(
-        "\nBeside messages the p50 is {p50:.2} x and the p99 {p99:.2} x that beside as many of an unknown \
-         command (medians of the rounds' ratios); the median of the rounds' p99 is {alone:.1} ms beside \
+        "\nCallbacks beside messages have {p50:.2} x the p50 and {p99:.2} x the p99 of callbacks beside as many of \
+         an unknown command (medians of the rounds' ratios). The median of the rounds' p99 is {alone:.1} ms beside \
          nothing, {messages:.1} ms beside messages, {unknown:.1} ms beside an unknown command."
     );
 }

@@ -158,11 +158,11 @@ fn skewed_sizes() -> Vec<u32> {
 async fn thousands() {
     let bench = Bench::start(World::new(skewed_sizes(), GROUPS, is_ownerless)).await;
     assert_eq!(bench.world.members(), MEMBERS);
-    println!("# Comparing with OpenIM\n");
+    println!("# Runs\n");
     println!(
-        "{} groups with {} members in all, one group of {}, {LARGE} of 1,000 to 5,000, {MIDDLE} of 350, the \
-         rest of a few tens; {} of the groups have no owner; release build, default settings. What stands in for OpenIM and whoever sends \
-         the callbacks share the two processors with the service and Postgres.\n",
+        "{} groups with {} members in all: one group of {}, {LARGE} of 1,000 to 5,000, {MIDDLE} of 350, the \
+         rest of a few tens. {} of the groups have no owner. Release build, default settings. A stand-in for OpenIM and the \
+         senders of callbacks share the two processors with the service and Postgres.\n",
         grouped(GROUPS as u64),
         grouped(MEMBERS),
         grouped(LARGEST.into()),
@@ -191,16 +191,16 @@ async fn thousands() {
     }
     let is_same = bench.digest().await == digest;
     println!(
-        "\nOf groups and group_members {} by the four comparisons without change (ctid, xmin and xmax of \
-         every row).\n",
+        "\nThe four runs without a change: {} in groups and group_members (by ctid, xmin and xmax of every \
+         row).\n",
         if is_same {
             "no row was written"
         } else {
             "ROWS WERE WRITTEN"
         }
     );
-    println!("The first comparison's calls: {}.\n", first.calls.list());
-    println!("Those of one where nothing has changed: {quiet}.\n");
+    println!("Calls of the first run: {}.\n", first.calls.list());
+    println!("Calls of a run in which nothing has changed: {quiet}.\n");
     callbacks(&bench).await;
 }
 
@@ -209,20 +209,20 @@ async fn callbacks(bench: &Bench) {
     let live = (0..GROUPS).filter(|group| bench.world.size(*group) == 10 && !is_ownerless(*group));
     let live: Arc<Vec<usize>> = Arc::new(live.collect());
     println!(
-        "{RATE} callbacks a second over 16 connections, each a new nickname of one of the members of {} \
-         groups of 10; milliseconds from when each was due. The service itself compares. Added are {} \
-         groups, one in a hundred of 5,050 members, the others of 50; each comparison without a pause asks \
-         what has changed in those groups that callbacks have named.\n",
+        "{RATE} callbacks a second over 16 connections, each a new nickname of a member of one of {} \
+         groups of 10; milliseconds from the time at which each was due. The service itself makes the runs. \
+         \"Adding groups\" adds {} groups: one in a hundred has 5,050 members, the others have 50. With runs \
+         without a pause, each run asks for the changes of the groups that callbacks have named.\n",
         live.len(),
         grouped(ADDED as u64),
     );
-    println!("| round | beside | callbacks | failed | p50 | p99 | p99.9 | max | comparisons |");
+    println!("| round | beside | callbacks | failed | p50 | p99 | p99.9 | max | runs |");
     println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |");
     let mut all: [Latencies; 3] = Default::default();
     let mut quotients: [Vec<[f64; 2]>; 2] = Default::default();
     for round in 1..=ROUNDS {
         let mut of_round = Vec::new();
-        for (place, name) in ["nothing", "adding groups", "comparing all the time"]
+        for (place, name) in ["nothing", "adding groups", "runs without a pause"]
             .into_iter()
             .enumerate()
         {
@@ -242,7 +242,7 @@ async fn callbacks(bench: &Bench) {
             quotients.push([of(0), of(1)]);
         }
     }
-    for (name, latencies) in ["nothing", "adding groups", "comparing all the time"]
+    for (name, latencies) in ["nothing", "adding groups", "runs without a pause"]
         .into_iter()
         .zip(&all)
     {
@@ -254,7 +254,7 @@ async fn callbacks(bench: &Bench) {
         );
     }
     println!();
-    for (name, quotients) in ["adding groups", "comparing all the time"]
+    for (name, quotients) in ["adding groups", "runs without a pause"]
         .into_iter()
         .zip(quotients)
     {
@@ -264,8 +264,8 @@ async fn callbacks(bench: &Bench) {
             all[all.len() / 2]
         };
         println!(
-            "Beside {name} the p50 is {:.2} x and the p99 {:.2} x that beside nothing (medians of the \
-             rounds' ratios).",
+            "Beside {name}, callbacks have {:.2} x the p50 and {:.2} x the p99 of callbacks beside nothing \
+             (medians of the rounds' ratios).",
             median(0),
             median(1)
         );
@@ -317,7 +317,7 @@ async fn beside(bench: &Bench, live: &Arc<Vec<usize>>, what: usize) -> (Latencie
 
 fn print_head() {
     println!(
-        "| comparison | seconds | members/s | groups/s | calls | transactions | WAL | CPU of it | of \
+        "| run | seconds | members/s | groups/s | calls | transactions | WAL | CPU of it | of \
          Postgres | of OpenIM's stand-in | of others on the machine | most memory |"
     );
     println!(
@@ -362,9 +362,9 @@ fn rate(count: f64, seconds: f64) -> String {
 async fn million() {
     let sizes = (0..MILLION).map(|group| if group % 2 == 0 { 1 } else { 2 });
     let bench = Bench::start(World::new(sizes.collect(), MILLION, |_| false)).await;
-    println!("# Comparing a million groups with OpenIM\n");
+    println!("# Runs of a million groups\n");
     println!(
-        "{} groups of one or two members; {} of them are in the mirror before the first comparison.\n",
+        "{} groups of one or two members; {} of them are in the mirror before the first run.\n",
         grouped(MILLION as u64),
         grouped((MILLION - READ) as u64),
     );

@@ -67,7 +67,7 @@ def table(results: Results) -> str:
 
 
 def short_table(results: Results) -> str:
-    """For the README: rates alone."""
+    """The first table: rates alone."""
     columns = [("callback", n) for n in (2, 64, 256)] + [("member", 64), ("page", 64)]
     columns = [column for column in columns if column in results]
     names = list(dict.fromkeys(name for column in columns for name in results[column]))

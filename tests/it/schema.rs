@@ -242,10 +242,10 @@ async fn what_a_role_may_not_is_named_with_what_grants_it() {
     drop_role(&db, "r_poor").await;
 }
 
-/// The README's block, with names of this test.
+/// The block of docs/deployment.md, with names of this test.
 fn rights(database: &str) -> String {
-    let readme = include_str!("../../README.md");
-    let (_, rest) = readme.split_once("```sql\n").unwrap();
+    let document = include_str!("../../docs/deployment.md");
+    let (_, rest) = document.split_once("```sql\n").unwrap();
     let block = rest.split("```").next().unwrap();
     assert!(block.contains("mirror_owner"), "{block}");
     // No passwords: the test's server asks for none.
@@ -256,7 +256,7 @@ fn rights(database: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_rights_on_rows_that_the_readme_names_are_enough_to_run() {
+async fn the_rights_on_rows_that_the_document_names_are_enough_to_run() {
     let db = TestDb::empty("").await;
     let name = db.url.rsplit('/').next().unwrap();
     let name = name.split('?').next().unwrap().to_owned();
