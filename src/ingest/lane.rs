@@ -11,11 +11,12 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::Error;
+use super::intake::{self, Spool};
 use super::lanes::Shared;
 use super::marks::Marks;
 use super::queue::FEW;
-use super::spool::{Attempt, Spool};
 use crate::domain::{Change, Event, Repaired};
+use crate::spool::Attempt;
 use crate::store::{self, Failed, Store, Writer, Written};
 
 /// What takes longer is not worth waiting for: a statement and its commit take a tenth of this on
@@ -114,7 +115,7 @@ impl Lane {
             tracing::error!(lane = self.number, "a lane panicked");
             self.writer.lock().await.abandon();
             if let Some(spool) = &self.spool {
-                spool.open();
+                spool.divert();
             }
         }
         self.writer.lock().await.close().await;
@@ -137,22 +138,26 @@ impl Lane {
     async fn write(&self, mut batch: Vec<Waiting>) {
         loop {
             if let Some(spool) = &self.spool
-                && spool.is_open()
+                && spool.is_diverting()
             {
                 let all = batch.into_iter().map(|change| (change, None)).collect();
                 let all = without_repairs(all, &store::Error::gave_up());
                 if all.is_empty() {
                     return;
                 }
-                match spool.append_if_open(all).await {
-                    Ok(()) => return,
+                match intake::append_if_diverting(spool, all).await {
+                    Ok(answers) => return answer_all(answers),
                     // It was drained just now.
                     Err(back) => batch = back.into_iter().map(|(change, _)| change).collect(),
                 }
             }
             let mut writer = self.writer.lock().await;
             // Whoever has opened it and had the writer since may write other things now.
-            if self.spool.as_ref().is_none_or(|spool| !spool.is_open()) {
+            if self
+                .spool
+                .as_ref()
+                .is_none_or(|spool| !spool.is_diverting())
+            {
                 return self.write_directly(&mut writer, batch).await;
             }
         }
@@ -245,7 +250,7 @@ impl Lane {
         let changes = without_repairs(changes, &error);
         match &self.spool {
             _ if changes.is_empty() => {}
-            Some(spool) => spool.append(changes, &error).await,
+            Some(spool) => answer_all(intake::divert(spool, changes, &error).await),
             None => {
                 for (change, _) in changes {
                     change.answer(Err(error.clone().into()));
@@ -272,10 +277,10 @@ pub(super) fn lane_of_writer(number: usize) -> i16 {
     i16::try_from(number + 1).unwrap_or(i16::MAX)
 }
 
-/// Answers changes that went to the spool, or did not.
-pub(super) fn answer_all(changes: Vec<Left>, spooled: &Result<(), Error>) {
-    for (change, _) in changes {
-        change.answer(spooled.clone().map(|()| Repaired::default()));
+/// Answers changes that are in the spool, or were refused.
+fn answer_all(answers: Vec<(Waiting, Result<(), Error>)>) {
+    for (change, spooled) in answers {
+        change.answer(spooled.map(|()| Repaired::default()));
     }
 }
 

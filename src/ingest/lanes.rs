@@ -8,10 +8,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::intake::Spool;
 use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
-use super::spool::Spool;
 use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
 use crate::store::{self, Store, Writer};
 use crate::tasks::{Task, Tasks};
