@@ -32,7 +32,7 @@
 //! Imports point at `domain`, which imports nobody. `http` and `openim` read from `store` and submit
 //! to `ingest`, and do not know each other; `openim` also notes in `store` what it has compared. Only
 //! `http` names poem, only `openim` and the healthcheck in `app` reqwest, only `openim` and `store`
-//! rustls, only `store` sqlx, only `ingest::spool` SQLite, only `telemetry` the metrics library, only `app` what
+//! rustls, only `store` sqlx, only `spool` SQLite, only `telemetry` the metrics library, only `app` what
 //! draws progress, and only `config` reads the environment; `tests/it/boundaries.rs` holds the code to
 //! that.
 
@@ -43,6 +43,7 @@ pub mod http;
 pub mod ingest;
 pub mod local_postgres;
 pub mod openim;
+pub mod spool;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -75,7 +75,7 @@ pub enum Error {
     Open(#[from] OpenError),
     /// The spool cannot be used.
     #[error(transparent)]
-    Spool(#[from] ingest::OpenError),
+    Spool(#[from] crate::spool::SpoolError),
     /// No folder to keep it in.
     #[error("SPOOL_DIR: expected a folder for callbacks that wait (there is no HOME to put it in)")]
     NoSpoolDir,

@@ -10,6 +10,7 @@ mod hint;
 mod ids;
 mod member;
 mod operators;
+mod record;
 mod rejected;
 mod repair;
 
@@ -23,5 +24,6 @@ pub use hint::{Hint, HintKind};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
 pub use member::{Member, MemberPatch, ORDINARY, OWNER};
 pub use operators::{Operators, may_be_operator};
+pub use record::{Raw, Request, from_record, to_record};
 pub use rejected::{MAX_KEPT_BYTES, Rejected};
 pub use repair::{HeldGroup, HeldMember, Repair, Repaired, Version};

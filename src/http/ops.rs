@@ -182,11 +182,14 @@ impl Ops {
         if part.0.is_none() && spool.is_blocked {
             parts.push("spool: blocked");
         }
-        if spool.is_open && (spool.is_refusing || spool.is_absent) {
+        if spool.is_diverting && (spool.is_refusing || spool.is_absent) {
             if part.0 != Some(Part::Reads) {
                 parts.push("callbacks: refused");
             }
-        } else if part.0.is_none() && spool.is_open && (of_database.is_some() || spool.is_blocked) {
+        } else if part.0.is_none()
+            && spool.is_diverting
+            && (of_database.is_some() || spool.is_blocked)
+        {
             parts.push("callbacks: spooled");
         }
         if parts.is_empty() {

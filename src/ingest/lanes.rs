@@ -14,10 +14,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::intake::{self, Spool};
 use super::marks::Marks;
 use super::queue::{Load, Queue, SMALL_BATCH};
-use super::spool::{Attempt, Spool};
 use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
+use crate::spool::Attempt;
 use crate::store::{self, Failed, Store, Writer, Written};
 use crate::tasks::{Task, Tasks};
 
@@ -296,7 +297,7 @@ impl Lane {
             tracing::error!(lane = self.number, "a lane panicked");
             self.writer.lock().await.abandon();
             if let Some(spool) = &self.spool {
-                spool.open();
+                spool.divert();
             }
         }
         self.writer.lock().await.close().await;
@@ -319,22 +320,26 @@ impl Lane {
     async fn write(&self, mut batch: Vec<Waiting>) {
         loop {
             if let Some(spool) = &self.spool
-                && spool.is_open()
+                && spool.is_diverting()
             {
                 let all = batch.into_iter().map(|change| (change, None)).collect();
                 let all = fail_repairs(all, &store::Error::gave_up());
                 if all.is_empty() {
                     return;
                 }
-                match spool.append_if_open(all).await {
-                    Ok(()) => return,
+                match intake::append_if_diverting(spool, all).await {
+                    Ok(answers) => return answer_all(answers),
                     // The drain has ended in between.
                     Err(back) => batch = back.into_iter().map(|(change, _)| change).collect(),
                 }
             }
             let mut writer = self.writer.lock().await;
             // The spool may have been opened while this lane waited for its writer.
-            if self.spool.as_ref().is_none_or(|spool| !spool.is_open()) {
+            if self
+                .spool
+                .as_ref()
+                .is_none_or(|spool| !spool.is_diverting())
+            {
                 return self.write_directly(&mut writer, batch).await;
             }
         }
@@ -427,7 +432,7 @@ impl Lane {
         let changes = fail_repairs(changes, &error);
         match &self.spool {
             _ if changes.is_empty() => {}
-            Some(spool) => spool.append(changes, &error).await,
+            Some(spool) => answer_all(intake::divert(spool, changes, &error).await),
             None => {
                 for (change, _) in changes {
                     change.answer(Err(error.clone().into()));
@@ -456,9 +461,9 @@ fn lane_number(number: usize) -> i16 {
 }
 
 /// Answers changes with the result of the spool.
-pub(super) fn answer_all(changes: Vec<Unwritten>, spooled: &Result<(), Error>) {
-    for (change, _) in changes {
-        change.answer(spooled.clone().map(|()| Repaired::default()));
+fn answer_all(answers: Vec<(Waiting, Result<(), Error>)>) {
+    for (change, spooled) in answers {
+        change.answer(spooled.map(|()| Repaired::default()));
     }
 }
 

@@ -2,11 +2,11 @@
 
 mod drain;
 mod hints;
+mod intake;
 mod lanes;
 mod marks;
 mod queue;
 mod rejected;
-mod spool;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,10 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::{Change, CheckReason, Event, GroupId, Hint, Rejected, Repair, Repaired};
+use crate::domain::{
+    Change, CheckReason, Event, GroupId, Hint, Rejected, Repair, Repaired, from_record,
+};
+use crate::spool::SpoolError;
 use crate::store::{self, Store};
 use crate::tasks::{Task, Tasks};
 use drain::Drain;
@@ -27,8 +30,8 @@ use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
 pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
+pub use intake::{Spool, SpoolState};
 pub use rejected::Retention;
-pub use spool::{OpenError, Refused, Spool, SpoolState};
 
 /// How often it is noted whom callbacks have named, and dismissals are filled in.
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,7 +51,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The database is away, and the spool cannot take it.
     #[error("the spool: {0}")]
-    Refused(Arc<Refused>),
+    Refused(Arc<SpoolError>),
     /// The task that wrote it ended before it could say so.
     #[error("the write ended without an answer")]
     Lost,
@@ -251,7 +254,7 @@ impl Ingest {
     }
 
     fn hear(&self, hint: &Hint) -> Heard {
-        let is_spooling = self.spool.as_ref().is_some_and(Spool::is_open);
+        let is_spooling = self.spool.as_ref().is_some_and(Spool::is_diverting);
         self.hints.hear(hint, is_spooling)
     }
 
@@ -464,13 +467,13 @@ async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Resu
         Some(spool) if keeper.keeps() => spool,
         _ => return Ok(keeper.keep(&rejected).await?),
     };
-    if !spool.is_open() {
+    if !spool.is_diverting() {
         match keeper.keep(&rejected).await {
             Err(error) if !matches!(error, store::Error::Permanent(_)) => {}
             kept => return Ok(kept?),
         }
     }
-    spool.append_rejected(rejected).await?;
+    intake::append_rejected(&spool, &rejected).await?;
     Ok(Kept::Yes)
 }
 
@@ -478,5 +481,8 @@ async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Resu
 /// `None`: it was kept for another reason.
 pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
     let is_ours = rejected.path == drain::REFUSED_PATH;
-    is_ours.then(|| spool::read_change(&rejected.body))
+    is_ours.then(|| {
+        let change = from_record(&rejected.body);
+        change.map_err(|why| format!("expected a change; {why}"))
+    })
 }

@@ -75,7 +75,7 @@ fn only_store_names_sqlx() {
 
 #[test]
 fn only_the_spool_names_sqlite() {
-    assert_only_in("rusqlite", &["ingest/spool/"]);
+    assert_only_in("rusqlite", &["spool/"]);
 }
 
 #[test]
@@ -86,11 +86,8 @@ fn only_telemetry_names_the_metrics_library() {
 #[test]
 fn only_config_reads_the_environment() {
     assert_only_in("std::env::var_os", &["config/"]);
-    // Main passes the arguments on; tests ask for the folder of temporary files.
-    assert_only_in(
-        "std::env",
-        &["config/", "main.rs", "ingest/spool/testing.rs"],
-    );
+    // Main passes the arguments on.
+    assert_only_in("std::env", &["config/", "main.rs"]);
     assert_only_in("dotenvy", &["config/"]);
 }
 
@@ -123,6 +120,16 @@ fn the_domain_imports_nobody() {
         let of_domain = imports.iter().find(|line| line.starts_with("src/domain/"));
         assert_eq!(of_domain, None);
     }
+}
+
+#[test]
+fn the_spool_imports_the_domain_only() {
+    let imports = trespasses("crate", &[]);
+    let of_spool = imports.iter().filter(|line| line.starts_with("src/spool/"));
+    for line in of_spool.filter(|line| line.contains("crate::")) {
+        assert!(line.contains("crate::domain"), "{line}");
+    }
+    assert_only_in("crate::spool", &["app/", "ingest/"]);
 }
 
 #[test]

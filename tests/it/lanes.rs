@@ -689,7 +689,7 @@ async fn more_than_the_queue_holds_waits_and_is_answered_in_time() {
         answer.unwrap().unwrap();
     }
     until("the spool is drained", async || {
-        !ingest.spool().unwrap().is_open
+        !ingest.spool().unwrap().is_diverting
     })
     .await;
     let state = ingest.spool().unwrap();
@@ -737,7 +737,7 @@ async fn ten_thousand_changes_of_one_group_keep_their_order_and_no_newcomer_over
     let spool = Spool::in_folder(&run().folder("spool"), 64 << 20).unwrap();
     let ingest = Ingest::new(store.clone(), none_kept(), Some(spool));
     until("the spool is closed", async || {
-        !ingest.spool().unwrap().is_open
+        !ingest.spool().unwrap().is_diverting
     })
     .await;
     let mut holder = db.pool.begin().await.unwrap();

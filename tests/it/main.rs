@@ -47,6 +47,7 @@ mod routing;
 mod schema;
 mod snapshots;
 mod spool_folder;
+mod spool_log;
 mod spool_versions;
 mod stopping;
 mod storage;

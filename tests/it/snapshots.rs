@@ -624,7 +624,7 @@ async fn nothing_is_repaired_while_callbacks_wait_in_the_spool() {
     assert_eq!(failed.code(), "spooling");
     holder.rollback().await.unwrap();
     until("the spool is drained", async || {
-        !pair.ingest.spool().unwrap().is_open
+        !pair.ingest.spool().unwrap().is_diverting
     })
     .await;
     assert_equal_in_the_end(&pair, What::Nickname, "out of the spool").await;

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::support::{COMMAND, Service, TestDb, kill, member_info, run, until, web};
+
+/// Bytes of an entry before its record.
+const HEADER: usize = 40;
 
 /// Nobody listens on port 1.
 const AWAY: &str = "postgres://me@127.0.0.1:1/mirror";
@@ -55,41 +56,60 @@ fn variables<'a>(url: &'a str, folder: &'a Path) -> [(&'static str, &'a str); 3]
     ]
 }
 
-fn file(folder: &Path) -> Connection {
-    Connection::open(folder.join("spool.sqlite")).unwrap()
+/// The only segment of a folder.
+fn segment(folder: &Path) -> (PathBuf, Vec<u8>) {
+    let files = std::fs::read_dir(folder).unwrap();
+    let mut files = files.map(|file| file.unwrap().path());
+    let path = files.find(|path| path.extension().is_some_and(|name| name == "log"));
+    let path = path.unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (path, bytes)
 }
 
-/// Gives an entry another kind and record, with the checksum that goes with them.
-fn rewrite(folder: &Path, seq: i64, kind: i64, record: &str) {
-    let file = file(folder);
-    let select = "select received_at, lane, attempt from entries where seq = ?1";
-    let (received_at, lane, attempt): (i64, Option<i64>, Option<i64>) = file
-        .query_row(select, [seq], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
-        .unwrap();
-    let mut digest = Sha256::new();
-    for number in [seq, kind, received_at] {
-        digest.update(number.to_be_bytes());
+/// Places of the entries in a segment, behind its beginning.
+fn entries(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut entries = Vec::new();
+    let mut at = HEADER;
+    while at < bytes.len() {
+        let length = u32::from_le_bytes(bytes[at + 8..at + 12].try_into().unwrap());
+        let end = at + HEADER + length as usize;
+        entries.push(at..end);
+        at = end.next_multiple_of(8);
     }
-    for number in [lane, attempt] {
-        digest.update([u8::from(number.is_some())]);
-        digest.update(number.unwrap_or_default().to_be_bytes());
-    }
-    digest.update(record);
-    let checksum = &digest.finalize()[..8];
-    let update = "update entries set kind = ?2, record = ?3, checksum = ?4 where seq = ?1";
-    let changed = file.execute(update, (seq, kind, record.as_bytes(), checksum));
-    assert_eq!(changed.unwrap(), 1);
+    entries
 }
 
+/// Sets the checksum that goes with an entry.
+fn seal(path: &Path, bytes: &mut [u8], entry: std::ops::Range<usize>) {
+    let first: i64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let place = [first.to_le_bytes(), (entry.start as i64).to_le_bytes()].concat();
+    let start = entry.start;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&place), &bytes[start + 8..entry.end]);
+    bytes[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Gives an entry another kind and record, of the same length but for spaces.
+fn rewrite(folder: &Path, number: i64, kind: u8, record: &str) {
+    let (path, mut bytes) = segment(folder);
+    let of_number =
+        |entry: &std::ops::Range<usize>| bytes[entry.start + 16..][..8] == number.to_le_bytes();
+    let entry = entries(&bytes).into_iter().find(of_number).unwrap();
+    bytes[entry.start + 12] = kind;
+    let mut record = record.as_bytes().to_vec();
+    record.resize(entry.len() - HEADER, b' ');
+    bytes[entry.start + HEADER..entry.end].copy_from_slice(&record);
+    seal(&path, &mut bytes, entry);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Numbers of the entries in the files, those that are done with too.
 fn numbers(folder: &Path) -> Vec<i64> {
-    let file = file(folder);
-    let mut select = file
-        .prepare("select seq from entries order by seq")
-        .unwrap();
-    let rows = select.query_map([], |row| row.get(0)).unwrap();
-    rows.map(Result::unwrap).collect()
+    let (_, bytes) = segment(folder);
+    let number = |at: usize| i64::from_le_bytes(bytes[at + 16..at + 24].try_into().unwrap());
+    entries(&bytes)
+        .into_iter()
+        .map(|entry| number(entry.start))
+        .collect()
 }
 
 /// Nothing is set aside, nor lost.
@@ -109,23 +129,24 @@ async fn nicknames(db: &TestDb) -> Vec<Value> {
 #[tokio::test]
 async fn a_spool_of_a_newer_format_stops_the_start_in_one_sentence_and_is_left_as_it_is() {
     let folder = waiting().await;
-    let entries = numbers(&folder);
-    file(&folder)
-        .execute_batch("pragma user_version = 2; alter table entries add column more text")
-        .unwrap();
+    let (path, mut bytes) = segment(&folder);
+    bytes[14] = 3;
+    bytes[HEADER + 16..].fill(0xa5);
+    seal(&path, &mut bytes, 0..HEADER);
+    std::fs::write(&path, &bytes).unwrap();
     let db = TestDb::new().await;
     for arguments in [&[][..], &["drain"]] {
         let ended = Service::to_end(arguments, &variables(&db.url, &folder));
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let expected = format!(
             "openim-group-mirror: SPOOL_DIR: the spool in {} was written by a newer version of this \
-             program (format 2; this version reads format 1): start that version, or drain the spool \
+             program (format 3; this version reads format 2): start that version, or drain the spool \
              with its `drain`, or give this version another SPOOL_DIR\n",
             folder.display()
         );
         assert!(ended.stderr.ends_with(&expected), "{}", ended.stderr);
         assert_eq!(ended.stderr.matches("ERROR").count(), 0, "{}", ended.stderr);
-        assert_untouched(&folder, &entries);
+        assert_eq!(segment(&folder), (path.clone(), bytes.clone()));
     }
     assert!(nicknames(&db).await.is_empty());
 }

@@ -288,7 +288,7 @@ impl Inner {
     }
 
     fn is_spooling(&self) -> bool {
-        self.ingest.spool().is_some_and(|spool| spool.is_open)
+        self.ingest.spool().is_some_and(|spool| spool.is_diverting)
     }
 }
 

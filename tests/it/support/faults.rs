@@ -353,8 +353,11 @@ pub async fn damage(end: End, seed: u64) -> (bool, Tally) {
     } else {
         stage.kill_service().await;
     }
-    for name in ["spool.sqlite", "spool.sqlite-wal"] {
-        harm(&stage.spool.join(name), &mut random);
+    for file in std::fs::read_dir(&stage.spool).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            harm(&path, &mut random);
+        }
     }
     stage.wire.heal();
     stage.start_service().await;
@@ -376,8 +379,8 @@ fn harm(path: &Path, random: &mut Random) {
     let mut place = || usize::try_from(random.below(bytes.len() as u64)).unwrap();
     let places: Vec<usize> = (0..4).map(|_| place()).collect();
     if random.one_in(2) {
-        // In the midst of a page or of what is said of it: where a log ends with a whole one there is
-        // nothing to see.
+        // Not between two entries, which begin at even places: where a file ends with a whole one there
+        // is nothing to see.
         bytes.truncate(places[0] | 1);
     } else {
         for place in places {

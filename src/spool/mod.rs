@@ -1,0 +1,140 @@
+//! Entries on disk that wait while the database is away: a folder with a log of changes and rejected
+//! callbacks. `docs/spool-format.md` says what it promises, and the form of its files. All calls block.
+
+mod entry;
+mod error;
+mod folder;
+mod legacy;
+mod limits;
+mod log;
+mod segment;
+
+use std::io::ErrorKind::{NotADirectory, NotFound};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use folder::Folder;
+use segment::Reader;
+
+pub use entry::{Attempt, Content, Draft, Entry};
+pub use error::SpoolError;
+pub use limits::Usage;
+pub use log::Log;
+
+/// Pause before a folder is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A folder, its lock, and its log.
+#[derive(Debug)]
+pub struct SpoolFolder {
+    path: PathBuf,
+    max_bytes: u64,
+    /// Id of the spool, which the database knows too. Greater than 0.
+    pub id: i64,
+    /// `None`: the folder cannot be used yet.
+    pub log: Option<Log>,
+    folder: Option<Folder>,
+    /// Why there is no log.
+    why: String,
+    not_before: Instant,
+    /// True if the folder now holds a spool with entries, which only a start can take.
+    is_given_up: bool,
+}
+
+impl SpoolFolder {
+    /// Opens a folder. If it cannot be used and nothing waits in it, and `may_be_absent`, it is tried
+    /// again later. Blocks.
+    ///
+    /// # Errors
+    /// See [`SpoolError`].
+    pub fn open(path: &Path, max_bytes: u64, may_be_absent: bool) -> Result<Self, SpoolError> {
+        let mut place = Self {
+            path: path.to_owned(),
+            max_bytes,
+            id: folder::id_of_unusable(path),
+            log: None,
+            folder: None,
+            why: String::new(),
+            not_before: Instant::now(),
+            is_given_up: false,
+        };
+        match place.try_to_open(None) {
+            Err(error @ SpoolError::File { .. }) if may_be_absent && holds_nothing(path) => {
+                place.why = error.to_string();
+                tracing::warn!(
+                    error = place.why,
+                    "the spool cannot be used: callbacks are written to the database only, and \
+                     refused while it is away; the folder is tried again"
+                );
+                Ok(place)
+            }
+            opened => opened.map(|()| place),
+        }
+    }
+
+    fn try_to_open(&mut self, id: Option<i64>) -> Result<(), SpoolError> {
+        if self.folder.is_none() {
+            self.folder = Some(Folder::lock(&self.path)?);
+        }
+        let Some(folder) = &self.folder else {
+            return Ok(()); // cannot be: it is locked
+        };
+        let dir = &folder.path;
+        let is_new = log::segments(dir)?.is_empty() && legacy::holds_nothing(dir);
+        self.id = folder.id(is_new, id.is_some() && holds_nothing(dir), id)?;
+        self.log = Some(Log::open(dir, self.max_bytes)?);
+        Ok(())
+    }
+
+    /// The log. A folder that could not be used is tried again, but not too soon.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unusable`]: the folder cannot be used yet.
+    pub fn log(&mut self) -> Result<&mut Log, SpoolError> {
+        if Instant::now() >= self.not_before {
+            self.appear()?;
+        }
+        let why = &self.why;
+        self.log
+            .as_mut()
+            .ok_or_else(|| SpoolError::Unusable(why.clone()))
+    }
+
+    /// Tries a folder again that could not be used.
+    ///
+    /// # Errors
+    /// [`SpoolError::Appeared`]: this process never will use the folder.
+    pub fn appear(&mut self) -> Result<(), SpoolError> {
+        if self.log.is_some() {
+            return Ok(());
+        }
+        self.not_before = Instant::now() + RETRY_INTERVAL;
+        let opened = match self.is_given_up {
+            true => Err(SpoolError::Appeared(self.path.clone())),
+            false => self.try_to_open(Some(self.id)),
+        };
+        match opened {
+            Ok(()) => tracing::info!(folder = %self.path.display(), "the spool can be used now"),
+            Err(error @ SpoolError::Appeared(_)) => {
+                self.is_given_up = true;
+                self.folder = None;
+                return Err(error);
+            }
+            Err(error) => self.why = error.to_string(),
+        }
+        Ok(())
+    }
+}
+
+/// True if it is known that nothing waits in a folder, or that there is no folder.
+fn holds_nothing(dir: &Path) -> bool {
+    let is_empty = |first: &i64| {
+        let reader = Reader::open(dir, *first, u64::MAX);
+        reader.is_ok_and(|mut reader| reader.next(0).is_none())
+    };
+    match log::segments(dir) {
+        Ok(segments) => segments.iter().all(is_empty) && legacy::holds_nothing(dir),
+        Err(SpoolError::File { error, .. }) => matches!(error.kind(), NotFound | NotADirectory),
+        Err(_) => false,
+    }
+}
