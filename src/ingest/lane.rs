@@ -100,8 +100,8 @@ impl Lane {
             number,
             shared,
             writer,
-            patience: store.patience_of_lanes(),
-            of_lock: store.lock_of_lanes(),
+            patience: store.lane_timeout(),
+            of_lock: store.lane_lock_timeout(),
             spool,
         }
     }
@@ -171,7 +171,7 @@ impl Lane {
                 error: store::Error::Permanent(_),
                 ..
             }) => self.write_one_by_one(writer, batch.into(), deadline).await,
-            Err(Failed { error, .. }) if error.is_of_lock() => {
+            Err(Failed { error, .. }) if error.is_lock_error() => {
                 self.write_one_by_one(writer, batch.into(), deadline).await;
             }
             Err(Failed { error, attempt }) => {
@@ -202,7 +202,7 @@ impl Lane {
                 Err(failed) => failed,
             };
             let has_time = Instant::now() + self.of_lock <= deadline;
-            if !(has_time && failed.error.is_of_lock()) {
+            if !(has_time && failed.error.is_lock_error()) {
                 let attempt = self.attempt(failed.attempt);
                 let others = changes.into_iter().map(|change| (change, None));
                 let all = std::iter::once((change, attempt)).chain(others);
@@ -291,8 +291,8 @@ async fn attempt(
     loop {
         match writer.write(changes, deadline).await {
             Err(failed) if Instant::now() >= deadline => return Err(failed),
-            Err(Failed { error, .. }) if error.is_of_conflict() => {}
-            Err(Failed { error, .. }) if error.is_of_session() && !has_new_session => {
+            Err(Failed { error, .. }) if error.is_conflict() => {}
+            Err(Failed { error, .. }) if error.is_session_error() && !has_new_session => {
                 has_new_session = true;
             }
             done => return done,

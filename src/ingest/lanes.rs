@@ -12,7 +12,7 @@ use super::lane::{Lane, Waiting, lane_of_writer};
 use super::marks::Marks;
 use super::queue::{Load, Queue};
 use super::spool::Spool;
-use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
+use crate::domain::{Change, Repaired};
 use crate::store::{self, Store, Writer};
 use crate::tasks::{Task, Tasks};
 
@@ -201,35 +201,8 @@ impl Lanes {
 
 /// About what a change holds.
 fn bytes_of(change: &Change) -> usize {
-    fn sum(texts: &[&Option<Text>]) -> usize {
-        let texts = texts.iter().filter_map(|text| text.as_ref());
-        texts.map(|text| text.as_str().len()).sum()
-    }
-    fn of_profile(profile: &Profile) -> usize {
-        let Profile {
-            name,
-            notification,
-            introduction,
-            face_url,
-            ex,
-            need_verification: _,
-            look_member_info: _,
-            apply_member_friend: _,
-        } = profile;
-        sum(&[name, notification, introduction, face_url, ex])
-    }
     let users = change
         .user_ids()
         .map(|user| user.as_str().len() + BYTES_OF_ROW);
-    let values = match &change.event {
-        Event::SetMember(patch) => sum(&[&patch.nickname, &patch.face_url, &patch.ex]),
-        Event::SetProfile(profile) | Event::Create(Creation { profile, .. }) => of_profile(profile),
-        Event::Repair(repair) => {
-            let profile = repair.group.as_ref().map(|held| of_profile(&held.profile));
-            let members: usize = repair.present.iter().map(|(_, held)| held.bytes()).sum();
-            profile.unwrap_or(0) + members
-        }
-        _ => 0,
-    };
-    change.group_id.as_str().len() + users.sum::<usize>() + values
+    change.group_id.as_str().len() + users.sum::<usize>() + change.event.bytes()
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::Lanes;
-use crate::domain::{Change, CheckReason, Event, GroupId};
+use crate::domain::{Change, Event, GroupId, MarkReason};
 
 /// Most groups. OpenIM can name no more than a few a second while it waits for our errors.
 const MOST: usize = 100_000;
@@ -29,14 +29,14 @@ pub(super) struct Marks(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: Mutex<HashMap<GroupId, CheckReason>>,
+    waiting: Mutex<HashMap<GroupId, MarkReason>>,
     /// Taken from there, and not known to be durable.
     under_way: AtomicUsize,
     added: Notify,
 }
 
 impl Marks {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, CheckReason>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, MarkReason>> {
         // Nothing panics while it is held.
         self.0
             .waiting
@@ -45,7 +45,7 @@ impl Marks {
     }
 
     /// Marks a group, soon.
-    pub(super) fn add(&self, group: GroupId, reason: CheckReason) {
+    pub(super) fn add(&self, group: GroupId, reason: MarkReason) {
         let is_full = {
             let mut waiting = self.waiting();
             let is_full = waiting.len() >= MOST && !waiting.contains_key(&group);
@@ -63,10 +63,10 @@ impl Marks {
     /// Marks the group of a change that is not known to be written.
     pub(super) fn lost(&self, change: &Change) {
         let reason = match change.event {
-            Event::WantCheck(reason) => reason,
+            Event::Mark(reason) => reason,
             // Nobody is done with it: OpenIM is asked again.
             Event::Repair(_) => return,
-            _ => CheckReason::CallbackLost,
+            _ => MarkReason::CallbackLost,
         };
         self.add(change.group_id.clone(), reason);
     }
@@ -76,7 +76,7 @@ impl Marks {
         self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Vec<(GroupId, CheckReason)> {
+    fn take(&self) -> Vec<(GroupId, MarkReason)> {
         let mut waiting = self.waiting();
         let some: Vec<GroupId> = waiting.keys().take(AT_ONCE).cloned().collect();
         self.0.under_way.store(some.len(), Ordering::Relaxed);
@@ -120,10 +120,10 @@ impl Marks {
         &self,
         lanes: &Lanes,
         group: GroupId,
-        reason: CheckReason,
+        reason: MarkReason,
         deadline: Instant,
     ) -> bool {
-        let change = Change::new(group, OffsetDateTime::now_utc(), Event::WantCheck(reason));
+        let change = Change::new(group, OffsetDateTime::now_utc(), Event::Mark(reason));
         let queued = lanes.push(change);
         lanes.answer(queued, deadline).await.is_ok()
     }

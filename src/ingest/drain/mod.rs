@@ -56,9 +56,9 @@ impl Error {
     /// Whether it is what everybody knows already: the database does not answer.
     fn is_of_absence(&self) -> bool {
         match self {
-            Error::Store(error) if error.is_of_setup() => false,
-            Error::Store(error) => error.is_of_connection() || error.is_of_time(),
-            Error::Open(error) => error.is_of_absence(),
+            Error::Store(error) if error.is_setup_error() => false,
+            Error::Store(error) => error.is_connection_error() || error.is_timeout(),
+            Error::Open(error) => error.is_unreachable(),
             Error::Spool(_) | Error::Panicked => false,
         }
     }
@@ -84,7 +84,7 @@ impl Drain {
     pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
         let drainer = store.drainer(spool.id());
         let first_patience = match lanes {
-            Some(_) => store.patience_of_lanes(),
+            Some(_) => store.lane_timeout(),
             None => LONGEST_WRITE,
         };
         Self {

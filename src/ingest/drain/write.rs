@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::super::spool::{Entry, Spooled, write_change};
 use super::{Drain, Error, HELD_WRITE, LONGEST_WRITE, MOST_BYTES, MOST_ENTRIES};
-use crate::domain::{Change, CheckReason, Event, Rejected};
+use crate::domain::{Change, Event, MarkReason, Rejected};
 use crate::store;
 
 /// Where rejected callbacks say that they came from if the database did not take them out of the
@@ -28,7 +28,7 @@ impl Drain {
         }
         let written = self.write(&batch).await;
         if let Err(error) = &written
-            && error.is_of_time()
+            && error.is_timeout()
         {
             self.patience = (self.patience * 2).min(LONGEST_WRITE);
             self.most = (self.most / 8).max(1);
@@ -87,7 +87,7 @@ impl Drain {
     /// Whether a lane has written it, and did not hear so.
     fn is_in(&self, entry: &Spooled) -> bool {
         let attempt = entry.attempt.as_ref();
-        attempt.is_some_and(|attempt| self.drainer.is_in(attempt.lane, attempt.seq))
+        attempt.is_some_and(|attempt| self.drainer.is_committed(attempt.lane, attempt.seq))
     }
 
     /// Keeps what the database does not take with the rejected callbacks, and has its group checked.
@@ -103,7 +103,7 @@ impl Drain {
             "the database does not take an entry of the spool"
         );
         if let Entry::Change(change) = &entry.entry {
-            let reason = Event::WantCheck(CheckReason::CallbackLost);
+            let reason = Event::Mark(MarkReason::CallbackLost);
             let mark = Change::new(change.group_id.clone(), change.received_at, reason);
             let kept = refused_entry(change, refused);
             for (changes, rejected) in [(vec![&mark], vec![&kept]), (vec![], vec![&kept])] {
@@ -131,7 +131,7 @@ impl Drain {
         loop {
             let written = self.drainer.write(changes, rejected, seq, deadline).await;
             match written {
-                Err(error) if error.is_of_conflict() && Instant::now() < deadline => {}
+                Err(error) if error.is_conflict() && Instant::now() < deadline => {}
                 written => return written,
             }
         }

@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 
 use super::record::Entry;
 use crate::domain::{
-    Change, CheckReason, Creation, Event, GroupId, MemberPatch, Profile, Rejected, Text, UserId,
-    Users,
+    Change, Creation, Event, GroupId, GroupProfile, MarkReason, MemberPatch, Rejected, Text,
+    UserId, Users,
 };
 
 /// A folder that is deleted with it, also when a test panics.
@@ -91,16 +91,16 @@ pub(super) fn change(group: &str, event: Event) -> Change {
 
 /// A change of about so many bytes.
 pub(super) fn profile(name: &str, bytes: usize) -> Change {
-    let profile = Profile {
+    let profile = GroupProfile {
         name: Some(Text::parse(name.into())),
         introduction: Some(Text::parse("x".repeat(bytes))),
-        ..Profile::default()
+        ..GroupProfile::default()
     };
     change("g", Event::SetProfile(profile))
 }
 
 pub(super) fn mark() -> Change {
-    change("g", Event::WantCheck(CheckReason::CallbackLost))
+    change("g", Event::Mark(MarkReason::CallbackLost))
 }
 
 pub(super) fn rejected(body: usize) -> Rejected {
@@ -127,10 +127,10 @@ fn text() -> impl Strategy<Value = Option<Text>> {
     of(any::<String>().prop_map(Text::parse))
 }
 
-fn any_profile() -> impl Strategy<Value = Profile> {
+fn any_profile() -> impl Strategy<Value = GroupProfile> {
     let texts = (text(), text(), text(), text(), text());
     let numbers = (of(any::<i32>()), of(any::<i32>()), of(any::<i32>()));
-    (texts, numbers).prop_map(|(texts, numbers)| Profile {
+    (texts, numbers).prop_map(|(texts, numbers)| GroupProfile {
         name: texts.0,
         notification: texts.1,
         introduction: texts.2,
@@ -198,8 +198,8 @@ fn event() -> impl Strategy<Value = Event> {
         transfer,
         any_profile().prop_map(Event::SetProfile),
         patch,
-        proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheck),
-        proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheckIfDismissed),
+        proptest::sample::select(MarkReason::ALL).prop_map(Event::Mark),
+        proptest::sample::select(MarkReason::ALL).prop_map(Event::MarkIfDismissed),
     ]
 }
 
