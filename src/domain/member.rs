@@ -130,6 +130,20 @@ impl Member {
         replace(&mut self.ex, ex);
     }
 
+    /// Returns the texts that are known.
+    pub fn texts(&self) -> impl Iterator<Item = &Text> {
+        let texts = [
+            &self.nickname,
+            &self.face_url,
+            &self.ex,
+            &self.display_nickname,
+            &self.display_face_url,
+            &self.inviter,
+            &self.operator,
+        ];
+        texts.into_iter().flatten()
+    }
+
     /// True if the member has left.
     pub fn is_gone(&self) -> bool {
         self.left_at.is_some()

@@ -10,7 +10,7 @@
 
 use sqlx::postgres::{PgArguments, PgRow, PgTypeInfo, PgValueRef};
 use sqlx::query::Query;
-use sqlx::{Decode, FromRow, Postgres, Row, Type};
+use sqlx::{Decode, Postgres, Row, Type};
 use time::OffsetDateTime;
 
 use crate::domain::{Group, GroupId, Member, MemberPatch, Text, UserId};
@@ -67,122 +67,115 @@ macro_rules! with_group_columns {
     };
 }
 
-/// Makes a list of SQL, each item after a comma, with `sql_column!`.
+/// Makes a list of SQL, each item after a comma, in a form of `sql_column!`.
 macro_rules! sql_columns {
     ([$(($number:literal $type:ident $name:ident $($field:ident).+))+] $form:tt) => {
-        concat!($(sql_column!($form $number $type $name)),+)
+        concat!($(sql_column!($form $type stringify!($name), $number)),+)
     };
 }
 
 /// Makes the SQL of one column in a form.
 macro_rules! sql_column {
-    // Its name.
-    (plain $number:literal $type:ident $name:ident) => {
-        concat!(", ", stringify!($name))
+    // The name.
+    (plain $type:ident $name:expr, $number:literal) => {
+        concat!(", ", $name)
     };
-    // Its name in a table.
-    ((of $table:literal) $number:literal $type:ident $name:ident) => {
-        concat!(", ", $table, ".", stringify!($name))
+    // The name in a table.
+    ((of $table:literal) $type:ident $name:expr, $number:literal) => {
+        concat!(", ", $table, ".", $name)
     };
-    // A long text is replaced by a mark: a text longer than any short one. See `read::pages`.
-    (short $number:literal text $name:ident) => {
+    // A short text, or in place of a long one a mark that is longer than a short text.
+    (short text $name:expr, $number:literal) => {
         concat!(
             ", CASE WHEN octet_length(",
-            stringify!($name),
+            $name,
             ") > 1024 THEN repeat('!', 1025) ELSE ",
-            stringify!($name),
+            $name,
             " END AS ",
-            stringify!($name)
+            $name
         )
     };
-    (short $number:literal $type:ident $name:ident) => {
-        concat!(", ", stringify!($name))
-    };
-    // A text is NULL unless a condition holds.
-    ((texts_if $condition:expr) $number:literal text $name:ident) => {
+    // A text if a condition holds.
+    ((texts_if $condition:expr) text $name:expr, $number:literal) => {
         concat!(
             ", CASE WHEN ",
             $condition,
             " THEN ",
-            stringify!($name),
+            $name,
             " END AS ",
-            stringify!($name)
+            $name
         )
     };
-    ((texts_if $condition:expr) $number:literal $type:ident $name:ident) => {
-        concat!(", ", stringify!($name))
-    };
     // The length of a text, to be added to a number.
-    (bytes $number:literal text $name:ident) => {
-        concat!(" + COALESCE(octet_length(", stringify!($name), "), 0)")
-    };
-    (bytes $number:literal id $name:ident) => {
-        concat!(" + COALESCE(octet_length(", stringify!($name), "), 0)")
-    };
-    (bytes $number:literal $type:ident $name:ident) => {
+    (bytes integer $name:expr, $number:literal) => {
         ""
     };
-    // The value to write: a text can be kept as it is stored.
-    (written $number:literal text $name:ident) => {
+    (bytes timestamptz $name:expr, $number:literal) => {
+        ""
+    };
+    (bytes $type:ident $name:expr, $number:literal) => {
+        concat!(" + COALESCE(octet_length(", $name, "), 0)")
+    };
+    // The value to write. A text can be kept as it is stored.
+    (written text $name:expr, $number:literal) => {
         concat!(
-            ", CASE WHEN written.keeps THEN kept.",
-            stringify!($name),
+            ", CASE WHEN keeps THEN kept.",
+            $name,
             " ELSE written.",
-            stringify!($name),
+            $name,
             " END"
         )
     };
-    (written $number:literal $type:ident $name:ident) => {
-        concat!(", written.", stringify!($name))
+    (written $type:ident $name:expr, $number:literal) => {
+        concat!(", written.", $name)
     };
-    // Its parameter, as an array or a single value.
-    (array $number:literal id $name:ident) => {
+    // The parameter: an array, or a single value.
+    (array id $name:expr, $number:literal) => {
         concat!(", $", $number, "::text[]")
     };
-    (array $number:literal $type:ident $name:ident) => {
+    (array $type:ident $name:expr, $number:literal) => {
         concat!(", $", $number, "::", stringify!($type), "[]")
     };
-    (value $number:literal $type:ident $name:ident) => {
+    (value $type:ident $name:expr, $number:literal) => {
         concat!(", $", $number, "::", stringify!($type))
     };
-    // Its assignment in an upsert.
-    (set $number:literal $type:ident $name:ident) => {
-        concat!(", ", stringify!($name), " = EXCLUDED.", stringify!($name))
+    // The assignment of an upsert.
+    (set $type:ident $name:expr, $number:literal) => {
+        concat!(", ", $name, " = EXCLUDED.", $name)
     };
-    // Its value and its assignment in a patch. NULL stands for "leave it".
-    (patched $number:literal $type:ident $name:ident) => {
-        concat!(
-            ", COALESCE(patch.",
-            stringify!($name),
-            ", stored.",
-            stringify!($name),
-            ")"
-        )
+    // The value of a patch, and its assignment. NULL leaves the stored value.
+    (patched $type:ident $name:expr, $number:literal) => {
+        concat!(", COALESCE(patch.", $name, ", stored.", $name, ")")
     };
-    (set_patched $number:literal $type:ident $name:ident) => {
+    (set_patched $type:ident $name:expr, $number:literal) => {
         concat!(
             ", ",
-            stringify!($name),
-            " = COALESCE(patch.",
-            stringify!($name),
+            $name,
+            " = ",
+            "COALESCE(patch.",
+            $name,
             ", stored.",
-            stringify!($name),
+            $name,
             ")"
         )
+    };
+    // A number, a time or an id is always short.
+    ($form:tt $type:ident $name:expr, $number:literal) => {
+        concat!(", ", $name)
     };
 }
 
-/// SQL of the columns of a member, each after a comma.
+/// SQL of the columns of members, each after a comma.
 macro_rules! member_columns {
     ($form:tt) => { with_member_columns!(sql_columns $form) };
 }
 
-/// SQL of the columns of a patch, each after a comma.
+/// SQL of the columns of patches, each after a comma.
 macro_rules! patch_columns {
     ($form:tt) => { with_patch_columns!(sql_columns $form) };
 }
 
-/// SQL of the columns of a group, each after a comma.
+/// SQL of the columns of groups, each after a comma.
 macro_rules! group_columns {
     ($form:tt) => { with_group_columns!(sql_columns $form) };
 }
@@ -377,165 +370,110 @@ macro_rules! rust_type {
     };
 }
 
-/// Text in a field, if it has one.
-macro_rules! text_in {
-    (text $field:expr) => {
-        $field.as_deref()
-    };
-    ($type:ident $field:expr) => {
-        None::<&str>
-    };
+/// A value of a column. Texts and ids have a length.
+trait Value {
+    fn text(&self) -> Option<&str> {
+        None
+    }
+
+    fn forget_text(&mut self) {}
 }
 
-/// Bytes of a text or an id in a field.
-macro_rules! bytes_in {
-    (integer $field:expr) => {
-        0
-    };
-    (timestamptz $field:expr) => {
-        0
-    };
-    ($type:ident $field:expr) => {
-        $field.as_ref().map_or(0, String::len)
-    };
-}
+impl Value for Option<i32> {}
+impl Value for Option<OffsetDateTime> {}
+impl Value for Option<String> {
+    fn text(&self) -> Option<&str> {
+        self.as_deref()
+    }
 
-/// Deletes a text in a field.
-macro_rules! clear_text {
-    (text $field:expr) => {
-        $field = None
-    };
-    ($type:ident $field:expr) => {};
-}
-
-macro_rules! member_row_type {
-    ([$(($number:literal $type:ident $name:ident $field:ident))+]) => {
-        /// A member as readers see it.
-        #[derive(Clone, Debug)]
-        #[expect(missing_docs, reason = "the columns; see migrations/")]
-        pub struct MemberRow {
-            pub group_id: String,
-            pub user_id: String,
-            $(pub $name: Option<rust_type!($type)>,)+
-            /// Time when the member left, or when the group was dismissed.
-            pub left_at: Option<OffsetDateTime>,
-            pub created_at: OffsetDateTime,
-            pub updated_at: OffsetDateTime,
-        }
-
-        impl MemberRow {
-            pub(super) fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
-                Ok(Self {
-                    group_id: columns.take()?,
-                    user_id: columns.take()?,
-                    $($name: columns.take()?,)+
-                    left_at: columns.take()?,
-                    created_at: columns.take()?,
-                    updated_at: columns.take()?,
-                })
-            }
-
-            /// Returns the length of texts and ids.
-            pub fn bytes(&self) -> usize {
-                self.group_id.len() + self.user_id.len() $(+ bytes_in!($type self.$name))+
-            }
-
-            /// Frees the memory of texts and ids.
-            pub(super) fn clear_texts(&mut self) {
-                (self.group_id, self.user_id) = (String::new(), String::new());
-                $(clear_text!($type self.$name);)+
-            }
-        }
-
-        impl Texts for MemberRow {
-            fn texts(&self) -> impl Iterator<Item = &str> {
-                [$(text_in!($type self.$name)),+].into_iter().flatten()
-            }
-        }
-
-        /// Returns the texts of a member.
-        pub(super) fn texts_of(member: &Member) -> impl Iterator<Item = &str> {
-            [$(member_text!($type member.$field)),+].into_iter().flatten()
-        }
-    };
-}
-
-/// Text in a field of the domain, if it has one.
-macro_rules! member_text {
-    (text $field:expr) => {
-        $field.as_ref().map(Text::as_str)
-    };
-    ($type:ident $field:expr) => {
-        None::<&str>
-    };
-}
-
-with_member_columns!(member_row_type);
-
-macro_rules! group_row_type {
-    ([$(($number:literal $type:ident $name:ident $($field:ident).+))+]) => {
-        /// A group as readers see it.
-        #[derive(Clone, Debug)]
-        #[expect(missing_docs, reason = "the columns; see migrations/")]
-        pub struct GroupRow {
-            pub group_id: String,
-            $(pub $name: Option<rust_type!($type)>,)+
-            /// Present only while the group is dismissed.
-            pub dismissed_at: Option<OffsetDateTime>,
-            pub check_wanted_since: Option<OffsetDateTime>,
-            pub check_reason: Option<String>,
-            pub created_at: OffsetDateTime,
-            pub updated_at: OffsetDateTime,
-        }
-
-        impl FromRow<'_, PgRow> for GroupRow {
-            fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-                let mut columns = Columns::of(row);
-                Ok(Self {
-                    group_id: columns.take()?,
-                    $($name: columns.take()?,)+
-                    dismissed_at: columns.take()?,
-                    check_wanted_since: columns.take()?,
-                    check_reason: columns.take()?,
-                    created_at: columns.take()?,
-                    updated_at: columns.take()?,
-                })
-            }
-        }
-
-        impl GroupRow {
-            /// Returns the length of texts and ids.
-            pub fn bytes(&self) -> usize {
-                self.group_id.len() $(+ bytes_in!($type self.$name))+
-            }
-        }
-
-        impl Texts for GroupRow {
-            fn texts(&self) -> impl Iterator<Item = &str> {
-                [$(text_in!($type self.$name)),+].into_iter().flatten()
-            }
-        }
-    };
-}
-
-with_group_columns!(group_row_type);
-
-impl FromRow<'_, PgRow> for MemberRow {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Self::read(&mut Columns::of(row))
+    fn forget_text(&mut self) {
+        *self = None;
     }
 }
 
-/// Maximum length of a short text, in bytes; `sql_column!` has the number too.
-pub(super) const MAX_SHORT_TEXT: usize = 1024;
-
 /// A row whose texts may be long.
-pub(super) trait Texts {
+pub(super) trait PageRow: Sized {
+    /// Reads the columns.
+    fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error>;
+
     /// Returns the texts.
     fn texts(&self) -> impl Iterator<Item = &str>;
+}
 
-    /// True if a mark stands in place of a long text.
-    fn is_marked(&self) -> bool {
-        self.texts().any(|text| text.len() > MAX_SHORT_TEXT)
+/// Makes the type of a row as readers see it: the key, the listed columns, and more.
+macro_rules! row_type {
+    (
+        [$(($number:literal $type:ident $name:ident $($field:ident).+))+]
+        $(#[$doc:meta])*
+        $row:ident { $($key:ident)+ } { $($(#[$more_doc:meta])* $more:ident: $more_type:ty,)+ }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        #[expect(missing_docs, reason = "the columns; see migrations/")]
+        pub struct $row {
+            $(pub $key: String,)+
+            $(pub $name: Option<rust_type!($type)>,)+
+            $($(#[$more_doc])* pub $more: $more_type,)+
+        }
+
+        impl PageRow for $row {
+            fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
+                Ok(Self {
+                    $($key: columns.take()?,)+
+                    $($name: columns.take()?,)+
+                    $($more: columns.take()?,)+
+                })
+            }
+
+            fn texts(&self) -> impl Iterator<Item = &str> {
+                [$(self.$name.text()),+].into_iter().flatten()
+            }
+        }
+
+        impl $row {
+            /// Returns the length of texts and ids.
+            pub fn bytes(&self) -> usize {
+                let texts = self.texts().map(str::len).sum::<usize>();
+                texts $(+ self.$key.len())+
+            }
+        }
+    };
+}
+
+with_member_columns! { row_type
+    /// A member as readers see it.
+    MemberRow { group_id user_id } {
+        /// Time when the member left, or when the group was dismissed.
+        left_at: Option<OffsetDateTime>,
+        created_at: OffsetDateTime,
+        updated_at: OffsetDateTime,
+    }
+}
+
+with_group_columns! { row_type
+    /// A group as readers see it.
+    GroupRow { group_id } {
+        /// Present only while the group is dismissed.
+        dismissed_at: Option<OffsetDateTime>,
+        check_wanted_since: Option<OffsetDateTime>,
+        check_reason: Option<String>,
+        created_at: OffsetDateTime,
+        updated_at: OffsetDateTime,
+    }
+}
+
+/// Deletes texts of a row.
+macro_rules! forget_columns {
+    ([$(($number:literal $type:ident $name:ident $($field:ident).+))+] $row:ident) => {
+        $($row.$name.forget_text();)+
+    };
+}
+
+impl MemberRow {
+    /// Frees the memory of texts and ids.
+    pub(super) fn forget_texts(&mut self) {
+        let row = self;
+        (row.group_id, row.user_id) = (String::new(), String::new());
+        with_member_columns!(forget_columns row);
     }
 }

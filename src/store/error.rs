@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use sqlx::migrate::MigrateError;
+
 use super::postgres::UrlError;
 
 /// An error of the store.
@@ -213,44 +215,13 @@ const UNREACHABLE: [&str; 4] = ["57P01", "57P02", "57P03", "53300"];
 /// Oldest major version of PostgreSQL that the mirror can use.
 pub(super) const OLDEST_MAJOR: i32 = 14;
 
-/// Reason why the database cannot be opened. It is for the administrator, never for a caller.
+/// Reason why the database cannot be opened. It is for the administrator, never for a caller. The
+/// first value of a variant is the database, without its password.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL is not that of a Postgres database, or asks for something that the mirror cannot do.
     #[error(transparent)]
     Url(#[from] UrlError),
-    /// A pooler changes the session.
-    #[error("cannot use {database}: {unfit}")]
-    Session {
-        /// The database, without its password.
-        database: String,
-        /// The reason.
-        unfit: UnfitSession,
-    },
-    /// There is no connection.
-    #[error("cannot connect to {database}: {error}")]
-    Connect {
-        /// The database, without its password.
-        database: String,
-        /// The error.
-        error: sqlx::Error,
-    },
-    /// There is a connection, but a check or a preparation failed.
-    #[error("cannot use {database}: {error}")]
-    Prepare {
-        /// The database, without its password.
-        database: String,
-        /// The error.
-        error: sqlx::Error,
-    },
-    /// TLS does not work as `sslmode` requires.
-    #[error("cannot connect to {database} by TLS: {why}")]
-    Tls {
-        /// The database, without its password.
-        database: String,
-        /// The cause and the solution.
-        why: String,
-    },
     /// A file that the URL names cannot be read.
     #[error("DATABASE_URL: {parameter}: cannot read {path}: {error}")]
     File {
@@ -261,90 +232,71 @@ pub enum OpenError {
         /// The error of the system.
         error: std::io::Error,
     },
-    /// The role lacks a right.
-    #[error("cannot use {database}: {lack}")]
-    Right {
-        /// The database, without its password.
-        database: String,
-        /// The right that is missing, and the statement that grants it.
-        lack: String,
-    },
+    /// A pooler changes the session.
+    #[error("cannot use {0}: {1}")]
+    Session(String, UnfitSession),
+    /// There is no connection.
+    #[error("cannot connect to {0}: {1}")]
+    Connect(String, sqlx::Error),
+    /// There is a connection, but a check or a preparation failed.
+    #[error("cannot use {0}: {1}")]
+    Prepare(String, sqlx::Error),
+    /// TLS does not work as `sslmode` requires. The text has the cause and the solution.
+    #[error("cannot connect to {0} by TLS: {1}")]
+    Tls(String, String),
+    /// The role lacks a right. The text says which, and how to grant it.
+    #[error("cannot use {0}: {1}")]
+    Right(String, String),
     /// The schema is out of date, and the database is read-only.
     #[error(
-        "cannot bring the schema of {database} up to date: the database is read-only, because it is a \
+        "cannot bring the schema of {0} up to date: the database is read-only, because it is a \
          standby or default_transaction_read_only is on; DATABASE_URL has to lead to one that takes writes"
     )]
-    ReadOnly {
-        /// The database, without its password.
-        database: String,
-    },
+    ReadOnly(String),
     /// The server is too old for the mirror's statements.
-    #[error("{database} is PostgreSQL {major}; the mirror needs {OLDEST_MAJOR} or later")]
-    Version {
-        /// The database, without its password.
-        database: String,
-        /// Its major version.
-        major: i32,
-    },
-    /// A text outside the database's encoding would be lost.
-    #[error(
-        "the encoding of {database} is {encoding}; the mirror needs a database with encoding UTF8"
-    )]
-    Encoding {
-        /// The database, without its password.
-        database: String,
-        /// Its encoding.
-        encoding: String,
-    },
+    #[error("{0} is PostgreSQL {1}; the mirror needs {OLDEST_MAJOR} or later")]
+    Version(String, i32),
+    /// The encoding of the database would lose texts.
+    #[error("the encoding of {0} is {1}; the mirror needs a database with encoding UTF8")]
+    Encoding(String, String),
     /// A migration failed.
-    #[error("cannot bring the schema of {database} up to date: {error}")]
-    Migrate {
-        /// The database, without its password.
-        database: String,
-        /// The error.
-        error: sqlx::migrate::MigrateError,
-    },
+    #[error("cannot bring the schema of {0} up to date: {1}")]
+    Migrate(String, MigrateError),
     /// A table or another object has a name that the mirror needs.
     #[error(
-        "cannot make the schema of {database}: {error}. That is another application's; DATABASE_SCHEMA \
-         gives the mirror a schema of its own"
+        "cannot make the schema of {0}: {1}. That is another application's; DATABASE_SCHEMA gives \
+         the mirror a schema of its own"
     )]
-    Taken {
-        /// The database, without its password.
-        database: String,
-        /// The error.
-        error: sqlx::migrate::MigrateError,
-    },
+    Taken(String, MigrateError),
 }
 
 impl OpenError {
     /// True if the cause can be removed on the database's side while the service waits. Otherwise the
     /// service cannot use the database.
     pub fn is_away(&self) -> bool {
-        use sqlx::migrate::MigrateError;
         match self {
-            OpenError::Connect { .. }
-            | OpenError::Prepare { .. }
-            | OpenError::Tls { .. }
-            | OpenError::Right { .. }
-            | OpenError::ReadOnly { .. }
-            | OpenError::Taken { .. } => true,
-            OpenError::Migrate { error, .. } => matches!(
+            Self::Connect(..)
+            | Self::Prepare(..)
+            | Self::Tls(..)
+            | Self::Right(..)
+            | Self::ReadOnly(_)
+            | Self::Taken(..) => true,
+            Self::Migrate(_, error) => matches!(
                 error,
                 MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
             ),
-            OpenError::Url(_)
-            | OpenError::Session { .. }
-            | OpenError::File { .. }
-            | OpenError::Version { .. }
-            | OpenError::Encoding { .. } => false,
+            Self::Url(_)
+            | Self::Session(..)
+            | Self::File { .. }
+            | Self::Version(..)
+            | Self::Encoding(..) => false,
         }
     }
 
     /// True if the database does not answer, or not yet. Otherwise an administrator must act.
     pub fn is_unreachable(&self) -> bool {
         match self {
-            OpenError::Connect { error, .. } | OpenError::Prepare { error, .. } => match error {
+            Self::Connect(_, error) | Self::Prepare(_, error) => match error {
                 sqlx::Error::Database(error) => error
                     .code()
                     .is_some_and(|code| UNREACHABLE.contains(&code.as_ref())),

@@ -10,8 +10,8 @@ use sqlx::postgres::PgRow;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::columns::{Columns, MemberRow, Texts};
-use super::read::{SHORT_ROW, count};
+use super::columns::{Columns, MemberRow, PageRow};
+use super::read::{self, SHORT_ROW, is_marked};
 use super::{Error, Store};
 use crate::domain::{GroupId, UserId};
 
@@ -180,7 +180,7 @@ pub struct SoughtMember {
 impl SoughtMember {
     /// Frees the memory of texts and ids.
     pub fn forget_texts(&mut self) {
-        self.row.clear_texts();
+        self.row.forget_texts();
         self.has_texts = false;
     }
 }
@@ -254,17 +254,13 @@ impl Store {
 
     /// Looks up the current member of each pair, in the order of the pairs. A member has its texts if
     /// they have at most [`SHORT_ROW`] bytes.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn memberships(
         &self,
         pairs: Arc<[(GroupId, UserId)]>,
     ) -> Result<Vec<Option<SoughtMember>>, Error> {
         let mut found = self.look_up(Arc::clone(&pairs)).await?;
-        let is_marked = |row: &Option<MemberRow>| row.as_ref().is_some_and(Texts::is_marked);
         let marked: Vec<usize> = (0..found.len())
-            .filter(|at| is_marked(&found[*at]))
+            .filter(|at| found[*at].as_ref().is_some_and(is_marked))
             .collect();
         let asked: Vec<_> = marked.iter().map(|at| (&pairs[*at], SHORT_ROW)).collect();
         // These rows are read again. Free the memory first.
@@ -285,9 +281,6 @@ impl Store {
     }
 
     /// Looks up members whose texts may be long. Each has a number of bytes that is allowed for its texts.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn long_members(
         &self,
         pairs: &[(&(GroupId, UserId), usize)],
@@ -297,7 +290,7 @@ impl Store {
         }
         let groups: Vec<&str> = pairs.iter().map(|((group, _), _)| group.as_str()).collect();
         let users: Vec<&str> = pairs.iter().map(|((_, user), _)| user.as_str()).collect();
-        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| count(*bytes)).collect();
+        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| read::count(*bytes)).collect();
         let found = self
             .read(async |connection| {
                 sqlx::query(MEMBERSHIPS_SIZED)
@@ -318,7 +311,7 @@ impl Store {
             let allowed = at(place).and_then(|at| allowed.get(at));
             let member = SoughtMember {
                 row,
-                bytes: super::read::bytes(bytes),
+                bytes: read::bytes(bytes),
                 has_texts: allowed.is_some_and(|allowed| bytes <= *allowed),
             };
             (place, member)
@@ -348,9 +341,10 @@ async fn member(
     group: &GroupId,
     user: &UserId,
 ) -> Result<Option<MemberRow>, sqlx::Error> {
-    sqlx::query_as(MEMBER)
+    sqlx::query(MEMBER)
         .bind(group.as_str())
         .bind(user.as_str())
+        .try_map(|row: PgRow| MemberRow::read(&mut Columns::of(&row)))
         .fetch_optional(connection)
         .await
 }

@@ -59,7 +59,8 @@ statements! {
 /// Time limit of housekeeping: that of [`ALLOW_LONG_STATEMENT`], and a little more.
 const HOUSEKEEPING_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// The database for the rest of the program. It has one method for each read or change.
+/// The database for the rest of the program. It has one method for each read or change. Each returns
+/// [`Error::Transient`] while the database is away.
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Arc<Database>,
@@ -93,9 +94,6 @@ pub struct Store {
 
 impl Database {
     /// Connects, checks the server, migrates the schema, and makes the store.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
     pub async fn open(&self) -> Result<Store, OpenError> {
         self.migrate().await?;
         Ok(self.store())
@@ -198,9 +196,6 @@ impl Store {
     }
 
     /// Checks the server and migrates the schema, once, before the first write.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
     pub async fn prepare(&self) -> Result<(), OpenError> {
         let migrate = || self.database.migrate();
         self.prepared.get_or_try_init(migrate).await?;
@@ -265,9 +260,6 @@ impl Store {
     }
 
     /// Returns when the database answers.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
     pub async fn ping(&self) -> Result<(), Error> {
         self.read(async |connection| connection.ping().await).await
     }

@@ -131,18 +131,12 @@ fn key(rejected: &Rejected) -> Vec<u8> {
 
 impl Store {
     /// Stores a rejected callback.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
     pub async fn keep_rejected(&self, rejected: &Rejected) -> Result<(), Error> {
         self.write(async |connection| insert(connection, rejected).await)
             .await
     }
 
     /// Lists the newest rejected callbacks, newest first.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
     pub async fn list_rejected(&self, limit: u32) -> Result<Vec<RejectedSummary>, Error> {
         self.read(async |connection| {
             sqlx::query_as(LIST_REJECTED)
@@ -154,9 +148,6 @@ impl Store {
     }
 
     /// Reads a rejected callback with its body.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
     pub async fn rejected(&self, id: i64) -> Result<Option<Rejected>, Error> {
         let row: Option<RejectedRow> = self
             .read(async |connection| {
@@ -178,9 +169,6 @@ impl Store {
     }
 
     /// Returns the next number after `after`. Numbers start above 0.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
     pub async fn next_rejected(&self, after: i64) -> Result<Option<i64>, Error> {
         self.read(async |connection| {
             sqlx::query_scalar(NEXT_REJECTED)

@@ -340,11 +340,7 @@ struct Permits {
 }
 
 impl Pool {
-    pub(super) fn new(
-        connector: Connector,
-        size: u32,
-        abandoned_timeout: Duration,
-    ) -> Self {
+    pub(super) fn new(connector: Connector, size: u32, abandoned_timeout: Duration) -> Self {
         Self {
             connector: Arc::new(connector),
             permits: Arc::new(Semaphore::new(size as usize)),

@@ -225,9 +225,6 @@ impl Database {
     }
 
     /// Migrates the schema, on a connection of its own without a statement timeout.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
     pub async fn migrate(&self) -> Result<(), OpenError> {
         let statement = [("statement_timeout", "0".to_owned())];
         let settings = SessionSettings::new(&self.schema, migrate::LOCK_TIMEOUT_MS, statement);
@@ -274,32 +271,29 @@ impl Database {
     fn cannot_connect(&self, error: sqlx::Error) -> OpenError {
         let database = self.to_string();
         if let Some(unfit) = UnfitSession::of_connect_error(&error) {
-            return OpenError::Session { database, unfit };
+            return OpenError::Session(database, unfit);
         }
         match tls::explain(&error, self.options.get_host()) {
-            Some(why) => OpenError::Tls { database, why },
-            None => OpenError::Connect { database, error },
+            Some(why) => OpenError::Tls(database, why),
+            None => OpenError::Connect(database, error),
         }
     }
 
     fn cannot_migrate(&self, error: migrate::Error) -> OpenError {
         let database = self.to_string();
         match error {
-            migrate::Error::Right(lack) => OpenError::Right { database, lack },
-            migrate::Error::ReadOnly => OpenError::ReadOnly { database },
-            migrate::Error::Check(error) => OpenError::Prepare { database, error },
+            migrate::Error::Right(lack) => OpenError::Right(database, lack),
+            migrate::Error::ReadOnly => OpenError::ReadOnly(database),
+            migrate::Error::Check(error) => OpenError::Prepare(database, error),
             migrate::Error::Apply(error) if migrate::is_taken(&error) => {
-                OpenError::Taken { database, error }
+                OpenError::Taken(database, error)
             }
-            migrate::Error::Apply(error) => OpenError::Migrate { database, error },
+            migrate::Error::Apply(error) => OpenError::Migrate(database, error),
         }
     }
 
     fn cannot_prepare(&self, error: sqlx::Error) -> OpenError {
-        OpenError::Prepare {
-            database: self.to_string(),
-            error,
-        }
+        OpenError::Prepare(self.to_string(), error)
     }
 
     /// Checks that a session has its settings and a server process of its own.
@@ -309,10 +303,7 @@ impl Database {
         options: &PgConnectOptions,
         settings: &SessionSettings,
     ) -> Result<(), OpenError> {
-        let refused = |unfit| OpenError::Session {
-            database: self.to_string(),
-            unfit,
-        };
+        let refused = |unfit| OpenError::Session(self.to_string(), unfit);
         let alone =
             session::check_alone(connection, options, session::SECOND_CONNECTION_TIMEOUT).await;
         alone
@@ -332,16 +323,10 @@ impl Database {
             .map_err(|error| self.cannot_prepare(error))?;
         let major = version / 10_000;
         if major < OLDEST_MAJOR {
-            return Err(OpenError::Version {
-                database: self.to_string(),
-                major,
-            });
+            return Err(OpenError::Version(self.to_string(), major));
         }
         if encoding != "UTF8" {
-            return Err(OpenError::Encoding {
-                database: self.to_string(),
-                encoding,
-            });
+            return Err(OpenError::Encoding(self.to_string(), encoding));
         }
         if !is_durable {
             tracing::warn!(

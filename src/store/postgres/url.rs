@@ -210,9 +210,6 @@ fn refuse(key: &str, value: &str) -> Option<String> {
 }
 
 /// Parses a URL. Returns sqlx's options and the names of ignored parameters.
-///
-/// # Errors
-/// See [`UrlError`].
 pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlError> {
     let (base, parameters) = split(url);
     // sqlx itself accepts any scheme. The part before the parameters is parsed first: if a `?` stands in
@@ -258,9 +255,6 @@ pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlErr
 }
 
 /// Checks a URL, and the variables that libpq reads.
-///
-/// # Errors
-/// See [`UrlError`].
 pub fn check_url(
     url: &str,
     variable: impl Fn(&'static str) -> Option<String>,

@@ -1,9 +1,9 @@
 //! Reads of groups: one with counts, and pages of groups.
 
-use sqlx::{FromRow, Row};
+use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::super::columns::GroupRow;
+use super::super::columns::{Columns, GroupRow, PageRow};
 use super::super::{Error, Store};
 use super::pages::{self, Found, Page, Room, SHORT_ROW};
 use crate::domain::GroupId;
@@ -93,9 +93,6 @@ struct RoleRow {
 impl Store {
     /// Reads a group with counts. `None`: the group is unknown. Reads every row of the group, which takes
     /// about 0.2 s for a million members in memory.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn group(
         &self,
         group: &GroupId,
@@ -112,11 +109,12 @@ impl Store {
                 let Some(row) = query.fetch_optional(&mut *connection).await? else {
                     return Ok(None);
                 };
-                let bytes = pages::bytes(row.try_get("bytes")?);
+                let mut columns = Columns::of(&row);
+                let row = GroupRow::read(&mut columns)?;
+                let bytes = pages::bytes(columns.take()?);
                 if bytes > room {
                     return Ok(Some(Found::Long(bytes)));
                 }
-                let row = GroupRow::from_row(&row)?;
                 let by_role = sqlx::query_as(GROUP_BY_ROLE).bind(group.as_str());
                 Ok(Some(Found::Whole((
                     row,
@@ -147,9 +145,6 @@ impl Store {
 
     /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order of
     /// group id. Marked groups with a status are searched one by one.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn groups(
         &self,
         filter: GroupFilter,

@@ -126,9 +126,6 @@ impl Store {
     /// Reads up to `limit` members after the user id `after` ("" for the first), in bytewise order of
     /// user id. A page costs the same anywhere in a group of any size, but these rows are skipped one
     /// by one: tombstones, other roles than 20, and any other role if tombstones are read too.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn members(
         &self,
         group: &GroupId,
@@ -178,9 +175,6 @@ impl Store {
 
     /// Reads up to `limit` current memberships of a user after the group id `after` ("" for the first),
     /// in bytewise order of group id.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn groups_of(
         &self,
         user: &UserId,

@@ -6,10 +6,13 @@
 //! the texts of as many rows as there is room for. Postgres knows the size of a long text without
 //! reading it.
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, Row};
 
-use crate::store::columns::{PgQuery, Texts};
+use crate::store::columns::{Columns, PageRow, PgQuery};
+
+/// Maximum size of a text of an ordinary read, in bytes; `columns` has the number too.
+const MAX_SHORT_TEXT: usize = 1024;
 
 /// Maximum size of a row of an ordinary read, in bytes: seven texts or marks, and two ids.
 pub const SHORT_ROW: usize = 10 << 10;
@@ -61,15 +64,6 @@ struct SizedRow<T> {
     up_to: usize,
 }
 
-impl<T: for<'r> FromRow<'r, PgRow>> FromRow<'_, PgRow> for SizedRow<T> {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            row: T::from_row(row)?,
-            up_to: bytes(row.try_get("upto")?),
-        })
-    }
-}
-
 /// Converts a number of bytes from Postgres.
 pub(in crate::store) fn bytes(count: i64) -> usize {
     usize::try_from(count).unwrap_or(0)
@@ -90,12 +84,13 @@ pub(in crate::store) async fn page<'q, T>(
     bind: impl Fn(PgQuery<'q>) -> PgQuery<'q>,
 ) -> Result<Found<Page<T>>, sqlx::Error>
 where
-    T: Texts + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    T: PageRow + Send + Unpin,
 {
     let (room, may_ask) = match room {
         Room::Bytes(room) => (room, false),
         Room::Short => {
-            let query = bind(sqlx::query(sql.ordinary)).try_map(|row: PgRow| T::from_row(&row));
+            let query = bind(sqlx::query(sql.ordinary));
+            let query = query.try_map(|row: PgRow| T::read(&mut Columns::of(&row)));
             let rows = query.fetch_all(&mut *connection).await?;
             if let Some(page) = unless_marked(rows, limit, PAGE_BYTES) {
                 return Ok(Found::Whole(page));
@@ -104,7 +99,12 @@ where
         }
     };
     let query = bind(sqlx::query(sql.sized)).bind(count(room));
-    let query = query.try_map(|row: PgRow| SizedRow::from_row(&row));
+    let query = query.try_map(|row: PgRow| {
+        let mut columns = Columns::of(&row);
+        let row = T::read(&mut columns)?;
+        let up_to = bytes(columns.take()?);
+        Ok(SizedRow { row, up_to })
+    });
     let rows = query.fetch_all(connection).await?;
     Ok(cut(rows, limit, room, may_ask, PAGE_BYTES))
 }
@@ -136,9 +136,14 @@ fn cut<T>(
     })
 }
 
+/// True if a mark stands in place of a long text.
+pub(in crate::store) fn is_marked<T: PageRow>(row: &T) -> bool {
+    row.texts().any(|text| text.len() > MAX_SHORT_TEXT)
+}
+
 /// Cuts rows to a page of `limit` rows and `max_bytes` bytes of text. `None`: a row has a mark.
-fn unless_marked<T: Texts>(mut rows: Vec<T>, limit: usize, max_bytes: usize) -> Option<Page<T>> {
-    if rows.iter().any(Texts::is_marked) {
+fn unless_marked<T: PageRow>(mut rows: Vec<T>, limit: usize, max_bytes: usize) -> Option<Page<T>> {
+    if rows.iter().any(is_marked) {
         return None;
     }
     let (count, mut bytes) = (rows.len(), 0);

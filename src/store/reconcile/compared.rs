@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::FromRow;
-use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
 use super::checks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, Text, UserId, Version};
-use crate::store::columns::{Columns, PgQuery, Texts, read_group, read_member, texts_of};
+use crate::store::columns::{Columns, PageRow, PgQuery, read_group, read_member};
 use crate::store::read::{Found, Page, PageSql, Room, page};
 use crate::store::{Error, Store};
 
@@ -112,16 +110,13 @@ pub struct KnownGroup {
     pub read_at: Option<OffsetDateTime>,
 }
 
-impl Texts for KnownGroup {
+impl PageRow for KnownGroup {
     fn texts(&self) -> impl Iterator<Item = &str> {
         self.group.profile.texts().map(Text::as_str)
     }
-}
 
-impl FromRow<'_, PgRow> for KnownGroup {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let mut columns = Columns::of(row);
-        let (group_id, group) = read_group(&mut columns)?;
+    fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
+        let (group_id, group) = read_group(columns)?;
         let (wanted_since, check_reason) = (columns.take()?, columns.take()?);
         let _made_and_changed: (OffsetDateTime, OffsetDateTime) =
             (columns.take()?, columns.take()?);
@@ -156,32 +151,26 @@ pub struct ComparedMember {
     pub member: Member,
 }
 
-impl FromRow<'_, PgRow> for ComparedMember {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let (_, user_id, member) = read_member(&mut Columns::of(row))?;
+impl PageRow for ComparedMember {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
+        let (_, user_id, member) = read_member(columns)?;
+        let _made_and_changed: (OffsetDateTime, OffsetDateTime) =
+            (columns.take()?, columns.take()?);
         Ok(Self { user_id, member })
     }
-}
 
-impl Texts for ComparedMember {
     fn texts(&self) -> impl Iterator<Item = &str> {
-        texts_of(&self.member)
+        self.member.texts().map(Text::as_str)
     }
 }
 
 impl Store {
     /// Returns the transactions that have ended by now.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn fence(&self) -> Result<Fence, Error> {
         self.read(async |connection| fence(connection).await).await
     }
 
     /// Counts the members of groups, by group id. An unknown group has 0.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn count_members_of(
         &self,
         groups: &[&GroupId],
@@ -203,9 +192,6 @@ impl Store {
 
     /// Looks up groups. Returns the known ones in their order, and the number of ids that were looked up,
     /// at least one. The caller must ask again for the other ids: there was no room for their texts.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn known_groups(
         &self,
         groups: &[GroupId],
@@ -224,9 +210,6 @@ impl Store {
 
     /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order.
     /// Long texts make the page shorter. It is empty only at the end.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn groups_to_compare(
         &self,
         after: &str,
@@ -242,9 +225,6 @@ impl Store {
 
     /// Reads a page of a group's members and tombstones after the user id `after` ("" for the first),
     /// in bytewise order of user id. Returns true with the last page. `users` limits it to some users.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn members_to_compare(
         &self,
         group: &GroupId,
@@ -276,7 +256,7 @@ impl Store {
         bind: impl Fn(PgQuery<'q>, i64) -> PgQuery<'q>,
     ) -> Result<Page<T>, Error>
     where
-        T: Texts + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+        T: PageRow + Send + Unpin,
     {
         let limit = i64::try_from(rows + 1).unwrap_or(i64::MAX);
         let bind = &|query| bind(query, limit);
@@ -294,9 +274,6 @@ impl Store {
     }
 
     /// Counts all current members, up to `max`.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn count_members(&self, max: u64) -> Result<u64, Error> {
         let count: i64 = self
             .housekeep(async |connection| {
