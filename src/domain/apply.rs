@@ -1,54 +1,69 @@
-//! What a change does to the stored rows of its group.
+//! Applies a change to the stored rows of its group.
 //!
-//! A callback implies something of the time before it: who quits was a member, who joins was none.
-//! Where the mirror knows it otherwise, callbacks were missed or came in another order, and which
-//! of it nobody can tell from here. Then what is safe is done, and the group is marked to be checked
-//! against OpenIM.
+//! Each callback says something about the state before it: a user who quits was a member, a user who
+//! joins was none. If that contradicts the mirror, a callback was lost or reordered. Then the safe
+//! part of the change is applied and the group is marked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use time::{Duration, OffsetDateTime};
 
 use super::{
-    Change, CheckReason, Creation, DISMISSED, Event, Group, Member, MemberPatch, OWNER, Profile,
-    Repaired, UserId, Users,
+    Change, Creation, DISMISSED, Event, Group, GroupProfile, MarkReason, Member, MemberPatch,
+    OWNER, Repair, RepairCounts, UserId, Users, compare_group, compare_member,
 };
 
-/// How long after a leave a callback about the member is taken for one that was overtaken by it.
-/// A guess: OpenIM sets no bound to that. Later, the member has come back unheard.
-pub const LATE: Duration = Duration::seconds(15);
+/// Time after a leave in which a callback that names the member counts as late. A later one means
+/// that the member has joined again without a callback. OpenIM guarantees no limit; 15 s is a guess.
+pub const LATE_CALLBACK_TIMEOUT: Duration = Duration::seconds(15);
 
-/// What is stored of a group, as far as the changes of it need, and what they make of it.
+/// Rows of a group that its changes need. Changes are applied to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupRows {
-    /// `None`: never heard of.
+    /// `None`: the group is unknown.
     pub group: Option<Group>,
-    /// Those that the changes name, where they are known.
+    /// Known members that the changes name.
     pub members: BTreeMap<UserId, Member>,
-    /// Members that a change has named, whether or not a value differs.
+    /// Members that a callback has named, with or without a new value.
     pub named: BTreeSet<UserId>,
-    /// Whether a change has said something of the group itself.
+    /// True if a callback has named the group itself.
     pub is_named: bool,
-    /// Whether there was no row of the group before.
+    /// True if the group had no row before.
     pub is_new: bool,
-    /// Why the group is to be checked: the last reason.
-    pub check: Option<CheckReason>,
-    /// The transaction of the last callback about the group itself.
-    pub heard: Option<i64>,
-    /// The same of the members.
-    pub members_heard: BTreeMap<UserId, i64>,
-    /// When a change has dismissed the group: whoever was a member then has left, those who are not
-    /// among `members` too.
+    /// Reason of a new mark: the last one.
+    pub mark: Option<MarkReason>,
+    /// Time of a dismissal by one of the changes. All members have left then, including those
+    /// who are not in `members`.
     pub emptied_at: Option<OffsetDateTime>,
-    /// When the last comparison with OpenIM began.
-    pub compared_at: Option<OffsetDateTime>,
-    /// Members that a repair has changed.
-    pub repaired: BTreeSet<UserId>,
-    /// Whether a repair has changed the group itself.
-    pub is_repaired: bool,
+    /// Input and result of repairs.
+    pub repair: RepairRows,
 }
 
-/// What of a member was stored when a callback implied that there is one.
+/// The part of [`GroupRows`] that only repairs use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairRows {
+    /// Begin of the last comparison with OpenIM.
+    pub compared_at: Option<OffsetDateTime>,
+    /// Transaction of the last callback about the group itself.
+    pub group_xid: Option<i64>,
+    /// Transactions of the last callback about each member.
+    pub member_xids: BTreeMap<UserId, i64>,
+    /// Members that a repair has written.
+    pub repaired_members: BTreeSet<UserId>,
+    /// True if a repair has written the group itself.
+    pub is_group_repaired: bool,
+}
+
+/// Result of a repair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Rows that were made equal to OpenIM. The others were equal, or a callback has named them since.
+    pub counts: RepairCounts,
+    /// True if a newer comparison has begun: no row was written.
+    pub is_outdated: bool,
+}
+
+/// State of a member who should be a current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Current,
@@ -57,16 +72,16 @@ enum Found {
     Back,
 }
 
-/// Does to `rows` what `change` says. There are the rows of all whom the change names, as far as
-/// they are stored. What is returned is of a repair alone.
+/// Applies a change. `rows` has the stored rows of all users that the change names. The result is
+/// empty unless the change is a repair.
 pub fn apply(rows: &mut GroupRows, change: &Change) -> Repaired {
     if let Event::Repair(repair) = &change.event {
         return rows.repair(repair);
     }
-    let before = rows.check;
+    let before = rows.mark;
     apply_event(rows, change);
-    if change.is_looked_after && !change.event.is_mark() {
-        rows.check = before;
+    if change.is_reconciled_soon && !change.event.is_mark() {
+        rows.mark = before;
     }
     Repaired::default()
 }
@@ -75,11 +90,11 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
     let at = change.received_at;
     if let Event::Create(creation) = &change.event {
         rows.create(creation, at);
-        return rows.leave_nobody_in_a_dismissed_group(at);
+        return rows.keep_dismissed_group_empty(at);
     }
-    if let Event::WantCheckIfDismissed(reason) = &change.event {
-        if rows.group.as_ref().is_some_and(Group::is_dismissed) {
-            rows.want_check(*reason);
+    if let Event::MarkIfDismissed(reason) = &change.event {
+        if rows.is_dismissed() {
+            rows.mark(*reason);
         }
         return;
     }
@@ -89,8 +104,8 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
         rows.is_new = true;
     }
     match &change.event {
-        // Above.
-        Event::Create(_) | Event::Repair(_) | Event::WantCheckIfDismissed(_) => {}
+        // Handled above.
+        Event::Create(_) | Event::Repair(_) | Event::MarkIfDismissed(_) => {}
         Event::Join(user) => rows.join(user, at),
         Event::JoinAll(users) => rows.join_all(users, at),
         Event::Quit(user) => rows.leave(user, at),
@@ -102,17 +117,17 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
         } => rows.transfer(old_owner, new_owner, at),
         Event::SetProfile(profile) => rows.set_profile(profile),
         Event::SetMember(patch) => rows.set_member(patch, at),
-        Event::WantCheck(reason) => return rows.want_check(*reason),
+        Event::Mark(reason) => return rows.mark(*reason),
     }
-    rows.leave_nobody_in_a_dismissed_group(at);
-    // Which explains whatever else does not fit.
+    rows.keep_dismissed_group_empty(at);
+    // This reason explains all other contradictions.
     if is_unknown {
-        rows.want_check(CheckReason::GroupUnknown);
+        rows.mark(MarkReason::GroupUnknown);
     }
 }
 
 impl GroupRows {
-    /// The group, about which a callback says something; `apply` has made one where there was none.
+    /// Returns the group, which a callback has named.
     fn group(&mut self) -> &mut Group {
         self.is_named = true;
         self.group.get_or_insert_default()
@@ -122,32 +137,33 @@ impl GroupRows {
         self.group.as_ref()?.owner.as_ref()
     }
 
-    /// The member, now named by a callback.
+    /// Returns a member, which a callback has named.
     fn member(&mut self, user: &UserId) -> &mut Member {
         self.named.insert(user.clone());
         self.members.entry(user.clone()).or_default()
     }
 
-    pub(super) fn want_check(&mut self, reason: CheckReason) {
-        // That of a notification may be taken back, and must not take another along.
-        if reason != CheckReason::Notified || self.check.is_none() {
-            self.check = Some(reason);
+    fn mark(&mut self, reason: MarkReason) {
+        // A mark by a notification can be taken back. It must not replace another reason.
+        if reason != MarkReason::Notified || self.mark.is_none() {
+            self.mark = Some(reason);
         }
     }
 
-    /// OpenIM refuses to let anyone into, or to change, a dismissed group.
+    /// Marks a dismissed group: OpenIM refuses joins and changes of one.
     fn expect_not_dismissed(&mut self) {
         if self.is_dismissed() {
-            self.want_check(CheckReason::GroupDismissed);
+            self.mark(MarkReason::GroupDismissed);
         }
     }
 
-    pub(super) fn is_dismissed(&self) -> bool {
+    fn is_dismissed(&self) -> bool {
         self.group.as_ref().is_some_and(Group::is_dismissed)
     }
 
-    /// What comes late about a member of a dismissed group is kept as a value; nobody is one by it.
-    fn leave_nobody_in_a_dismissed_group(&mut self, at: OffsetDateTime) {
+    /// Ends memberships of a dismissed group. A late callback sets a member's values and makes no
+    /// one a member.
+    fn keep_dismissed_group_empty(&mut self, at: OffsetDateTime) {
         let Some(group) = self.group.as_mut().filter(|group| group.is_dismissed()) else {
             return;
         };
@@ -160,28 +176,28 @@ impl GroupRows {
         }
     }
 
-    /// OpenIM takes what follows only where the user is a member.
+    /// Finds a user who must be a member, because OpenIM refuses the change otherwise.
     fn expect_member(&mut self, user: &UserId, at: OffsetDateTime) -> Found {
         let Some(known) = self.members.get(user) else {
             self.member(user);
-            self.want_check(CheckReason::MemberUnknown);
+            self.mark(MarkReason::MemberUnknown);
             return Found::Unknown;
         };
         match known.left_at {
             None => Found::Current,
-            // Nobody comes back to a group that is dismissed.
+            // No one joins a dismissed group.
             Some(_) if self.is_dismissed() => {
-                self.want_check(CheckReason::GroupDismissed);
+                self.mark(MarkReason::GroupDismissed);
                 Found::Gone
             }
-            Some(left_at) if at - left_at <= LATE => {
-                self.want_check(CheckReason::MemberGone);
+            Some(left_at) if at - left_at <= LATE_CALLBACK_TIMEOUT => {
+                self.mark(MarkReason::MemberGone);
                 Found::Gone
             }
             Some(_) => {
-                // The record that OpenIM had before is gone with the leave.
+                // OpenIM deleted the record at the leave.
                 *self.member(user) = Member::fresh(None);
-                self.want_check(CheckReason::MemberBack);
+                self.mark(MarkReason::MemberBack);
                 Found::Back
             }
         }
@@ -196,7 +212,7 @@ impl GroupRows {
         self.expect_member(user_id, at);
         let member = self.member(user_id);
         let was_owner = member.role_level == Some(OWNER);
-        member.set_texts(patch);
+        member.apply_texts(patch);
         let Some(role_level) = *role_level else {
             return;
         };
@@ -205,8 +221,8 @@ impl GroupRows {
         if role_level != OWNER && !was_owner {
             return;
         }
-        // By a before-hook, or by an administrator, who may take the owner's role from anyone.
-        self.want_check(CheckReason::OwnerRole);
+        // A before-hook or an app administrator can set the owner's role.
+        self.mark(MarkReason::OwnerRole);
         let is_owner = self.owner() == Some(user_id);
         if role_level == OWNER && self.owner().is_none() && is_current {
             self.group().owner = Some(user_id.clone());
@@ -220,11 +236,10 @@ impl GroupRows {
         let fresh = Member::fresh(Some(at));
         match self.members.get(user) {
             Some(known) if !known.is_gone() => {
-                // A repetition; or something was heard of the member before the join was: then the
-                // join tells the rest.
-                let filled = filled(known, &fresh);
-                *self.member(user) = filled;
-                self.want_check(CheckReason::MemberPresent);
+                // The join was repeated, or another callback of the member came first. Then the
+                // join fills the other values.
+                self.member(user).fill(&fresh);
+                self.mark(MarkReason::MemberPresent);
             }
             // OpenIM makes a new record.
             _ => *self.member(user) = fresh,
@@ -233,7 +248,7 @@ impl GroupRows {
 
     fn join_all(&mut self, users: &Users, at: OffsetDateTime) {
         if users.is_incomplete {
-            self.want_check(CheckReason::MembersMissing);
+            self.mark(MarkReason::MembersMissing);
         }
         for user in &users.user_ids {
             self.join(user, at);
@@ -248,8 +263,8 @@ impl GroupRows {
         }
         let was_owner = known == Some(false) && member.role_level == Some(OWNER);
         match known {
-            None => self.want_check(CheckReason::MemberUnknown),
-            Some(true) => self.want_check(CheckReason::MemberGone),
+            None => self.mark(MarkReason::MemberUnknown),
+            Some(true) => self.mark(MarkReason::MemberGone),
             Some(false) => {}
         }
         let is_owner = self.owner() == Some(user);
@@ -257,21 +272,21 @@ impl GroupRows {
             self.group().owner = None;
         }
         if was_owner || is_owner {
-            self.want_check(CheckReason::OwnerLeft);
+            self.mark(MarkReason::OwnerLeft);
         }
     }
 
     fn kick(&mut self, users: &Users, at: OffsetDateTime) {
         if users.is_incomplete {
-            self.want_check(CheckReason::MembersMissing);
+            self.mark(MarkReason::MembersMissing);
         }
         for user in &users.user_ids {
             self.leave(user, at);
         }
     }
 
-    /// OpenIM tells it twice: its push service sees the first dismissal and makes it one with the
-    /// members, within a second.
+    /// Dismisses the group. OpenIM sends two callbacks within a second: its push service sees the first
+    /// dismissal and repeats it with the members removed.
     fn dismiss(&mut self, at: OffsetDateTime) {
         let group = self.group();
         if !group.is_dismissed() {
@@ -281,8 +296,8 @@ impl GroupRows {
         }
     }
 
-    /// Whoever is a member leaves. Rows that no change names are for the store to see to.
-    pub(super) fn empty(&mut self, at: OffsetDateTime) {
+    /// Ends all memberships. The store fills in the rows that no change names.
+    fn empty(&mut self, at: OffsetDateTime) {
         if let Some(group) = &mut self.group {
             group.owner = None;
         }
@@ -292,8 +307,8 @@ impl GroupRows {
         self.emptied_at = Some(at);
     }
 
-    /// OpenIM gives the old owner the role that the new one had. Done twice, that would be the
-    /// owner's; so it is done only where the new one's role is known to be another.
+    /// Swaps the roles of two members, like OpenIM. A repeated swap would make the old owner owner
+    /// again, so it needs a new owner whose known role is another one.
     fn transfer(&mut self, old_owner: &UserId, new_owner: &UserId, at: OffsetDateTime) {
         self.expect_not_dismissed();
         let found = self.expect_member(new_owner, at);
@@ -312,31 +327,31 @@ impl GroupRows {
             match known {
                 None => {
                     old.role_level = handed_on;
-                    self.want_check(CheckReason::MemberUnknown);
+                    self.mark(MarkReason::MemberUnknown);
                 }
-                // Who has left stays away: a leave after the transfer has overtaken it.
-                Some(known) if known.is_gone() => self.want_check(CheckReason::MemberGone),
+                // A leave after the transfer came first.
+                Some(known) if known.is_gone() => self.mark(MarkReason::MemberGone),
                 Some(known) => {
                     fits &= known.role_level == Some(OWNER);
-                    // As it was, where the new owner's is not known; but there is one owner only.
+                    // The role stays if the new owner's is not known. Only one member is owner.
                     let kept = known.role_level.filter(|role_level| *role_level != OWNER);
                     old.role_level = handed_on.or(kept);
                 }
             }
         }
         if !fits {
-            self.want_check(CheckReason::OwnerMismatch);
+            self.mark(MarkReason::OwnerMismatch);
         }
         self.group().owner = is_current.then(|| new_owner.clone());
     }
 
-    fn set_profile(&mut self, profile: &Profile) {
+    fn set_profile(&mut self, profile: &GroupProfile) {
         self.expect_not_dismissed();
         self.group().profile.update(profile);
     }
 
-    /// Fills in what is unknown. Of a group that is known it comes late or again: then it brings
-    /// nobody back, and undoes nothing.
+    /// Fills unknown values. The creation of a known group is late or repeated: it brings no member
+    /// back and undoes nothing.
     fn create(&mut self, creation: &Creation, at: OffsetDateTime) {
         let Creation {
             profile,
@@ -349,12 +364,12 @@ impl GroupRows {
             is_incomplete,
         } = creation;
         if self.group.is_some() {
-            self.want_check(CheckReason::GroupKnown);
+            self.mark(MarkReason::GroupKnown);
         } else {
             self.is_new = true;
         }
         if *is_incomplete {
-            self.want_check(CheckReason::MembersMissing);
+            self.mark(MarkReason::MembersMissing);
         }
         let group = self.group();
         group.profile.fill(profile);
@@ -365,20 +380,16 @@ impl GroupRows {
         group.group_type = group.group_type.or(*group_type);
         group.created_in_openim_at = group.created_in_openim_at.or(*created_at);
         for (user, role_level) in members {
-            // A transfer that has overtaken the creation has told another owner.
+            // A transfer that came first has told another owner.
             let is_over = *role_level == OWNER && self.owner().is_some_and(|owner| owner != user);
-            let told = Member {
-                role_level: (!is_over).then_some(*role_level),
-                joined_at: created_at.or(Some(at)),
-                ..Member::default()
-            }
-            .without_unknown_texts();
+            let role_level = (!is_over).then_some(*role_level);
+            let record = Member::created(role_level, created_at.or(Some(at)));
             match self.members.get(user) {
                 Some(known) if known.is_gone() => {
                     self.member(user);
                 }
-                Some(known) => *self.member(user) = filled(known, &told),
-                None => *self.member(user) = told,
+                Some(_) => self.member(user).fill(&record),
+                None => *self.member(user) = record,
             }
         }
         let is_owner = |user: &&UserId| {
@@ -389,19 +400,75 @@ impl GroupRows {
         let group = self.group();
         group.owner = group.owner.take().or(owner);
     }
-}
 
-/// A member with what was unknown taken from `told`.
-fn filled(member: &Member, told: &Member) -> Member {
-    let text = |known: &Option<_>, told: &Option<_>| known.as_ref().or(told.as_ref()).cloned();
-    Member {
-        nickname: text(&member.nickname, &told.nickname),
-        face_url: text(&member.face_url, &told.face_url),
-        role_level: member.role_level.or(told.role_level),
-        ex: text(&member.ex, &told.ex),
-        joined_at: member.joined_at.or(told.joined_at),
-        // The rest no callback tells.
-        ..member.clone()
+    /// Makes rows equal to OpenIM. Rows that a callback has named since OpenIM was asked stay, and
+    /// the group is marked again.
+    fn repair(&mut self, repair: &Repair) -> Repaired {
+        let began_at = repair.began_at;
+        let mut repaired = Repaired::default();
+        if self.repair.compared_at != Some(began_at) {
+            repaired.is_outdated = true;
+            return repaired;
+        }
+        let is_newer = |xid: Option<&i64>| xid.is_some_and(|xid| !repair.fence.has_ended(*xid));
+        let mut is_skipped = false;
+        if let Some(openim) = &repair.group {
+            if self.is_named || is_newer(self.repair.group_xid.as_ref()) {
+                is_skipped = true;
+            } else {
+                self.is_new |= self.group.is_none();
+                if let Some(verdict) = compare_group(self.group.as_ref(), openim) {
+                    repaired.counts.add(verdict.kind);
+                }
+                let was_dismissed = self.group.as_ref().is_some_and(Group::is_dismissed);
+                let group = openim.to_row(self.group.as_ref(), began_at);
+                let is_dismissed = group.is_dismissed();
+                self.group = Some(group);
+                self.repair.is_group_repaired = true;
+                if is_dismissed && !was_dismissed {
+                    self.empty(began_at);
+                }
+            }
+        } else if self.group.is_none() {
+            self.group = Some(Group::default());
+            self.is_new = true;
+        }
+        let present = repair
+            .present
+            .iter()
+            .map(|(user, member)| (user, Some(member)));
+        let absent = repair.absent.iter().map(|user| (user, None));
+        for (user, openim) in present.chain(absent) {
+            // After a dismissal, an older answer of OpenIM brings no member back.
+            let is_over = openim.is_some() && self.is_dismissed();
+            let xid = self.repair.member_xids.get(user);
+            if is_over || self.named.contains(user) || is_newer(xid) {
+                is_skipped = true;
+                continue;
+            }
+            let stored = self.members.get(user);
+            if let Some(verdict) = compare_member(stored, openim) {
+                repaired.counts.add(verdict.kind);
+            }
+            let member = match openim {
+                Some(openim) => openim.to_row(stored),
+                None => {
+                    let Some(stored) = stored.filter(|member| !member.is_gone()) else {
+                        continue;
+                    };
+                    Member {
+                        left_at: Some(began_at),
+                        ..stored.clone()
+                    }
+                }
+            };
+            self.members.insert(user.clone(), member);
+            self.repair.repaired_members.insert(user.clone());
+        }
+        if is_skipped {
+            self.mark(MarkReason::CallbackMeanwhile);
+        }
+        repaired
     }
 }
 
@@ -414,10 +481,10 @@ mod tests {
         UserId::parse(id.into()).unwrap()
     }
 
-    fn change(event: Event, is_looked_after: bool) -> Change {
+    fn change(event: Event, is_reconciled_soon: bool) -> Change {
         let group = GroupId::parse("g".into()).unwrap();
         Change {
-            is_looked_after,
+            is_reconciled_soon,
             ..Change::new(group, OffsetDateTime::UNIX_EPOCH, event)
         }
     }
@@ -434,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_group_that_is_looked_after_everything_is_done_but_the_mark() {
+    fn a_group_that_is_reconciled_soon_is_changed_and_not_marked() {
         for (mut rows, event) in [
             (group(0), Event::Quit(user("u"))),
             (group(DISMISSED), Event::Join(user("u"))),
@@ -442,46 +509,46 @@ mod tests {
         ] {
             let mut marked = rows.clone();
             apply(&mut marked, &change(event.clone(), false));
-            assert!(marked.check.is_some());
+            assert!(marked.mark.is_some());
             apply(&mut rows, &change(event, true));
-            assert_eq!(rows.check, None);
-            marked.check = None;
+            assert_eq!(rows.mark, None);
+            marked.mark = None;
             assert_eq!(rows, marked);
         }
     }
 
     #[test]
-    fn a_mark_stays_one_and_so_do_those_of_other_changes() {
+    fn explicit_marks_stay_and_so_do_those_of_other_changes() {
         let mut rows = group(0);
-        let lost = CheckReason::CallbackLost;
-        apply(&mut rows, &change(Event::WantCheck(lost), true));
-        assert_eq!(rows.check, Some(lost));
+        let lost = MarkReason::CallbackLost;
+        apply(&mut rows, &change(Event::Mark(lost), true));
+        assert_eq!(rows.mark, Some(lost));
         apply(&mut rows, &change(Event::Quit(user("u")), true));
-        assert_eq!(rows.check, Some(lost));
+        assert_eq!(rows.mark, Some(lost));
         apply(&mut rows, &change(Event::Quit(user("v")), false));
-        assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+        assert_eq!(rows.mark, Some(MarkReason::MemberUnknown));
     }
 
     #[test]
-    fn that_a_group_may_have_come_back_marks_one_that_is_dismissed_and_makes_none() {
-        let came_back = Event::WantCheckIfDismissed(CheckReason::Notified);
+    fn mark_if_dismissed_marks_only_known_dismissed_groups() {
+        let came_back = Event::MarkIfDismissed(MarkReason::Notified);
         for (mut rows, expected) in [
-            (group(DISMISSED), Some(CheckReason::Notified)),
+            (group(DISMISSED), Some(MarkReason::Notified)),
             (group(0), None),
             (GroupRows::default(), None),
         ] {
             let before = rows.clone();
             apply(&mut rows, &change(came_back.clone(), false));
-            assert_eq!(rows.check, expected);
-            rows.check = None;
+            assert_eq!(rows.mark, expected);
+            rows.mark = None;
             assert_eq!(rows, before);
         }
     }
 
-    /// It may be taken back.
+    /// A mark by a notification can be taken back.
     #[test]
-    fn a_notification_takes_no_other_mark_of_the_same_moment_away() {
-        let notified = Event::WantCheck(CheckReason::Notified);
+    fn a_notification_replaces_no_other_reason() {
+        let notified = Event::Mark(MarkReason::Notified);
         for is_first in [true, false] {
             let mut rows = group(0);
             let quit = change(Event::Quit(user("u")), false);
@@ -493,7 +560,7 @@ mod tests {
             for change in &changes {
                 apply(&mut rows, change);
             }
-            assert_eq!(rows.check, Some(CheckReason::MemberUnknown));
+            assert_eq!(rows.mark, Some(MarkReason::MemberUnknown));
         }
     }
 }

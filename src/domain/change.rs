@@ -1,112 +1,136 @@
-//! What a callback says, with all that a door knows of it. The names that serde gives are those of
-//! records that wait on disk: older versions wrote them, so none is ever renamed.
+//! Changes and rejected callbacks. The names that serde gives are in spools that older versions
+//! wrote, so they never change.
 
 use std::iter;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{CheckReason, GroupId, MemberPatch, Profile, Repair, UserId};
+use super::record::as_base64;
+use super::{
+    Fence, GroupId, GroupProfile, MarkReason, MemberPatch, OpenImGroup, OpenImMember, Text, UserId,
+};
 
 /// A change of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The group.
     pub group_id: GroupId,
-    /// When it came, to the microsecond, kept wherever the change waits. Callbacks carry no time
-    /// of their own.
+    /// Time when the callback came, to the microsecond. Callbacks carry no time of their own.
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub received_at: OffsetDateTime,
-    /// What happened.
+    /// Kind of the change, with its values.
     pub event: Event,
-    /// Whether the group is looked at soon anyway, so that what does not fit need not mark it. Of one that
-    /// waits on disk nobody can tell when it is written.
+    /// True if the group is reconciled soon anyway, so that a contradiction need not mark it. A spool
+    /// does not keep it: a spooled change may be written much later.
     #[serde(skip)]
-    pub is_looked_after: bool,
+    pub is_reconciled_soon: bool,
 }
 
-/// What happened to a group.
+/// Kind of a change of a group, with its values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// It was created.
+    /// The group was created.
     Create(Creation),
-    /// A user joined by itself. (Invitations and approvals are not told.)
+    /// A user joined without invitation or approval. OpenIM sends no callback for the other ways.
     Join(UserId),
-    /// Users joined who are told as such. No OpenIM that was seen does so.
+    /// Users joined, in one callback. No known OpenIM version sends it.
     JoinAll(Users),
-    /// A member left by itself.
+    /// A member quit.
     Quit(UserId),
     /// Members were removed.
     Kick(Users),
-    /// The group was dismissed, its members removed or not: callers see the same.
+    /// The group was dismissed, with or without its members removed. Readers see the same.
     Dismiss,
-    /// One member gave the group to another.
+    /// The owner gave the group to another member.
     Transfer {
-        /// The owner until then.
+        /// The owner before.
         old_owner: UserId,
-        /// The owner from then on.
+        /// The owner after.
         new_owner: UserId,
     },
     /// The group's profile was set.
-    SetProfile(Profile),
+    SetProfile(GroupProfile),
     /// A member's own values were set.
     SetMember(MemberPatch),
-    /// Nothing that we know of; the group is to be checked.
-    WantCheck(CheckReason),
-    /// The same, where the group is known and dismissed; else nothing at all.
-    WantCheckIfDismissed(CheckReason),
-    /// OpenIM was asked, and holds something else than the mirror. Never waits on disk: when the
-    /// database is back, OpenIM is asked again.
+    /// The group must be reconciled; no value changes.
+    #[serde(rename = "want_check")]
+    Mark(MarkReason),
+    /// A mark only for a known, dismissed group.
+    #[serde(rename = "want_check_if_dismissed")]
+    MarkIfDismissed(MarkReason),
+    /// OpenIM differs from the mirror. Never spooled: OpenIM is asked again after an outage.
     #[serde(skip)]
     Repair(Repair),
 }
 
 impl Event {
-    /// Whether it marks its group to be checked, and does nothing else.
+    /// Returns the length of the texts.
+    pub fn bytes(&self) -> usize {
+        fn sum<'a>(texts: impl Iterator<Item = &'a Text>) -> usize {
+            texts.map(|text| text.as_str().len()).sum()
+        }
+        match self {
+            Self::SetMember(patch) => sum(patch.texts()),
+            Self::SetProfile(profile) | Self::Create(Creation { profile, .. }) => {
+                sum(profile.texts())
+            }
+            Self::Repair(repair) => {
+                let group = repair.group.as_ref();
+                let profile = group.map_or(0, |group| sum(group.profile.texts()));
+                let members = repair.present.iter().map(|(_, member)| member.bytes());
+                profile + members.sum::<usize>()
+            }
+            _ => 0,
+        }
+    }
+
+    /// True if the event only marks the group.
     pub fn is_mark(&self) -> bool {
-        matches!(self, Self::WantCheck(_) | Self::WantCheckIfDismissed(_))
+        matches!(self, Self::Mark(_) | Self::MarkIfDismissed(_))
     }
 }
 
-/// Users as a callback lists them.
+/// List of users in a callback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Users {
-    /// Those whose ids are ids.
+    /// The valid ids.
     pub user_ids: Vec<UserId>,
-    /// Whether the list was missing or empty, or held something that is no id.
+    /// True if the list was missing or empty, or contained an invalid id.
     pub is_incomplete: bool,
 }
 
 /// A new group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Creation {
-    /// All of it.
-    pub profile: Profile,
-    /// Who owns it; a creation without one says nothing of that.
+    /// All fields are present.
+    pub profile: GroupProfile,
+    /// The owner. `None`: not known.
     pub owner: Option<UserId>,
     /// See [`super::DISMISSED`].
     pub status: Option<i32>,
-    /// 2 for every group of today's OpenIM.
+    /// 2 for every group of current OpenIM versions.
     pub group_type: Option<i32>,
-    /// By OpenIM's clock.
+    /// Time of the creation, by OpenIM's clock.
     #[serde(default, with = "time::serde::timestamp::microseconds::option")]
     pub created_at: Option<OffsetDateTime>,
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,
-    /// The last of them, where the list does not tell by the owner's second mention whether that is who
-    /// called OpenIM's API and no member. [`super::Operators`] tells; it is not kept.
+    /// The last member, if the list does not show by a second mention of the owner that this one is
+    /// a real member and not the operator. [`super::Operators`] decides that; a spool does not keep it.
     #[serde(skip)]
     pub may_be_operator: Option<UserId>,
-    /// Whether the list was missing or empty, or held something that is no id.
+    /// True if the list was missing or empty, or contained an invalid id.
     pub is_incomplete: bool,
 }
 
-/// The members that a new group really has, of the list that OpenIM sends.
+/// Returns the real members of a new group from the list that OpenIM sends.
 ///
-/// That list names all members as they are, then the admins and the owner again as ordinary ones, and
-/// then, where it was somebody else, whoever called the API, who is no member. So the first mention
-/// counts, and nothing after the owner's second.
+/// OpenIM's list names all members with their roles, then the admins and the owner again as ordinary
+/// members, then the operator if it is another user. The operator is no member. So the first mention
+/// of a user counts, and the list ends at the owner's second mention.
 pub fn first_members(
     list: impl IntoIterator<Item = (UserId, i32)>,
     owner: Option<&UserId>,
@@ -125,19 +149,19 @@ pub fn first_members(
 }
 
 impl Change {
-    /// A change that came at this moment.
+    /// Makes a change that came at `received_at`.
     pub fn new(group_id: GroupId, received_at: OffsetDateTime, event: Event) -> Self {
         Self {
             group_id,
-            // As Postgres keeps it, so that what is computed is what is read back.
+            // Postgres keeps microseconds: a computed value equals the one that is read back.
             received_at: to_micros(received_at),
             event,
-            is_looked_after: false,
+            is_reconciled_soon: false,
         }
     }
 
-    /// The patch, where the change is one that can be folded with others: it asks nothing of the
-    /// group, unlike one that makes an owner.
+    /// Returns the patch if it can be folded with others. A patch that makes an owner cannot: it
+    /// depends on the group.
     pub fn as_patch(&self) -> Option<&MemberPatch> {
         match &self.event {
             Event::SetMember(patch) if patch.role_level != Some(super::OWNER) => Some(patch),
@@ -145,7 +169,8 @@ impl Change {
         }
     }
 
-    /// The users whose texts have to be known to apply it. Those of others whom it names stay as they are.
+    /// Returns the users whose stored texts are needed to apply the change. The texts of the other
+    /// users of the change stay as they are.
     pub fn users_with_texts(&self) -> Box<dyn Iterator<Item = &UserId> + '_> {
         match &self.event {
             Event::Quit(_) | Event::Kick(_) => Box::new(iter::empty()),
@@ -154,8 +179,8 @@ impl Change {
         }
     }
 
-    /// Whether the group's own texts have to be known to apply it. Else they stay as they are.
-    pub fn is_of_profile(&self) -> bool {
+    /// True if the group's stored texts are needed to apply the change. Else they stay as they are.
+    pub fn needs_group_texts(&self) -> bool {
         match &self.event {
             Event::Create(_) | Event::SetProfile(_) => true,
             Event::Repair(repair) => repair.group.is_some(),
@@ -163,8 +188,8 @@ impl Change {
         }
     }
 
-    /// Whether it says nothing of the group itself.
-    pub fn is_of_members_alone(&self) -> bool {
+    /// True if the change says nothing about the group itself.
+    pub fn is_only_about_members(&self) -> bool {
         match &self.event {
             Event::Join(_)
             | Event::JoinAll(_)
@@ -175,13 +200,13 @@ impl Change {
             | Event::Dismiss
             | Event::Transfer { .. }
             | Event::SetProfile(_)
-            | Event::WantCheck(_)
-            | Event::WantCheckIfDismissed(_)
+            | Event::Mark(_)
+            | Event::MarkIfDismissed(_)
             | Event::Repair(_) => false,
         }
     }
 
-    /// The users whose rows it may read or write.
+    /// Returns the users whose rows the change may read or write.
     pub fn user_ids(&self) -> Box<dyn Iterator<Item = &UserId> + '_> {
         match &self.event {
             Event::Create(creation) => Box::new(creation.members.iter().map(|(user, _)| user)),
@@ -193,18 +218,72 @@ impl Change {
             } => Box::new([old_owner, new_owner].into_iter()),
             Event::SetMember(patch) => Box::new(iter::once(&patch.user_id)),
             Event::Repair(repair) => Box::new(repair.user_ids()),
-            Event::Dismiss
-            | Event::SetProfile(_)
-            | Event::WantCheck(_)
-            | Event::WantCheckIfDismissed(_) => Box::new(iter::empty()),
+            Event::Dismiss | Event::SetProfile(_) | Event::Mark(_) | Event::MarkIfDismissed(_) => {
+                Box::new(iter::empty())
+            }
         }
     }
 }
 
-/// Without what Postgres would round.
+/// Cuts the digits that Postgres does not keep.
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
     let nanos = time.nanosecond() % 1000;
     time - time::Duration::nanoseconds(i64::from(nanos))
+}
+
+/// A repair: the parts of a group that differ in the mirror, as OpenIM has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// Begin of the comparison, by the database's clock. It is unique among the comparisons of a
+    /// group.
+    pub began_at: OffsetDateTime,
+    /// Transactions that had ended before OpenIM was asked. Other writes may be newer than its answer.
+    pub fence: Fence,
+    /// The group itself, if it differs.
+    pub group: Option<Box<OpenImGroup>>,
+    /// Members who differ.
+    pub present: Vec<(UserId, OpenImMember)>,
+    /// Users who are not members.
+    pub absent: Vec<UserId>,
+}
+
+impl Repair {
+    /// Returns the users whose rows the repair may write.
+    pub fn user_ids(&self) -> impl Iterator<Item = &UserId> {
+        let present = self.present.iter().map(|(user, _)| user);
+        present.chain(&self.absent)
+    }
+}
+
+/// Maximum length of a kept body, in bytes.
+pub const MAX_KEPT_BYTES: usize = 1 << 20;
+
+/// A callback that was answered with an error because of its body.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Time when the callback came.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub received_at: OffsetDateTime,
+    /// Path of the request.
+    pub path: String,
+    /// OpenIM's request header, if present.
+    pub operation_id: Option<String>,
+    /// Error code.
+    pub code: String,
+    /// Error message. It quotes no value of the body.
+    pub detail: String,
+    /// The first [`MAX_KEPT_BYTES`] of the body.
+    #[serde(with = "as_base64")]
+    pub body: Bytes,
+    /// Length of the whole body.
+    pub body_bytes: u64,
+}
+
+impl Rejected {
+    /// True if the body was too long to be kept whole.
+    pub fn is_cut(&self) -> bool {
+        self.body_bytes > self.body.len() as u64
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_creations_list_the_first_mention_counts_and_nothing_after_the_owners_second() {
+    fn first_mentions_before_the_owners_second_are_the_members_of_a_creation() {
         let list = [
             ("o1", 100),
             ("a1", 60),
@@ -235,9 +314,9 @@ mod tests {
         let true_members = [("o1", 100), ("a1", 60), ("m1", 20)];
         let owned = true_members.map(|(id, role)| (id.to_owned(), role));
         assert_eq!(decode(&list, "o1"), owned);
-        // Without the caller, who is a member.
+        // The operator is a member.
         assert_eq!(decode(&list[..5], "o1"), owned);
-        // Without the repetition.
+        // No member is named twice.
         assert_eq!(decode(&list[..3], "o1"), owned);
         assert_eq!(
             decode(&[("o1", 100), ("o1", 20), ("imAdmin", 20)], "o1"),

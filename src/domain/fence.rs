@@ -1,22 +1,23 @@
-//! What had been written when a comparison began.
+//! The database's state at the begin of a comparison.
 
 use std::str::FromStr;
 
-/// The transactions of the database that had ended at one moment, as Postgres' `pg_current_snapshot()`
-/// tells them. They order what callbacks wrote against what OpenIM was asked: a clock, which can be set
-/// back, does not.
+/// The transactions that had ended at one moment, from Postgres' `pg_current_snapshot()`.
+///
+/// They put the writes of callbacks and a request to OpenIM in order. A clock cannot: it can be set
+/// back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     text: String,
-    /// Every transaction before this one had ended.
+    /// First transaction that may still run. All earlier ones had ended.
     first: i64,
-    /// No transaction from this one on had begun to write.
+    /// First transaction that had not begun to write.
     next: i64,
-    /// Those between the two that had not ended, in their order.
-    under_way: Vec<i64>,
+    /// Transactions between the two that still ran, in ascending order.
+    running: Vec<i64>,
 }
 
-/// The text is no snapshot.
+/// The text is not a snapshot of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a snapshot of transactions")]
 pub struct FenceError;
@@ -27,30 +28,30 @@ impl FromStr for Fence {
     fn from_str(text: &str) -> Result<Self, FenceError> {
         let number = |text: &str| text.parse().map_err(|_| FenceError);
         let mut parts = text.split(':');
-        let (Some(first), Some(next), Some(under_way), None) =
+        let (Some(first), Some(next), Some(running), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(FenceError);
         };
-        let under_way = under_way.split(',').filter(|number| !number.is_empty());
-        let mut under_way: Vec<i64> = under_way.map(number).collect::<Result<_, _>>()?;
-        under_way.sort_unstable();
+        let running = running.split(',').filter(|number| !number.is_empty());
+        let mut running: Vec<i64> = running.map(number).collect::<Result<_, _>>()?;
+        running.sort_unstable();
         Ok(Self {
             first: number(first)?,
             next: number(next)?,
-            under_way,
+            running,
             text: text.to_owned(),
         })
     }
 }
 
 impl Fence {
-    /// Whether a transaction had ended.
-    pub fn has(&self, xid: i64) -> bool {
-        xid < self.first || (xid < self.next && self.under_way.binary_search(&xid).is_err())
+    /// True if a transaction had ended.
+    pub fn has_ended(&self, xid: i64) -> bool {
+        xid < self.first || (xid < self.next && self.running.binary_search(&xid).is_err())
     }
 
-    /// As Postgres wrote it.
+    /// Returns Postgres' text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -61,18 +62,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_had_ended_is_before_the_first_or_not_among_those_under_way() {
+    fn a_transaction_had_ended_if_it_is_before_the_first_or_not_running() {
         let fence: Fence = "10:20:10,14".parse().unwrap();
-        let had_ended = |xid| fence.has(xid);
+        let had_ended = |xid| fence.has_ended(xid);
         assert!([1, 9, 11, 13, 15, 19].into_iter().all(had_ended));
         assert!(![10, 14, 20, 21, i64::MAX].into_iter().any(had_ended));
         let quiet: Fence = "7:7:".parse().unwrap();
-        assert!(quiet.has(6) && !quiet.has(7));
+        assert!(quiet.has_ended(6) && !quiet.has_ended(7));
         assert_eq!(quiet.as_str(), "7:7:");
     }
 
     #[test]
-    fn other_texts_are_none() {
+    fn other_texts_are_refused() {
         for text in ["", "1", "1:2", "1:2:x", "a:2:", "1:2:3:4"] {
             assert_eq!(text.parse::<Fence>(), Err(FenceError), "{text}");
         }

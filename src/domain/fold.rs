@@ -1,70 +1,41 @@
-//! What of the changes that come together can be written as one: patches of one member are one
-//! patch, as long as nothing else happens to their group.
+//! Folds changes that come together: the patches of one member become one patch, if nothing else
+//! happens to their group.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
-use super::{Change, GroupId, MemberPatch, Text, UserId};
+use super::{Change, GroupId, MemberPatch, UserId};
 
-/// Changes sorted by how they can be written. No group is in both.
+/// Changes by the way to write them. No group is in both lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
-    /// One a member, in bytewise order of group and user. Writing these is the same as writing the
-    /// patches that they were made of one after the other, in the order these had; but that what
-    /// OpenIM shows in place of an empty text stays known where that was filled and emptied between.
+    /// One patch for each member, in bytewise order of group and user. The result of a write equals
+    /// that of the original patches in their order, with one exception: the display value of a text
+    /// that was set and emptied again stays known.
     ///
-    /// The order of the keys is for whoever writes: two who lock the same rows in the same order
-    /// never wait for each other in a circle.
+    /// The order of the keys prevents deadlocks: all writers lock the same rows in the same order.
     pub patches: Vec<FoldedPatch<'a>>,
-    /// All changes of groups of which not all are patches, in their order.
+    /// All changes of the other groups, in their order.
     pub others: Vec<&'a Change>,
 }
 
-/// What several patches of one member change, in the end.
+/// All patches of one member, as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields of MemberPatch")]
 pub struct FoldedPatch<'a> {
+    /// The group.
     pub group_id: &'a GroupId,
-    pub user_id: &'a UserId,
-    pub nickname: Option<&'a Text>,
-    pub face_url: Option<&'a Text>,
-    pub role_level: Option<i32>,
-    pub ex: Option<&'a Text>,
+    /// The patch. It is borrowed if it is the only one.
+    pub patch: Cow<'a, MemberPatch>,
 }
 
-impl<'a> FoldedPatch<'a> {
-    fn new(group_id: &'a GroupId, patch: &'a MemberPatch) -> Self {
-        let MemberPatch {
-            user_id,
-            nickname,
-            face_url,
-            role_level,
-            ex,
-        } = patch;
-        Self {
-            group_id,
-            user_id,
-            nickname: nickname.as_ref(),
-            face_url: face_url.as_ref(),
-            role_level: *role_level,
-            ex: ex.as_ref(),
-        }
-    }
-
-    /// The member.
-    pub fn key(&self) -> (&'a GroupId, &'a UserId) {
-        (self.group_id, self.user_id)
-    }
-
-    /// Takes in a later patch of the same member: what is present there counts.
-    fn then(&mut self, later: Self) {
-        self.nickname = later.nickname.or(self.nickname);
-        self.face_url = later.face_url.or(self.face_url);
-        self.role_level = later.role_level.or(self.role_level);
-        self.ex = later.ex.or(self.ex);
+impl FoldedPatch<'_> {
+    /// Returns the ids of group and user.
+    pub fn key(&self) -> (&GroupId, &UserId) {
+        (self.group_id, &self.patch.user_id)
     }
 }
 
-/// Folds what can be.
+/// Folds changes.
 pub fn fold<'a>(changes: impl IntoIterator<Item = &'a Change> + Clone) -> Folded<'a> {
     let not_patches = changes
         .clone()
@@ -76,18 +47,21 @@ pub fn fold<'a>(changes: impl IntoIterator<Item = &'a Change> + Clone) -> Folded
     for change in changes {
         let is_alone = with_others.is_empty() || !with_others.contains(&change.group_id);
         match change.as_patch().filter(|_| is_alone) {
-            Some(patch) => patches.push(FoldedPatch::new(&change.group_id, patch)),
+            Some(patch) => patches.push(FoldedPatch {
+                group_id: &change.group_id,
+                patch: Cow::Borrowed(patch),
+            }),
             None => others.push(change),
         }
     }
-    // Stable: patches of one member keep their order.
-    patches.sort_by_key(FoldedPatch::key);
+    // The sort is stable, so the patches of one member keep their order.
+    patches.sort_by(|one, other| one.key().cmp(&other.key()));
     patches.dedup_by(|later, earlier| {
-        let same = later.key() == earlier.key();
-        if same {
-            earlier.then(later.clone());
+        let is_same = later.key() == earlier.key();
+        if is_same {
+            earlier.patch.to_mut().fold(&later.patch);
         }
-        same
+        is_same
     });
     Folded { patches, others }
 }
@@ -97,17 +71,17 @@ mod tests {
     use proptest::prelude::*;
     use time::OffsetDateTime;
 
-    use super::super::{CheckReason, Event, GroupRows, Member, Users, apply};
+    use super::super::{Event, GroupRows, MarkReason, Member, Text, Users, apply};
     use super::*;
 
-    /// What is stored after one change after the other, of groups of members who are all there.
+    /// Rows of groups after changes were applied one by one. All members are there.
     #[derive(Debug, Default, PartialEq)]
     struct Mirror(std::collections::BTreeMap<GroupId, GroupRows>);
 
     impl Mirror {
         fn apply(&mut self, change: &Change) {
-            // Which of two reasons is the last is nobody's concern.
-            let reason = CheckReason::CallbackLost;
+            // It does not matter which of two reasons is the last.
+            let reason = MarkReason::CallbackLost;
             let rows = self.0.entry(change.group_id.clone()).or_insert_with(|| {
                 let member = |id: &&str| (user(id), Member::fresh(None));
                 GroupRows {
@@ -117,7 +91,7 @@ mod tests {
                 }
             });
             apply(rows, change);
-            rows.check = rows.check.and(Some(reason));
+            rows.mark = rows.mark.and(Some(reason));
         }
 
         fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
@@ -128,7 +102,7 @@ mod tests {
             mirror
         }
 
-        /// As the store writes it: each folded patch, then the others.
+        /// Applies changes in the order of the store: folded patches, then the others.
         fn write(&mut self, changes: &[Change]) {
             let Folded { patches, others } = fold(changes);
             for patch in &patches {
@@ -140,7 +114,7 @@ mod tests {
         }
     }
 
-    /// Few, so that they meet, and such as sort otherwise than people would.
+    /// A few ids, so that they meet. Their bytewise order is not that of a dictionary.
     const IDS: [&str; 5] = ["a", "B", "a ", "é", "Z😀"];
 
     fn user(id: &str) -> UserId {
@@ -152,13 +126,7 @@ mod tests {
     }
 
     fn owned(folded: &FoldedPatch<'_>) -> Change {
-        let patch = MemberPatch {
-            user_id: folded.user_id.clone(),
-            nickname: folded.nickname.cloned(),
-            face_url: folded.face_url.cloned(),
-            role_level: folded.role_level,
-            ex: folded.ex.cloned(),
-        };
+        let patch = folded.patch.clone().into_owned();
         Change::new(folded.group_id.clone(), at(), Event::SetMember(patch))
     }
 
@@ -176,11 +144,11 @@ mod tests {
         let patch = (id(), text(), text(), role_level, text()).prop_map(
             |(user_id, nickname, face_url, role_level, ex)| {
                 Event::SetMember(MemberPatch {
-                    user_id: UserId::parse(user_id).unwrap(),
                     nickname,
                     face_url,
                     role_level,
                     ex,
+                    ..MemberPatch::new(user(&user_id))
                 })
             },
         );
@@ -208,18 +176,19 @@ mod tests {
             let mut folded = Mirror::default();
             folded.write(&changes);
             prop_assert_eq!(&folded, &expected);
-            // One for each member, in bytewise order.
+            // There is one patch for each member, in bytewise order.
             let Folded { patches, others } = fold(&changes);
             let keys = |patch: &FoldedPatch<'_>| {
-                let (group, user) = (patch.group_id.as_str(), patch.user_id.as_str());
+                let (group, user) = patch.key();
+                let (group, user) = (group.as_str(), user.as_str());
                 (group.as_bytes().to_vec(), user.as_bytes().to_vec())
             };
             prop_assert!(patches.is_sorted_by(|one, next| keys(one) < keys(next)));
-            // A group is written in one way or in the other.
+            // A group is in one of the two lists.
             for other in others {
                 prop_assert!(patches.iter().all(|patch| *patch.group_id != other.group_id));
             }
-            // However they are cut into batches.
+            // The result does not depend on the batches.
             let (first, second) = changes.split_at(cut.min(changes.len()));
             let mut batches = Mirror::default();
             batches.write(first);

@@ -1,5 +1,5 @@
-//! Notifications: OpenIM sends one into a group when something has happened to it. What comes here of
-//! one says that something did, and of which kind; what it came to has to be asked for.
+//! Hints. OpenIM sends a notification message into a group after something happened to the group.
+//! A hint tells that it happened and of which kind it is. The result must be read from OpenIM.
 
 use time::OffsetDateTime;
 
@@ -7,27 +7,27 @@ use super::GroupId;
 
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident = $code:literal;)+) => {
-        /// What a notification is about; the numbers are OpenIM's content types.
+        /// Kind of a notification. The numbers are OpenIM's content types.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum HintKind {
             $($(#[doc = $doc])+ $kind = $code,)+
         }
 
         impl HintKind {
-            /// Every kind, in the order of the numbers.
+            /// All kinds, in the order of the numbers.
             pub const ALL: &[HintKind] = &[$(HintKind::$kind),+];
 
-            /// OpenIM's `contentType`.
+            /// Returns OpenIM's `contentType`.
             pub fn code(self) -> i32 {
                 self as i32
             }
 
-            /// The same as text.
+            /// Returns the content type as text.
             pub fn label(self) -> &'static str {
                 match self { $(HintKind::$kind => stringify!($code),)+ }
             }
 
-            /// The kind of a content type; none for an ordinary message.
+            /// Finds the kind of a content type. `None`: an ordinary message.
             pub fn of_code(code: i64) -> Option<Self> {
                 match code { $($code => Some(HintKind::$kind),)+ _ => None }
             }
@@ -35,39 +35,39 @@ macro_rules! kinds {
     };
 }
 
-// As in OpenIM's protocol/constant/constant.go.
+// From OpenIM's protocol/constant/constant.go.
 kinds! {
     /// A group was created.
     GroupCreated = 1501;
     /// A group's profile was set.
     GroupInfoSet = 1502;
-    /// Somebody asks to be let in.
+    /// A user asks to join.
     JoinGroupApplication = 1503;
-    /// A member left by itself.
+    /// A member quit.
     MemberQuit = 1504;
-    /// Somebody who asked is let in.
+    /// A request to join was accepted.
     GroupApplicationAccepted = 1505;
-    /// Somebody who asked is not.
+    /// A request to join was rejected.
     GroupApplicationRejected = 1506;
     /// The group has another owner.
     GroupOwnerTransferred = 1507;
     /// Members were removed.
     MemberKicked = 1508;
-    /// Members were invited, and are in. So are those who were invited and then approved.
+    /// Users joined by invitation, with or without an approval.
     MemberInvited = 1509;
-    /// A user has joined, by itself or approved.
+    /// A user joined without an invitation, with or without an approval.
     MemberEnter = 1510;
     /// The group was dismissed.
     GroupDismissed = 1511;
     /// A member was muted.
     GroupMemberMuted = 1512;
-    /// A member is muted no more.
+    /// A member was unmuted.
     GroupMemberCancelMuted = 1513;
     /// The group was muted.
     GroupMuted = 1514;
-    /// The group is muted no more; so comes back one that was dismissed.
+    /// The group was unmuted. This also brings a dismissed group back.
     GroupCancelMuted = 1515;
-    /// A member's own values were set, or those of its profile.
+    /// A member's values were set, in the group or in the user's profile.
     GroupMemberInfoSet = 1516;
     /// A member became an admin.
     GroupMemberSetToAdmin = 1517;
@@ -80,7 +80,7 @@ kinds! {
 }
 
 impl HintKind {
-    /// Whether it is about the group itself: its profile, its owner, its status.
+    /// True if the hint is about the group itself: its profile, its owner, its status.
     pub fn is_of_group(self) -> bool {
         matches!(
             self,
@@ -96,17 +96,17 @@ impl HintKind {
     }
 }
 
-/// A notification, as far as it was looked at.
+/// A notification, without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hint {
     /// The group.
     pub group_id: GroupId,
-    /// What it is about.
+    /// The kind.
     pub kind: HintKind,
-    /// Of the call that made the change; the callbacks of the same change have the same, but for
-    /// those of an OpenIM that runs as one process, which mixes them up.
+    /// Id of the API call that made the change. The callbacks of the change carry the same id,
+    /// except from an OpenIM that runs as one process: it mixes the ids up.
     pub operation_id: Option<String>,
-    /// When it came.
+    /// Time when it came.
     pub received_at: OffsetDateTime,
 }
 

@@ -1,22 +1,22 @@
-//! Ids and text in the form that Postgres can hold. Made by parsing only, so whoever has one need
-//! not check it again.
+//! Ids and texts that Postgres can hold. Parsing is the only way to make one, so no user of one
+//! checks it again.
 
 use serde::{Deserialize, Serialize};
 
-/// Longest id, in bytes of UTF-8. An index row must fit a third of a page (2,704 bytes), and two
-/// ids make a key.
+/// Length of the longest id, in bytes of UTF-8. A key has two ids, and Postgres limits an index row
+/// to a third of a page (2,704 bytes).
 pub const MAX_ID_BYTES: usize = 1024;
 
-/// Why a text is not an id.
+/// Reason why a text is not an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// No member and no group has an empty id.
+    /// Empty. No member and no group has an empty id.
     #[error("must not be empty")]
     Empty,
     /// Longer than [`MAX_ID_BYTES`].
     #[error("must be at most {MAX_ID_BYTES} bytes of UTF-8")]
     TooLong,
-    /// Postgres cannot hold U+0000, and an id that is changed is another id.
+    /// Contains U+0000. Postgres cannot hold it, and an id without it is another id.
     #[error("must not contain U+0000")]
     Nul,
 }
@@ -43,16 +43,16 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// Any text of 1 to [`MAX_ID_BYTES`] bytes without U+0000. Nothing is trimmed,
-            /// normalised or case-folded.
+            /// Takes a text of 1 to [`MAX_ID_BYTES`] bytes without U+0000. Does not trim, normalise
+            /// or case-fold.
             ///
             /// # Errors
-            /// [`IdError`] says what is wrong with it.
+            /// [`IdError`] if the text is not an id.
             pub fn parse(id: String) -> Result<Self, IdError> {
                 parse_id(id).map(Self)
             }
 
-            /// The id as text.
+            /// Returns the id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -77,14 +77,14 @@ id!(
     UserId
 );
 
-/// A value as Postgres can hold it.
+/// A text value that Postgres can hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Text(String);
 
 impl Text {
-    /// Takes any text. U+0000, which Postgres text cannot hold, becomes U+FFFD; all else is kept
-    /// code point for code point.
+    /// Takes any text. U+0000, which Postgres cannot hold, becomes U+FFFD. All other code points
+    /// stay.
     pub fn parse(value: String) -> Self {
         if value.contains('\0') {
             Self(value.replace('\0', "\u{FFFD}"))
@@ -93,12 +93,12 @@ impl Text {
         }
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is nothing in it.
+    /// True if the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -121,7 +121,7 @@ mod tests {
         }
         assert_eq!(UserId::parse(String::new()), Err(IdError::Empty));
         assert_eq!(UserId::parse("x".repeat(1025)), Err(IdError::TooLong));
-        // Bytes count, not characters.
+        // The limit counts bytes, not characters.
         assert_eq!(UserId::parse("ß".repeat(513)), Err(IdError::TooLong));
         assert_eq!(UserId::parse("a\0b".into()), Err(IdError::Nul));
     }

@@ -1,110 +1,293 @@
-//! A member of a group: what is known of one, and what a callback can change.
+//! Members. All fields of a member stand here: in a patch, in the mirror, in OpenIM.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Text, UserId};
+use super::{Differences, Drift, RepairKind, Text, UserId, Verdict};
 
-/// Role level of an ordinary member; 60 is an admin and 100 the owner. OpenIM's before-hooks can
-/// put any number in its place, so a role level is an `i32` and nothing is refused.
+/// Role level of an ordinary member; 60 is an admin and 100 the owner. A before-hook of OpenIM can
+/// set any number, so a role level is an `i32` and no number is refused.
 pub const ORDINARY: i32 = 20;
-/// Role level of the owner. OpenIM gives it by creating or transferring a group only.
+/// Role level of the owner. OpenIM gives it only when a group is created or transferred.
 pub const OWNER: i32 = 100;
 
-/// What set-member-info says of one member. `None` leaves a field as it is; an empty text is a
+/// A patch of one member, from set-member-info. `None` leaves a field as it is. An empty text is a
 /// value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberPatch {
     /// The member.
     pub user_id: UserId,
-    /// Name in this group; empty means that OpenIM shows the name of the user's profile.
+    /// Name in this group. Empty: OpenIM shows the name of the user's profile.
     pub nickname: Option<Text>,
-    /// Avatar in this group; empty as for the nickname.
+    /// Avatar in this group. Empty: OpenIM shows the avatar of the user's profile.
     pub face_url: Option<Text>,
     /// See [`ORDINARY`].
     pub role_level: Option<i32>,
-    /// Extra data, opaque to OpenIM and to us.
+    /// Extra data, opaque to OpenIM and to the mirror.
     pub ex: Option<Text>,
 }
 
-/// What is known of a member, current or gone; `None` is what is not known.
+impl MemberPatch {
+    /// Makes a patch that changes nothing.
+    pub fn new(user_id: UserId) -> Self {
+        Self {
+            user_id,
+            nickname: None,
+            face_url: None,
+            role_level: None,
+            ex: None,
+        }
+    }
+
+    /// Adds a later patch of the same member. Its values replace earlier ones.
+    pub(super) fn fold(&mut self, later: &Self) {
+        let Self {
+            user_id: _,
+            nickname,
+            face_url,
+            role_level,
+            ex,
+        } = later;
+        replace(&mut self.nickname, nickname);
+        replace(&mut self.face_url, face_url);
+        replace(&mut self.role_level, role_level);
+        replace(&mut self.ex, ex);
+    }
+
+    /// Returns the texts that are present.
+    pub fn texts(&self) -> impl Iterator<Item = &Text> {
+        [&self.nickname, &self.face_url, &self.ex]
+            .into_iter()
+            .flatten()
+    }
+}
+
+/// A member in the mirror, current or a tombstone. `None`: the value is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "those of MemberPatch")]
+#[expect(missing_docs, reason = "documented at MemberPatch")]
 pub struct Member {
     pub nickname: Option<Text>,
     pub face_url: Option<Text>,
     pub role_level: Option<i32>,
     pub ex: Option<Text>,
-    /// What OpenIM shows: the nickname or, where that is empty, the name of the user's profile.
+    /// Name that OpenIM shows: the nickname or, if that is empty, the name of the user's profile.
     pub display_nickname: Option<Text>,
-    /// The same of the avatar.
+    /// Avatar that OpenIM shows, by the same rule.
     pub display_face_url: Option<Text>,
-    /// When the member came, if that was heard of.
+    /// Time of the join.
     pub joined_at: Option<OffsetDateTime>,
     /// 1 by an administrator, 2 by invitation, 3 by search, 4 by QR code.
     pub join_source: Option<i32>,
-    /// Who invited the member; empty: nobody did, or OpenIM has not noted it.
+    /// User who invited the member. Empty: nobody did, or OpenIM did not store it.
     pub inviter: Option<Text>,
-    /// Who let the member in.
+    /// User who accepted the member.
     pub operator: Option<Text>,
-    /// Until when the member is muted.
+    /// End of the time for which the member is muted.
     pub mute_end_at: Option<OffsetDateTime>,
-    /// When the member left: the row is a tombstone.
+    /// Time of the leave. The row is a tombstone if this is present.
     pub left_at: Option<OffsetDateTime>,
 }
 
 impl Member {
-    /// One who has just come: OpenIM makes a new record with an ordinary role and empty texts,
-    /// whatever there was before.
+    /// Makes a member who has just joined. OpenIM then makes a new record with an ordinary role and
+    /// empty texts, whatever the record before was.
     pub fn fresh(joined_at: Option<OffsetDateTime>) -> Self {
+        Self::created(Some(ORDINARY), joined_at)
+    }
+
+    /// Makes the member of a new record of OpenIM.
+    pub(super) fn created(role_level: Option<i32>, joined_at: Option<OffsetDateTime>) -> Self {
         Self {
-            role_level: Some(ORDINARY),
+            nickname: Some(Text::default()),
+            face_url: Some(Text::default()),
+            role_level,
+            ex: Some(Text::default()),
             joined_at,
             ..Self::default()
         }
-        .without_unknown_texts()
     }
 
-    /// The same, with the texts that nobody has told empty, as they are in a new record.
-    pub(super) fn without_unknown_texts(mut self) -> Self {
-        for text in [&mut self.nickname, &mut self.face_url, &mut self.ex] {
-            text.get_or_insert_default();
-        }
-        self
+    /// Fills the unknown values that a new record has. The other fields are in no callback.
+    pub(super) fn fill(&mut self, record: &Self) {
+        fill(&mut self.nickname, &record.nickname);
+        fill(&mut self.face_url, &record.face_url);
+        fill(&mut self.role_level, &record.role_level);
+        fill(&mut self.ex, &record.ex);
+        fill(&mut self.joined_at, &record.joined_at);
     }
 
-    /// Takes what a patch says of the texts. What OpenIM shows is what was told, unless that is empty:
-    /// then it is known only where it was empty before too.
-    pub(super) fn set_texts(&mut self, patch: &MemberPatch) {
-        for (field, display, told) in [
-            (
-                &mut self.nickname,
-                &mut self.display_nickname,
-                &patch.nickname,
-            ),
-            (
-                &mut self.face_url,
-                &mut self.display_face_url,
-                &patch.face_url,
-            ),
-        ] {
-            let Some(text) = told else {
-                continue;
-            };
-            if !text.is_empty() {
-                *display = Some(text.clone());
-            } else if field.as_ref() != Some(text) {
-                *display = None;
-            }
-            *field = Some(text.clone());
-        }
-        if patch.ex.is_some() {
-            self.ex.clone_from(&patch.ex);
-        }
+    /// Applies all of a patch except the role level, which has rules of its own.
+    pub(super) fn apply_texts(&mut self, patch: &MemberPatch) {
+        let MemberPatch {
+            user_id: _,
+            nickname,
+            face_url,
+            role_level: _,
+            ex,
+        } = patch;
+        set_shown(&mut self.nickname, &mut self.display_nickname, nickname);
+        set_shown(&mut self.face_url, &mut self.display_face_url, face_url);
+        replace(&mut self.ex, ex);
     }
 
-    /// Whether the member has left.
+    /// Returns the texts that are known.
+    pub fn texts(&self) -> impl Iterator<Item = &Text> {
+        let texts = [
+            &self.nickname,
+            &self.face_url,
+            &self.ex,
+            &self.display_nickname,
+            &self.display_face_url,
+            &self.inviter,
+            &self.operator,
+        ];
+        texts.into_iter().flatten()
+    }
+
+    /// True if the member has left.
     pub fn is_gone(&self) -> bool {
         self.left_at.is_some()
     }
+}
+
+/// Takes a later value if there is one.
+fn replace<T: Clone>(field: &mut Option<T>, later: &Option<T>) {
+    if later.is_some() {
+        field.clone_from(later);
+    }
+}
+
+/// Takes another value if none is known.
+pub(super) fn fill<T: Clone>(field: &mut Option<T>, other: &Option<T>) {
+    if field.is_none() {
+        field.clone_from(other);
+    }
+}
+
+/// Sets a text that OpenIM shows. If it is empty, OpenIM shows the profile's, which no callback
+/// tells: that is known only if the text was empty before.
+fn set_shown(field: &mut Option<Text>, shown: &mut Option<Text>, patch: &Option<Text>) {
+    let Some(text) = patch else {
+        return;
+    };
+    if !text.is_empty() {
+        *shown = Some(text.clone());
+    } else if field.as_ref() != Some(text) {
+        *shown = None;
+    }
+    *field = Some(text.clone());
+}
+
+/// A member in OpenIM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "documented at Member")]
+pub struct OpenImMember {
+    /// OpenIM fills it from the user's profile if the group-level value is empty, and does not tell
+    /// which of the two it is.
+    pub display_nickname: Text,
+    /// See `display_nickname`.
+    pub display_face_url: Text,
+    pub role_level: i32,
+    pub ex: Text,
+    pub joined_at: Option<OffsetDateTime>,
+    pub join_source: i32,
+    pub inviter: Text,
+    pub operator: Text,
+    pub mute_end_at: Option<OffsetDateTime>,
+}
+
+impl OpenImMember {
+    /// Estimates the memory of the texts.
+    pub fn bytes(&self) -> usize {
+        let texts = [
+            &self.display_nickname,
+            &self.display_face_url,
+            &self.ex,
+            &self.inviter,
+            &self.operator,
+        ];
+        texts.iter().map(|text| text.as_str().len()).sum()
+    }
+
+    /// Computes the row that is equal to OpenIM. `stored` is the row before.
+    pub(super) fn to_row(&self, stored: Option<&Member>) -> Member {
+        // Nothing of the time before a leave stays valid.
+        let current = stored.filter(|member| !member.is_gone());
+        // The shown text can be the profile's only if the member has none of its own.
+        let own = |text: Option<&Text>, shown: &Text| {
+            text.filter(|text| text.is_empty() || *text == shown)
+                .cloned()
+        };
+        let nickname = current.and_then(|member| member.nickname.as_ref());
+        let face_url = current.and_then(|member| member.face_url.as_ref());
+        Member {
+            nickname: own(nickname, &self.display_nickname),
+            face_url: own(face_url, &self.display_face_url),
+            role_level: Some(self.role_level),
+            ex: Some(self.ex.clone()),
+            display_nickname: Some(self.display_nickname.clone()),
+            display_face_url: Some(self.display_face_url.clone()),
+            joined_at: self.joined_at,
+            join_source: Some(self.join_source),
+            inviter: Some(self.inviter.clone()),
+            operator: Some(self.operator.clone()),
+            mute_end_at: self.mute_end_at,
+            left_at: None,
+        }
+    }
+
+    /// Lists the drift of a current member, whose row should be `row`.
+    fn drift_of(&self, stored: &Member, row: &Member) -> Vec<Drift> {
+        let mut list = Differences::default();
+        // A stored text that OpenIM does not show is drift.
+        if stored.nickname != row.nickname {
+            let shown = Some(self.display_nickname.clone());
+            list.text("nickName", &stored.nickname, &shown);
+        }
+        if stored.face_url != row.face_url {
+            let shown = Some(self.display_face_url.clone());
+            list.text("faceURL", &stored.face_url, &shown);
+        }
+        list.number("roleLevel", stored.role_level, row.role_level);
+        list.text("ex", &stored.ex, &row.ex);
+        // Only a comparison fills it, so this member was never compared.
+        if stored.join_source.is_none() {
+            return list.0;
+        }
+        list.time("joinedAt", stored.joined_at, row.joined_at);
+        list.number("joinSource", stored.join_source, row.join_source);
+        list.text("inviterUserID", &stored.inviter, &row.inviter);
+        list.text("operatorUserID", &stored.operator, &row.operator);
+        list.time("muteEndAt", stored.mute_end_at, row.mute_end_at);
+        list.0
+    }
+}
+
+/// Compares a member's row with OpenIM. `None`: they are equal.
+pub fn compare_member(stored: Option<&Member>, openim: Option<&OpenImMember>) -> Option<Verdict> {
+    let current = stored.filter(|member| !member.is_gone());
+    let presence = || {
+        let text = |is_there: bool| is_there.then(|| "present".to_owned());
+        vec![Drift {
+            field: "member",
+            mirror: text(current.is_some()),
+            openim: text(openim.is_some()),
+        }]
+    };
+    let (kind, drift) = match (current, openim) {
+        (None, None) => return None,
+        (None, Some(_)) => (RepairKind::MemberAdded, presence()),
+        (Some(_), None) => (RepairKind::MemberRemoved, presence()),
+        (Some(member), Some(openim)) => {
+            let row = openim.to_row(stored);
+            if row == *member {
+                return None;
+            }
+            match openim.drift_of(member, &row) {
+                none if none.is_empty() => (RepairKind::DetailsChanged, none),
+                drift => (RepairKind::MemberChanged, drift),
+            }
+        }
+    };
+    Some(Verdict { kind, drift })
 }

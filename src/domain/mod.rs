@@ -1,8 +1,8 @@
-//! Rules only: no I/O, no async, nothing of HTTP or SQL. Everybody imports it; it imports nobody.
+//! Rules: no I/O, no async, nothing of HTTP or SQL. Every room imports it; it imports no other room.
 
 mod apply;
 mod change;
-mod compare;
+mod drift;
 mod fence;
 mod fold;
 mod group;
@@ -11,19 +11,18 @@ mod ids;
 mod member;
 mod operators;
 mod record;
-mod rejected;
-mod repair;
 
-pub use apply::{GroupRows, LATE, apply};
-pub use change::{Change, Creation, Event, Users, first_members, to_micros};
-pub use compare::{Drift, RepairCounts, RepairKind, Verdict, group_verdict, member_verdict};
+pub use apply::{GroupRows, LATE_CALLBACK_TIMEOUT, RepairRows, Repaired, apply};
+pub use change::{
+    Change, Creation, Event, MAX_KEPT_BYTES, Rejected, Repair, Users, first_members, to_micros,
+};
+use drift::Differences;
+pub use drift::{Drift, RepairCounts, RepairKind, Verdict};
 pub use fence::{Fence, FenceError};
 pub use fold::{Folded, FoldedPatch, fold};
-pub use group::{CheckReason, DISMISSED, Group, Profile};
+pub use group::{DISMISSED, Group, GroupProfile, MarkReason, OpenImGroup, Version, compare_group};
 pub use hint::{Hint, HintKind};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
-pub use member::{Member, MemberPatch, ORDINARY, OWNER};
+pub use member::{Member, MemberPatch, ORDINARY, OWNER, OpenImMember, compare_member};
 pub use operators::{Operators, may_be_operator};
 pub use record::{Raw, Request, from_record, to_record};
-pub use rejected::{MAX_KEPT_BYTES, Rejected};
-pub use repair::{HeldGroup, HeldMember, Repair, Repaired, Version};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{CheckReason, Event, ORDINARY, UserId};
+use super::{Event, MarkReason, ORDINARY, UserId};
 
 /// The users by whom backends call OpenIM's API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,9 +19,7 @@ impl Operators {
     pub fn sort_out(&self, event: Event) -> Event {
         match event {
             // Told as inviter: somebody has come, and nobody knows who.
-            Event::Join(user) if self.0.contains(&user) => {
-                Event::WantCheck(CheckReason::MembersMissing)
-            }
+            Event::Join(user) if self.0.contains(&user) => Event::Mark(MarkReason::MembersMissing),
             Event::Create(mut creation) => {
                 let operator = creation.may_be_operator.take();
                 if let Some(operator) = operator.filter(|user| self.0.contains(user)) {
@@ -46,7 +44,7 @@ pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Creation, Profile, first_members};
+    use super::super::{Creation, GroupProfile, first_members};
     use super::*;
 
     fn user(id: &str) -> UserId {
@@ -61,7 +59,7 @@ mod tests {
         let list: Vec<_> = list.iter().map(|(id, role)| (user(id), *role)).collect();
         let owner = user("o1");
         Creation {
-            profile: Profile::default(),
+            profile: GroupProfile::default(),
             may_be_operator: may_be_operator(&list, Some(&owner)),
             members: first_members(list, Some(&owner)),
             owner: Some(owner),
@@ -117,7 +115,7 @@ mod tests {
 
     #[test]
     fn who_joins_is_not_the_operator_that_is_told_as_inviter() {
-        let marked = Event::WantCheck(CheckReason::MembersMissing);
+        let marked = Event::Mark(MarkReason::MembersMissing);
         assert_eq!(operators().sort_out(Event::Join(user("imAdmin"))), marked);
         let join = Event::Join(user("u5"));
         assert_eq!(operators().sort_out(join.clone()), join);

@@ -68,7 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::{
-        Change, CheckReason, Creation, Event, GroupId, MemberPatch, Profile, Rejected, Text,
+        Change, Creation, Event, GroupId, GroupProfile, MarkReason, MemberPatch, Rejected, Text,
         UserId, Users,
     };
     use super::*;
@@ -89,10 +89,10 @@ mod tests {
         of(any::<String>().prop_map(Text::parse))
     }
 
-    fn any_profile() -> impl Strategy<Value = Profile> {
+    fn any_profile() -> impl Strategy<Value = GroupProfile> {
         let texts = (text(), text(), text(), text(), text());
         let numbers = (of(any::<i32>()), of(any::<i32>()), of(any::<i32>()));
-        (texts, numbers).prop_map(|(texts, numbers)| Profile {
+        (texts, numbers).prop_map(|(texts, numbers)| GroupProfile {
             name: texts.0,
             notification: texts.1,
             introduction: texts.2,
@@ -160,8 +160,8 @@ mod tests {
             transfer,
             any_profile().prop_map(Event::SetProfile),
             patch,
-            proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheck),
-            proptest::sample::select(CheckReason::ALL).prop_map(Event::WantCheckIfDismissed),
+            proptest::sample::select(MarkReason::ALL).prop_map(Event::Mark),
+            proptest::sample::select(MarkReason::ALL).prop_map(Event::MarkIfDismissed),
         ]
     }
 

@@ -10,7 +10,7 @@ use super::payload::{self, ProfileEcho, Told};
 use super::reply::{CallbackFailure, CallbackReply};
 use super::written::Written;
 use super::{Tag, commands};
-use crate::domain::{Change, CheckReason, Operators};
+use crate::domain::{Change, MarkReason, Operators};
 use crate::ingest::{Hinted, Ingest};
 use crate::telemetry::Metrics;
 
@@ -67,7 +67,7 @@ impl Callbacks {
     /// the mark.
     fn hear(&self, told: Told) -> Heard {
         self.ingest
-            .want_check(told.group_id, CheckReason::JoinAnnounced);
+            .want_check(told.group_id, MarkReason::JoinAnnounced);
         Heard::Heard(Written(CallbackReply::success(0)))
     }
 }

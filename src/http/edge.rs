@@ -20,7 +20,7 @@ use super::error::{Code, Error};
 use super::memory::BodyLimits;
 use super::routing::{self, Way};
 use super::{answers, operation_id, payload, problem, reply};
-use crate::domain::{CheckReason, MAX_KEPT_BYTES, Rejected};
+use crate::domain::{MAX_KEPT_BYTES, MarkReason, Rejected};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
 
@@ -202,7 +202,7 @@ impl Edge {
             if error.code != Code::CommandMismatch
                 && let Some(group) = payload::group_of(&body.bytes)
             {
-                self.ingest.want_check(group, CheckReason::CallbackRejected);
+                self.ingest.want_check(group, MarkReason::CallbackRejected);
             }
             let length = body.bytes.len();
             let rejected = Rejected {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::intake::{Spool, SpoolState};
 use super::lanes::Lanes;
-use crate::domain::{Change, CheckReason, Event, Rejected, to_record};
+use crate::domain::{Change, Event, MarkReason, Rejected, to_record};
 use crate::spool::{Content, Entry, SpoolError};
 use crate::store::{self, Drainer, Store};
 
@@ -58,11 +58,11 @@ pub enum Error {
 
 impl Error {
     /// True if the database does not answer. The log says that already.
-    fn is_of_absence(&self) -> bool {
+    fn is_unreachable(&self) -> bool {
         match self {
-            Error::Store(error) if error.is_of_setup() => false,
-            Error::Store(error) => error.is_of_connection() || error.is_of_time(),
-            Error::Open(error) => error.is_of_absence(),
+            Error::Store(error) if error.is_setup_error() => false,
+            Error::Store(error) => error.is_connection_error() || error.is_timeout(),
+            Error::Open(error) => error.is_unreachable(),
             Error::Spool(_) | Error::Panicked => false,
         }
     }
@@ -88,7 +88,7 @@ impl Drain {
     pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
         let drainer = store.drainer(spool.id());
         let first_timeout = match lanes {
-            Some(_) => store.patience_of_lanes(),
+            Some(_) => store.lane_timeout(),
             None => MAX_WRITE_TIMEOUT,
         };
         Self {
@@ -158,7 +158,7 @@ impl Drain {
             };
             let text = error.to_string();
             let is_first = !settled.is_cancelled();
-            if !log.is_due(&text, is_first, error.is_of_absence(), Instant::now()) {
+            if !log.is_due(&text, is_first, error.is_unreachable(), Instant::now()) {
                 tracing::debug!(error = text, "the spool cannot be drained yet");
             } else if self.store.is_prepared() {
                 tracing::error!(error = text, "the spool cannot be drained");
@@ -248,7 +248,7 @@ impl Drain {
         }
         let written = self.write(&batch).await;
         if let Err(error) = &written
-            && error.is_of_time()
+            && error.is_timeout()
         {
             self.write_timeout = (self.write_timeout * 2).min(MAX_WRITE_TIMEOUT);
             self.batch_size = (self.batch_size / 8).max(1);
@@ -307,7 +307,7 @@ impl Drain {
     /// True if a lane has committed the entry, and got no answer.
     fn is_committed(&self, entry: &Entry) -> bool {
         let attempt = entry.attempt.as_ref();
-        attempt.is_some_and(|attempt| self.drainer.is_in(attempt.lane, attempt.seq))
+        attempt.is_some_and(|attempt| self.drainer.is_committed(attempt.lane, attempt.seq))
     }
 
     /// Keeps a change that the database refuses with the rejected callbacks, and marks its group.
@@ -323,7 +323,7 @@ impl Drain {
             "the database does not take an entry of the spool"
         );
         if let Content::Change(change) = &entry.content {
-            let reason = Event::WantCheck(CheckReason::CallbackLost);
+            let reason = Event::Mark(MarkReason::CallbackLost);
             let mark = Change::new(change.group_id.clone(), change.received_at, reason);
             let kept = kept_change(change, refused);
             for (changes, rejected) in [(vec![&mark], vec![&kept]), (vec![], vec![&kept])] {
@@ -354,7 +354,7 @@ impl Drain {
                 .write(changes, rejected, number, deadline)
                 .await;
             match written {
-                Err(error) if error.is_of_conflict() && Instant::now() < deadline => {}
+                Err(error) if error.is_conflict() && Instant::now() < deadline => {}
                 written => return written,
             }
         }
@@ -399,8 +399,8 @@ impl ErrorLog {
     }
 
     /// The log says already that the database does not answer, since diverting began.
-    fn is_due(&mut self, text: &str, is_first: bool, is_of_absence: bool, now: Instant) -> bool {
-        let is_new = !is_of_absence && self.text.as_deref() != Some(text);
+    fn is_due(&mut self, text: &str, is_first: bool, is_unreachable: bool, now: Instant) -> bool {
+        let is_new = !is_unreachable && self.text.as_deref() != Some(text);
         let is_due = is_first || is_new || now.duration_since(self.at) >= LOG_INTERVAL;
         if is_due {
             self.text = Some(text.to_owned());
@@ -444,12 +444,12 @@ mod tests {
         let mut logged = Vec::new();
         // An attempt every two seconds: a right is missing, then the server is away.
         for second in (0..300_u64).step_by(2) {
-            let (text, is_of_absence) = match second {
+            let (text, is_unreachable) = match second {
                 0..150 => ("no right", false),
                 _ => ("refused", true),
             };
             let now = began + Duration::from_secs(second);
-            if log.is_due(text, second == 0, is_of_absence, now) {
+            if log.is_due(text, second == 0, is_unreachable, now) {
                 logged.push((second, text));
             }
         }

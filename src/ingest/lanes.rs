@@ -17,7 +17,7 @@ use super::Error;
 use super::intake::{self, Spool};
 use super::marks::Marks;
 use super::queue::{Load, Queue, SMALL_BATCH};
-use crate::domain::{Change, Creation, Event, Profile, Repaired, Text};
+use crate::domain::{Change, Event, Repaired};
 use crate::spool::Attempt;
 use crate::store::{self, Failed, Store, Writer, Written};
 use crate::tasks::{Task, Tasks};
@@ -284,8 +284,8 @@ impl Lane {
             number,
             shared,
             writer,
-            batch_timeout: store.patience_of_lanes(),
-            lock_timeout: store.lock_of_lanes(),
+            batch_timeout: store.lane_timeout(),
+            lock_timeout: store.lane_lock_timeout(),
             spool,
         }
     }
@@ -358,7 +358,7 @@ impl Lane {
                 error: store::Error::Permanent(_),
                 ..
             }) => self.write_one_by_one(writer, batch.into(), deadline).await,
-            Err(Failed { error, .. }) if error.is_of_lock() => {
+            Err(Failed { error, .. }) if error.is_lock_error() => {
                 self.write_one_by_one(writer, batch.into(), deadline).await;
             }
             Err(Failed { error, attempt }) => {
@@ -389,7 +389,7 @@ impl Lane {
                 Err(failed) => failed,
             };
             let has_time = Instant::now() + self.lock_timeout <= deadline;
-            if !(has_time && failed.error.is_of_lock()) {
+            if !(has_time && failed.error.is_lock_error()) {
                 let attempt = self.attempt(failed.attempt);
                 let others = changes.into_iter().map(|change| (change, None));
                 let all = std::iter::once((change, attempt)).chain(others);
@@ -478,8 +478,8 @@ async fn attempt(
     loop {
         match writer.write(changes, deadline).await {
             Err(failed) if Instant::now() >= deadline => return Err(failed),
-            Err(Failed { error, .. }) if error.is_of_conflict() => {}
-            Err(Failed { error, .. }) if error.is_of_session() && !has_new_session => {
+            Err(Failed { error, .. }) if error.is_conflict() => {}
+            Err(Failed { error, .. }) if error.is_session_error() && !has_new_session => {
                 has_new_session = true;
             }
             done => return done,
@@ -489,35 +489,8 @@ async fn attempt(
 
 /// Estimated size of a change, in bytes.
 fn bytes_of(change: &Change) -> usize {
-    fn sum(texts: &[&Option<Text>]) -> usize {
-        let texts = texts.iter().filter_map(|text| text.as_ref());
-        texts.map(|text| text.as_str().len()).sum()
-    }
-    fn of_profile(profile: &Profile) -> usize {
-        let Profile {
-            name,
-            notification,
-            introduction,
-            face_url,
-            ex,
-            need_verification: _,
-            look_member_info: _,
-            apply_member_friend: _,
-        } = profile;
-        sum(&[name, notification, introduction, face_url, ex])
-    }
     let users = change
         .user_ids()
         .map(|user| user.as_str().len() + ROW_BYTES);
-    let values = match &change.event {
-        Event::SetMember(patch) => sum(&[&patch.nickname, &patch.face_url, &patch.ex]),
-        Event::SetProfile(profile) | Event::Create(Creation { profile, .. }) => of_profile(profile),
-        Event::Repair(repair) => {
-            let profile = repair.group.as_ref().map(|held| of_profile(&held.profile));
-            let members: usize = repair.present.iter().map(|(_, held)| held.bytes()).sum();
-            profile.unwrap_or(0) + members
-        }
-        _ => 0,
-    };
-    change.group_id.as_str().len() + users.sum::<usize>() + values
+    change.group_id.as_str().len() + users.sum::<usize>() + change.event.bytes()
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::{Change, CheckReason, Event, GroupId};
+use crate::domain::{Change, Event, GroupId, MarkReason};
 
 /// Limit of groups. OpenIM names only a few a second while it waits for failing answers.
 const MAX_GROUPS: usize = 100_000;
@@ -28,14 +28,14 @@ pub(super) struct Marks(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: Mutex<HashMap<GroupId, CheckReason>>,
+    waiting: Mutex<HashMap<GroupId, MarkReason>>,
     /// Number of marks that were taken and are not known to be durable.
     under_way: AtomicUsize,
     added: Notify,
 }
 
 impl Marks {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, CheckReason>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, MarkReason>> {
         // No code panics while it holds the lock.
         self.0
             .waiting
@@ -44,7 +44,7 @@ impl Marks {
     }
 
     /// Adds a group to be marked.
-    pub(super) fn add(&self, group: GroupId, reason: CheckReason) {
+    pub(super) fn add(&self, group: GroupId, reason: MarkReason) {
         let is_full = {
             let mut waiting = self.waiting();
             let is_full = waiting.len() >= MAX_GROUPS && !waiting.contains_key(&group);
@@ -62,10 +62,10 @@ impl Marks {
     /// Marks the group of a change that is not known to be written.
     pub(super) fn lost(&self, change: &Change) {
         let reason = match change.event {
-            Event::WantCheck(reason) => reason,
+            Event::Mark(reason) => reason,
             // The next reconcile of the group makes it again.
             Event::Repair(_) => return,
-            _ => CheckReason::CallbackLost,
+            _ => MarkReason::CallbackLost,
         };
         self.add(change.group_id.clone(), reason);
     }
@@ -75,7 +75,7 @@ impl Marks {
         self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Vec<(GroupId, CheckReason)> {
+    fn take(&self) -> Vec<(GroupId, MarkReason)> {
         let mut waiting = self.waiting();
         let some: Vec<GroupId> = waiting.keys().take(MAX_BATCH).cloned().collect();
         self.0.under_way.store(some.len(), Ordering::Relaxed);
@@ -103,7 +103,7 @@ impl Marks {
             }
             let is_last = closing.is_cancelled();
             let write = marks.into_iter().map(|(group, reason)| {
-                let event = Event::WantCheck(reason);
+                let event = Event::Mark(reason);
                 submit(Change::new(group, OffsetDateTime::now_utc(), event))
             });
             let done = join_all(write).await;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::{
-    Change, CheckReason, Event, GroupId, Hint, Rejected, Repair, Repaired, from_record,
+    Change, Event, GroupId, Hint, MarkReason, Rejected, Repair, Repaired, from_record,
 };
 use crate::spool::SpoolError;
 use crate::store::{self, Store};
@@ -108,7 +108,7 @@ impl Ingest {
         let (marks, tasks) = (Marks::default(), Tasks::default());
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
         // The lanes may be at something that takes all their time.
-        let patience = store.patience_of_lanes() * 2;
+        let patience = store.lane_timeout() * 2;
         let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
@@ -213,7 +213,7 @@ impl Ingest {
             is_looked_after,
         };
         self.submit(Change {
-            is_looked_after,
+            is_reconciled_soon: is_looked_after,
             ..change
         })
         .await?;
@@ -259,11 +259,11 @@ impl Ingest {
     }
 
     async fn mark(&self, hint: Hint, heard: Heard) -> Result<(), Error> {
-        let reason = CheckReason::Notified;
+        let reason = MarkReason::Notified;
         let (event, key) = match heard {
             Heard::Done(_) => return Ok(()),
-            Heard::Mark(key) => (Event::WantCheck(reason), key),
-            Heard::MarkIfDismissed => (Event::WantCheckIfDismissed(reason), None),
+            Heard::Mark(key) => (Event::Mark(reason), key),
+            Heard::MarkIfDismissed => (Event::MarkIfDismissed(reason), None),
         };
         let change = Change::new(hint.group_id.clone(), hint.received_at, event);
         self.submit(change).await?;
@@ -299,7 +299,7 @@ impl Ingest {
     }
 
     /// Has a group marked to be checked, without waiting for it.
-    pub fn want_check(&self, group: GroupId, reason: CheckReason) {
+    pub fn want_check(&self, group: GroupId, reason: MarkReason) {
         self.marks.add(group, reason);
     }
 

@@ -24,7 +24,7 @@ use super::list::{List, MOST_MEMBERS, held};
 use super::pages::{Halves, PAGE};
 use super::view::{Fetched, Trouble, Unshown, View};
 use super::wire::{Delta, Group, MemberIds};
-use crate::domain::{DISMISSED, GroupId, HeldGroup, HeldMember, UserId, Version};
+use crate::domain::{DISMISSED, GroupId, OpenImGroup, OpenImMember, UserId, Version};
 
 /// How often a group is read that changes faster than it can be read.
 const TRIES: usize = 3;
@@ -67,7 +67,7 @@ impl Tried {
 
 /// What there is to know of a group without its changes.
 pub(super) struct Info {
-    pub(super) held: HeldGroup,
+    pub(super) held: OpenImGroup,
     member_count: u64,
 }
 
@@ -267,7 +267,7 @@ impl Fetch {
         group: &GroupId,
         before: Option<Group>,
         after: &Delta,
-    ) -> Result<Option<HeldGroup>, FetchError> {
+    ) -> Result<Option<OpenImGroup>, FetchError> {
         let held = match after.group.clone().or(before) {
             Some(told) => Some(told.held()),
             None => self.info(group).await?.map(|info| info.held),
@@ -348,7 +348,7 @@ fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
         return None;
     }
     let (changed, absent) = split(group, delta);
-    let mut members: HashMap<UserId, HeldMember> = changed.collect();
+    let mut members: HashMap<UserId, OpenImMember> = changed.collect();
     for user in &absent {
         members.remove(user);
     }
@@ -368,7 +368,7 @@ fn changed(group: &GroupId, delta: Delta) -> Option<Box<View>> {
 fn split(
     group: &GroupId,
     delta: Delta,
-) -> (impl Iterator<Item = (UserId, HeldMember)>, Vec<UserId>) {
+) -> (impl Iterator<Item = (UserId, OpenImMember)>, Vec<UserId>) {
     let absent = delta.delete.into_iter();
     let absent = absent.filter_map(|user| UserId::parse(user).ok()).collect();
     // Who came and was changed then is only among those who were.

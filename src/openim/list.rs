@@ -10,7 +10,7 @@ use super::error::Error;
 use super::pages::{PAGE, Pages};
 use super::view::{Trouble, Unshown, View};
 use super::wire::{Member, MemberIds};
-use crate::domain::{GroupId, HeldGroup, HeldMember, UserId, Version};
+use crate::domain::{GroupId, OpenImGroup, OpenImMember, UserId, Version};
 
 /// Members that are held at a time, a few hundred bytes each. A group that has more is read alone.
 pub(super) const MOST_MEMBERS: u32 = 100_000;
@@ -20,7 +20,7 @@ const MOST_UNREAD: u64 = 1000;
 /// A list of members.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    pub(super) members: HashMap<UserId, HeldMember>,
+    pub(super) members: HashMap<UserId, OpenImMember>,
     /// How many members OpenIM counts.
     total: u64,
     /// How many pages it was.
@@ -128,7 +128,11 @@ impl List {
     }
 
     /// All of a group.
-    pub(super) fn into_view(self, group: Option<HeldGroup>, version: Option<Version>) -> Box<View> {
+    pub(super) fn into_view(
+        self,
+        group: Option<OpenImGroup>,
+        version: Option<Version>,
+    ) -> Box<View> {
         Box::new(View {
             group,
             members: self.members,
@@ -143,7 +147,7 @@ impl List {
     }
 
     /// What can be read of it.
-    pub(super) fn into_part(self, group: Option<HeldGroup>, unshown: Unshown) -> Box<View> {
+    pub(super) fn into_part(self, group: Option<OpenImGroup>, unshown: Unshown) -> Box<View> {
         let trouble = match (&group, self.unread) {
             (None, _) => Trouble::ProfileTooLarge,
             (Some(_), 0) => Trouble::RowsMissing {
@@ -160,7 +164,7 @@ impl List {
 }
 
 /// Those whose ids the mirror can hold.
-pub(super) fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, HeldMember)> {
+pub(super) fn held(group: &GroupId, members: Vec<Member>) -> Vec<(UserId, OpenImMember)> {
     let held = members.into_iter().filter_map(|member| {
         let held = member.held();
         if let Err(error) = &held {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::domain::{HeldGroup, HeldMember, UserId, Version};
+use crate::domain::{OpenImGroup, OpenImMember, UserId, Version};
 
 /// What was read.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) enum Fetched {
     View(Box<View>),
     /// It is dismissed; whom it still has for members is nobody's concern. `None`: its profile is too
     /// large to be read.
-    Dismissed(Option<HeldGroup>),
+    Dismissed(Option<OpenImGroup>),
     /// OpenIM does not know it.
     Unknown,
 }
@@ -23,8 +23,8 @@ pub(super) enum Fetched {
 #[derive(Debug)]
 pub(super) struct View {
     /// `None`: as it was, or too large to be read.
-    pub(super) group: Option<HeldGroup>,
-    pub(super) members: HashMap<UserId, HeldMember>,
+    pub(super) group: Option<OpenImGroup>,
+    pub(super) members: HashMap<UserId, OpenImMember>,
     /// Who is in no case a member. In a whole view nobody is who is not among the members, nor one of
     /// whom nothing is known.
     pub(super) absent: Vec<UserId>,

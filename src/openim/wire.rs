@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::error::Oddity;
 use crate::domain::{
-    GroupId, HeldGroup, HeldMember, IdError, Profile, Text, UserId, Version, to_micros,
+    GroupId, GroupProfile, IdError, OpenImGroup, OpenImMember, Text, UserId, Version, to_micros,
 };
 
 /// Around every answer, whatever its HTTP status says.
@@ -299,10 +299,10 @@ impl Group {
         GroupId::parse(self.group_id.clone())
     }
 
-    pub(super) fn held(self) -> HeldGroup {
+    pub(super) fn held(self) -> OpenImGroup {
         let text = |text: String| Some(Text::parse(text));
-        HeldGroup {
-            profile: Profile {
+        OpenImGroup {
+            profile: GroupProfile {
                 name: text(self.group_name),
                 notification: text(self.notification),
                 introduction: text(self.introduction),
@@ -323,8 +323,8 @@ impl Group {
 
 impl Member {
     /// The user, if the mirror can hold the id, and what OpenIM holds.
-    pub(super) fn held(self) -> Result<(UserId, HeldMember), IdError> {
-        let held = HeldMember {
+    pub(super) fn held(self) -> Result<(UserId, OpenImMember), IdError> {
+        let held = OpenImMember {
             display_nickname: Text::parse(self.nickname),
             display_face_url: Text::parse(self.face_url),
             role_level: self.role_level,

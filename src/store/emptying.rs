@@ -1,5 +1,5 @@
-//! The rows of those who left by a dismissal. The dismissal itself is one write of the group's row, so
-//! that it takes no longer for a large group; what is filled in here is what readers see already.
+//! Writes `left_at` of members after a dismissal. The dismissal itself writes only the group's row, so that
+//! it takes no longer for a large group. Readers see the same before and after.
 
 use sqlx::{Connection, FromRow};
 use time::OffsetDateTime;
@@ -11,13 +11,13 @@ statements! {
     /// Walks groups_emptying.
     EMPTYING = "
 SELECT group_id FROM groups WHERE emptying_at IS NOT NULL AND group_id > $1 ORDER BY group_id LIMIT 1";
-    /// Keeps away whoever would let somebody in meanwhile, or dismiss the group again.
+    /// Locks the group, so that no join and no other dismissal is written meanwhile.
     LOCK_EMPTYING = "
 SELECT dismissals, emptying_at
   FROM groups
  WHERE group_id = $1 AND emptying_at IS NOT NULL
    FOR UPDATE";
-    /// Walks the primary key. No updated_at moves: it is the same member for readers.
+    /// Walks the primary key. `updated_at` stays: readers see no change.
     FILL_LEFT_AT = "
 WITH next AS MATERIALIZED (
     SELECT user_id
@@ -35,27 +35,26 @@ SELECT max(user_id) AS last, count(*) AS members FROM next";
     END_EMPTYING = "UPDATE groups SET emptying_at = NULL WHERE group_id = $1";
 }
 
-/// Rows that are written at a time, for as long as a callback about the group may have to wait.
-const SOME: i64 = 500;
+/// Number of rows of one transaction. A callback of the group may have to wait for it.
+const MAX_BATCH_ROWS: i64 = 500;
 
 #[derive(FromRow)]
-struct Begun {
+struct Dismissal {
     dismissals: i32,
     emptying_at: OffsetDateTime,
 }
 
 #[derive(FromRow)]
-struct Filled {
+struct Batch {
     last: Option<String>,
     members: i64,
 }
 
 impl Store {
-    /// Fills in when those have left who were members of a dismissed group; goes through all such
-    /// groups once.
+    /// Writes the time of the leave into the rows of all dismissed groups.
     ///
     /// # Errors
-    /// See [`Error`]; what was filled in until then is.
+    /// See [`Error`]. Earlier batches stay written.
     pub async fn fill_in_leaves(&self) -> Result<(), Error> {
         let mut after = String::new();
         loop {
@@ -70,7 +69,7 @@ impl Store {
             let Some(group) = next else {
                 return Ok(());
             };
-            // They are stored as they were parsed.
+            // A stored id always parses.
             if let Ok(group) = GroupId::parse(group.clone()) {
                 self.fill_in_leaves_of(&group).await?;
             }
@@ -84,22 +83,22 @@ impl Store {
             last = self
                 .write(async |connection| {
                     let mut transaction = connection.begin().await?;
-                    let begun: Option<Begun> = sqlx::query_as(LOCK_EMPTYING)
+                    let dismissal: Option<Dismissal> = sqlx::query_as(LOCK_EMPTYING)
                         .bind(group.as_str())
                         .fetch_optional(&mut *transaction)
                         .await?;
-                    let Some(begun) = begun else {
+                    let Some(dismissal) = dismissal else {
                         return Ok(None);
                     };
-                    let filled: Filled = sqlx::query_as(FILL_LEFT_AT)
+                    let filled: Batch = sqlx::query_as(FILL_LEFT_AT)
                         .bind(group.as_str())
                         .bind(&after)
-                        .bind(begun.dismissals)
-                        .bind(begun.emptying_at)
-                        .bind(SOME)
+                        .bind(dismissal.dismissals)
+                        .bind(dismissal.emptying_at)
+                        .bind(MAX_BATCH_ROWS)
                         .fetch_one(&mut *transaction)
                         .await?;
-                    let has_more = filled.members == SOME;
+                    let has_more = filled.members == MAX_BATCH_ROWS;
                     if !has_more {
                         sqlx::query(END_EMPTYING)
                             .bind(group.as_str())

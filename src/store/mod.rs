@@ -1,32 +1,28 @@
-//! The wall: the only place that names sqlx and holds SQL.
+//! The database. Only this room names sqlx and has SQL.
 //!
-//! SQL is static text beside the function that runs it, listed by `statements!` so that a test
-//! can prepare every statement against the migrated schema.
+//! SQL is static text beside the function that runs it. `statements!` lists it, so that a test can
+//! prepare every statement against the migrated schema.
 
-/// Defines the SQL constants of a file and `STATEMENTS`, the list of them all.
+/// Defines the SQL constants of a file, and `STATEMENTS`, the list of them.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
         $($(#[$doc])* const $name: &str = $sql;)+
-        /// Every statement of this file, by name.
+        /// All statements of this file, with their names.
         pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
     };
 }
 
-mod connect;
-mod connections;
+#[macro_use]
+mod columns;
 mod emptying;
 mod error;
 mod lookups;
-mod migrate;
+mod postgres;
 #[macro_use]
 mod read;
 mod reconcile;
 mod rejected;
-mod session;
-mod stored;
-mod tls;
 mod touched;
-mod url;
 mod write;
 
 use std::sync::Arc;
@@ -36,115 +32,155 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use connections::{Connector, Kind, Pool};
 use lookups::Lookups;
+use postgres::{Connections, Connector, Kind, Pool};
 use touched::Touched;
 
-pub use connect::{Database, OpenError};
-pub use error::Error;
+pub use columns::{GroupRow, MemberRow};
+pub use error::{Error, OpenError, UnfitSession};
+pub use lookups::SoughtMember;
+pub use postgres::{Database, UrlError, check_url};
 pub use read::{
-    Found, GroupFilter, GroupRow, GroupSummary, MemberFilter, MemberRow, MemberState, PAGE_BYTES,
-    Page, RoleCount, Room, SHORT_ROW, SoughtMember,
+    Found, GroupFilter, GroupSummary, MemberFilter, MemberState, PAGE_BYTES, Page, RoleCount, Room,
+    SHORT_ROW,
 };
 pub use reconcile::{
     Begun, ComparedMember, Finished, KnownGroup, Named, Noted, Run, RunCounts, TOO_MANY_REMOVALS,
     Turn, TurnOf, WantedByReason, WasRead,
 };
 pub use rejected::RejectedSummary;
-pub use session::Unfit;
-pub use url::{UrlError, check_url};
 pub use write::{Drainer, Failed, Writer, Written};
 
 statements! {
-    /// For the rest of a transaction.
-    WITHOUT_HASTE = "SET LOCAL statement_timeout = '60s'";
+    /// Sets a longer timeout for the rest of a transaction.
+    ALLOW_LONG_STATEMENT = "SET LOCAL statement_timeout = '60s'";
 }
 
-/// How long housekeeping may take: as [`WITHOUT_HASTE`] says, and a little.
-const LONG: Duration = Duration::from_secs(65);
+/// Time limit of housekeeping: that of [`ALLOW_LONG_STATEMENT`], and a little more.
+const HOUSEKEEPING_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// The database, as the rest of the program sees it: one method per question or change.
+/// The database for the rest of the program. It has one method for each read or change. Each returns
+/// [`Error::Transient`] while the database is away.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// Where it is.
     database: Arc<Database>,
-    /// Whether its schema is up to date.
+    /// Set when the schema is up to date.
     prepared: Arc<OnceCell<()>>,
-    /// Shared by all but the lanes.
+    /// Connections for all but the lanes, the drain and the leases.
     pool: Arc<Pool>,
-    /// As many turns as reads may have connections of these.
-    reads: Arc<Semaphore>,
+    /// Limits the connections of the pool that reads use.
+    read_permits: Arc<Semaphore>,
     lookups: Arc<Lookups>,
     /// Makes the connections of the lanes.
-    of_lanes: Arc<Connector>,
-    /// Makes that of the drain of a spool.
-    of_drain: Arc<Connector>,
-    /// Makes those of whoever compares the mirror with OpenIM: one or two, beside all others.
-    of_turns: Arc<Connector>,
-    /// What callbacks have changed lately.
+    lane_connector: Arc<Connector>,
+    /// Makes the connection of the drain of a spool.
+    drain_connector: Arc<Connector>,
+    /// Makes one or two connections that hold leases.
+    lease_connector: Arc<Connector>,
+    /// Users and groups that callbacks have changed lately.
     touched: Touched,
-    /// How many lanes there are.
+    /// Number of lanes.
     lanes: usize,
-    /// How long they wait for one write.
-    patience_of_lanes: Duration,
-    /// How long Postgres waits for another's lock for them.
-    lock_of_lanes: Duration,
-    /// Most connections in all.
-    size: usize,
-    /// How long one question or change may take in all, seen from here: its turn, a connection,
-    /// the statement. Postgres itself gives up on a statement first (`statement_timeout`), unless
-    /// it or the network hangs.
-    patience: Duration,
+    /// Time limit of one write of a lane.
+    lane_timeout: Duration,
+    /// Time limit of a wait for a lock, for lanes.
+    lane_lock_timeout: Duration,
+    /// Maximum number of connections.
+    max_connections: usize,
+    /// Time limit of one read or change: its permit, its connection and its statement. Postgres ends a
+    /// statement earlier (`statement_timeout`), unless it or the network hangs.
+    timeout: Duration,
+}
+
+impl Database {
+    /// Connects, checks the server, migrates the schema, and makes the store.
+    pub async fn open(&self) -> Result<Store, OpenError> {
+        self.migrate().await?;
+        Ok(self.store())
+    }
+
+    /// Makes the store of a database that may be away. [`Database::migrate`] must succeed once before
+    /// the first read or write.
+    pub fn store(&self) -> Store {
+        let Connections {
+            pool,
+            lanes,
+            drain,
+            leases,
+            lane_count,
+            max_reads,
+            lane_timeout,
+            lane_lock_timeout,
+            timeout,
+        } = self.connections();
+        Store {
+            database: Arc::new(self.clone()),
+            prepared: Arc::default(),
+            pool: Arc::new(pool),
+            read_permits: Arc::new(Semaphore::new(max_reads)),
+            lookups: Arc::default(),
+            lane_connector: Arc::new(lanes),
+            drain_connector: Arc::new(drain),
+            lease_connector: Arc::new(leases),
+            touched: Touched::default(),
+            lanes: lane_count,
+            lane_timeout,
+            lane_lock_timeout,
+            max_connections: self.max_connections(),
+            timeout,
+        }
+    }
 }
 
 impl Store {
-    /// Runs a read. Reads leave a connection to writes: a rejected callback that finds none is lost.
+    /// Runs a read. Reads leave a connection free for writes: a rejected callback without one is lost.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        self.read_by(Instant::now() + self.patience, work).await
+        self.read_by(Instant::now() + self.timeout, work).await
     }
 
-    /// The same with a deadline of the caller's.
+    /// Runs a read with a deadline.
     async fn read_by<T>(
         &self,
         deadline: Instant,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        let turn = Arc::clone(&self.reads).acquire_owned();
-        let turn = timeout_at(deadline, turn).await;
-        let turn = turn.map_err(|_elapsed| Error::gave_up())?;
+        let permit = Arc::clone(&self.read_permits).acquire_owned();
+        let permit = timeout_at(deadline, permit).await;
+        let permit = permit.map_err(|_elapsed| Error::gave_up())?;
         // The semaphore is never closed.
-        self.pool.run(Kind::Read, turn.ok(), deadline, work).await
+        let permit = permit.ok();
+        self.pool.run(Kind::Read, permit, deadline, work).await
     }
 
-    /// Runs a write that does not go through a lane, and may be done twice.
+    /// Runs a write without a lane that may run twice.
     async fn write<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         self.pool.run(Kind::Write, None, deadline, work).await
     }
 
-    /// The same where it may not: the caller hears of an answer that was lost.
+    /// Runs a write that must not run twice. The caller gets an error if the answer is lost.
     async fn write_once<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         self.pool.run(Kind::WriteOnce, None, deadline, work).await
     }
 
-    /// Runs a statement that nobody waits for, that may read a whole table, and may be done twice.
+    /// Runs a background statement that may read a whole table and may run twice.
     async fn housekeep<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let work = async |connection: &mut PgConnection| {
             let mut transaction = connection.begin().await?;
-            sqlx::query(WITHOUT_HASTE)
+            sqlx::query(ALLOW_LONG_STATEMENT)
                 .execute(&mut *transaction)
                 .await?;
             match work(&mut transaction).await {
@@ -155,98 +191,94 @@ impl Store {
                 }
             }
         };
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + HOUSEKEEPING_TIMEOUT;
         self.pool.run(Kind::Write, None, deadline, work).await
     }
 
-    /// Checks the server and brings the schema up to date, once, before anything is written.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
+    /// Checks the server and migrates the schema, once, before the first write.
     pub async fn prepare(&self) -> Result<(), OpenError> {
         let migrate = || self.database.migrate();
         self.prepared.get_or_try_init(migrate).await?;
         Ok(())
     }
 
-    /// Whether [`Self::prepare`] has succeeded: before that there may be no tables.
+    /// True after [`Self::prepare`]. Before that there may be no tables.
     pub fn is_prepared(&self) -> bool {
         self.prepared.initialized()
     }
 
-    /// A connection for a lane, made when it is needed. `of_spool`: the number of the spool that
-    /// takes what it could not write, and of the lane, from 1.
+    /// Makes the writer of a lane. `of_spool` has the id of the spool that takes unwritten changes, and
+    /// the number of the lane, from 1.
     pub fn writer(&self, of_spool: Option<(i64, i16)>) -> Writer {
-        Writer::new(Arc::clone(&self.of_lanes), self.touched.clone(), of_spool)
+        let connector = Arc::clone(&self.lane_connector);
+        Writer::new(connector, self.touched.clone(), of_spool)
     }
 
-    /// The connection that drains a spool.
+    /// Makes the writer that drains a spool.
     pub fn drainer(&self, spool_id: i64) -> Drainer {
-        Drainer::new(Arc::clone(&self.of_drain), self.touched.clone(), spool_id)
+        let connector = Arc::clone(&self.drain_connector);
+        Drainer::new(connector, self.touched.clone(), spool_id)
     }
 
-    /// How many lanes there are connections for.
+    /// Returns the number of lanes.
     pub fn lanes(&self) -> usize {
         self.lanes
     }
 
-    /// How long a lane waits for one write.
-    pub fn patience_of_lanes(&self) -> Duration {
-        self.patience_of_lanes
+    /// Returns the time limit of one write of a lane.
+    pub fn lane_timeout(&self) -> Duration {
+        self.lane_timeout
     }
 
-    /// How long Postgres waits for another's lock for a lane.
-    pub fn lock_of_lanes(&self) -> Duration {
-        self.lock_of_lanes
+    /// Returns the time limit of a lane's wait for a lock.
+    pub fn lane_lock_timeout(&self) -> Duration {
+        self.lane_lock_timeout
     }
 
-    /// How long one question may take in all.
-    pub fn patience(&self) -> Duration {
-        self.patience
+    /// Returns the time limit of one read or change.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    /// The connections: how many are at work, and how many wait for it.
+    /// Returns the number of connections with work, and of idle ones.
     pub fn connections(&self) -> (usize, usize) {
-        let (used, idle) = self.pool.connections();
-        let (used_of_lanes, idle_of_lanes) = self.of_lanes.count();
-        let (used_of_drain, idle_of_drain) = self.of_drain.count();
-        // Those that hold a turn wait for its end.
-        let (used_of_turns, idle_of_turns) = self.of_turns.count();
-        (
-            used + used_of_lanes + used_of_drain + used_of_turns,
-            idle + idle_of_lanes + idle_of_drain + idle_of_turns,
-        )
+        // A connection that holds a lease waits for the end of the lease.
+        let connectors = [
+            &self.lane_connector,
+            &self.drain_connector,
+            &self.lease_connector,
+        ];
+        let counts = connectors.into_iter().map(|connector| connector.count());
+        counts.fold(self.pool.connections(), |(used, idle), (u, i)| {
+            (used + u, idle + i)
+        })
     }
 
-    /// Most connections.
+    /// Returns the maximum number of connections.
     pub fn max_connections(&self) -> usize {
-        self.size
+        self.max_connections
     }
 
-    /// Answers when the database does.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// Returns when the database answers.
     pub async fn ping(&self) -> Result<(), Error> {
         self.read(async |connection| connection.ping().await).await
     }
 
-    /// Closes the connections of the pool, waiting for those in use. Lanes, the drain and turns close
-    /// their own.
+    /// Waits for the work in the pool and closes its connections. Lanes, the drain and leases close their
+    /// own.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// Every SQL statement the store can send, with its name; for the test that prepares them.
+    /// Returns all SQL statements with their names, for the test that prepares them.
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         read::statements()
             .chain(emptying::STATEMENTS)
             .chain(rejected::STATEMENTS)
             .chain(reconcile::statements())
             .chain(write::statements())
-            .chain(connect::STATEMENTS)
-            .chain(session::STATEMENTS)
-            .chain(migrate::STATEMENTS)
+            .chain(postgres::statements())
+            .chain(lookups::STATEMENTS)
             .chain(STATEMENTS)
     }
 }

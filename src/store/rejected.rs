@@ -1,7 +1,8 @@
-//! Callbacks that could not be understood: kept, listed, deleted.
+//! Rejected callbacks: keeps, lists and deletes them.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use sqlx::postgres::PgQueryResult;
 use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
@@ -9,7 +10,7 @@ use super::{Error, Store};
 use crate::domain::Rejected;
 
 statements! {
-    /// Once, however often it is tried: an answer that was lost, and a spool, try again.
+    /// Stores a rejected callback once. It can be tried again after a lost answer, and by a drain.
     KEEP_REJECTED = "
 INSERT INTO rejected_callbacks
        (received_at, path, operation_id, code, detail, body, body_bytes, key)
@@ -24,47 +25,48 @@ SELECT id, received_at, path, operation_id, code, detail, body_bytes
 SELECT id, received_at, path, operation_id, code, detail, body_bytes, body
   FROM rejected_callbacks
  WHERE id = $1";
-    /// The oldest above an id: to go through all without holding more than one.
+    /// Finds the oldest one above an id, to read all without more than one in memory.
     NEXT_REJECTED = "SELECT min(id) FROM rejected_callbacks WHERE id > $1";
     DELETE_REJECTED = "DELETE FROM rejected_callbacks WHERE id = $1";
-    /// By the database's clock, from when they could be seen: one may have waited in a spool for long.
+    /// Deletes the oldest ones by the time when they were stored, by the database's clock. A spool may have
+    /// kept one for long before that.
     DELETE_EXPIRED = "
 DELETE FROM rejected_callbacks
  WHERE id IN (SELECT id FROM rejected_callbacks
                WHERE stored_at < now() - make_interval(days => $1)
                ORDER BY id LIMIT 1000)";
-    /// The newest of those for which there is no room, counted from the newest of all. The length
-    /// of a body is known without reading it; 256 bytes stand for the rest of a row.
+    /// Finds the newest one beyond the limit of bytes, counted from the newest of all. Postgres knows the
+    /// length of a body without reading it. 256 bytes stand for the rest of a row.
     NEWEST_WITHOUT_ROOM = "
 SELECT max(id)
   FROM (SELECT id, sum(octet_length(body) + 256) OVER (ORDER BY id DESC) AS bytes
           FROM rejected_callbacks) AS counted
  WHERE bytes > $1";
-    /// A part at a time, so that no statement takes long.
+    /// Deletes a batch, so that no statement takes long.
     DELETE_REJECTED_UP_TO = "
 DELETE FROM rejected_callbacks
  WHERE id IN (SELECT id FROM rejected_callbacks WHERE id <= $1 ORDER BY id LIMIT 1000)";
 }
 
-/// How many a statement deletes, as it says itself.
-const PART: u64 = 1000;
+/// Number of rows that a statement deletes; the statements have the number too.
+const DELETE_BATCH: u64 = 1000;
 
-/// A kept callback without its body.
+/// A rejected callback without its body.
 #[derive(Clone, Debug, FromRow)]
 pub struct RejectedSummary {
-    /// Number, in order of arrival.
+    /// Number, in the order in which they were stored.
     pub id: i64,
-    /// When it came.
+    /// Time when the callback came.
     pub received_at: OffsetDateTime,
-    /// Where it was sent.
+    /// Path of the request.
     pub path: String,
-    /// OpenIM's request header, if it was there.
+    /// OpenIM's request header, if present.
     pub operation_id: Option<String>,
-    /// Why it was rejected: a stable code.
+    /// Error code.
     pub code: String,
-    /// Why, exactly.
+    /// Error message.
     pub detail: String,
-    /// Length of the body, before it was cut.
+    /// Length of the whole body.
     pub body_bytes: i64,
 }
 
@@ -75,7 +77,7 @@ struct RejectedRow {
     body: Vec<u8>,
 }
 
-/// Keeps one, in the transaction that the connection is in, if any.
+/// Stores a rejected callback, in the current transaction if there is one.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     rejected: &Rejected,
@@ -103,8 +105,8 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// What tells one from all others: two that are equal to the microsecond are one. Made of what a spool
-/// keeps too, so that it is the same on both ways.
+/// Makes the unique key of a rejected callback. Two that are equal to the microsecond are one. A spool
+/// keeps all values of the key, so that it is the same with and without a spool.
 fn key(rejected: &Rejected) -> Vec<u8> {
     let Rejected {
         received_at,
@@ -128,19 +130,13 @@ fn key(rejected: &Rejected) -> Vec<u8> {
 }
 
 impl Store {
-    /// Keeps a callback that could not be understood.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// Stores a rejected callback.
     pub async fn keep_rejected(&self, rejected: &Rejected) -> Result<(), Error> {
         self.write(async |connection| insert(connection, rejected).await)
             .await
     }
 
-    /// The newest kept ones, newest first.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// Lists the newest rejected callbacks, newest first.
     pub async fn list_rejected(&self, limit: u32) -> Result<Vec<RejectedSummary>, Error> {
         self.read(async |connection| {
             sqlx::query_as(LIST_REJECTED)
@@ -151,10 +147,7 @@ impl Store {
         .await
     }
 
-    /// A kept one, whole.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// Reads a rejected callback with its body.
     pub async fn rejected(&self, id: i64) -> Result<Option<Rejected>, Error> {
         let row: Option<RejectedRow> = self
             .read(async |connection| {
@@ -175,10 +168,7 @@ impl Store {
         }))
     }
 
-    /// The number after this one; numbers start above 0.
-    ///
-    /// # Errors
-    /// [`Error::Transient`] while the database is away.
+    /// Returns the next number after `after`. Numbers start above 0.
     pub async fn next_rejected(&self, after: i64) -> Result<Option<i64>, Error> {
         self.read(async |connection| {
             sqlx::query_scalar(NEXT_REJECTED)
@@ -189,10 +179,10 @@ impl Store {
         .await
     }
 
-    /// Deletes a kept one; false where there is none.
+    /// Deletes a rejected callback. False: there is none.
     ///
     /// # Errors
-    /// [`Error::Transient`] while the database is away; it may be deleted.
+    /// [`Error::Transient`] while the database is away. It may be deleted.
     pub async fn delete_rejected(&self, id: i64) -> Result<bool, Error> {
         let done = self
             .write_once(async |connection| {
@@ -205,27 +195,20 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Deletes the kept ones that were stored more than `keep_days` ago, and the oldest beyond
-    /// `max_bytes`. Returns how many.
+    /// Deletes rejected callbacks that were stored more than `keep_days` ago, and the oldest beyond
+    /// `max_bytes`. Returns the number.
     ///
     /// # Errors
-    /// [`Error::Transient`] while the database is away; some may be deleted.
+    /// [`Error::Transient`] while the database is away. Some may be deleted.
     pub async fn purge_rejected(&self, keep_days: u16, max_bytes: u64) -> Result<u64, Error> {
-        let mut deleted = 0;
-        loop {
-            let done = self
-                .housekeep(async |connection| {
-                    sqlx::query(DELETE_EXPIRED)
-                        .bind(i32::from(keep_days))
-                        .execute(connection)
-                        .await
-                })
-                .await?;
-            deleted += done.rows_affected();
-            if done.rows_affected() < PART {
-                break;
-            }
-        }
+        let mut deleted = self
+            .delete_batches(async |connection| {
+                sqlx::query(DELETE_EXPIRED)
+                    .bind(i32::from(keep_days))
+                    .execute(connection)
+                    .await
+            })
+            .await?;
         let without_room: Option<i64> = self
             .housekeep(async |connection| {
                 sqlx::query_scalar(NEWEST_WITHOUT_ROOM)
@@ -240,23 +223,30 @@ impl Store {
         Ok(deleted)
     }
 
-    /// Deletes every kept one up to a number. Returns how many.
+    /// Deletes all rejected callbacks up to a number. Returns the number.
     ///
     /// # Errors
-    /// [`Error::Transient`] while the database is away; some may be deleted.
+    /// [`Error::Transient`] while the database is away. Some may be deleted.
     pub async fn delete_rejected_up_to(&self, id: i64) -> Result<u64, Error> {
+        self.delete_batches(async |connection| {
+            sqlx::query(DELETE_REJECTED_UP_TO)
+                .bind(id)
+                .execute(connection)
+                .await
+        })
+        .await
+    }
+
+    /// Repeats a statement that deletes a batch until there are no more rows. Returns their number.
+    async fn delete_batches(
+        &self,
+        delete: impl AsyncFnOnce(&mut PgConnection) -> Result<PgQueryResult, sqlx::Error> + Clone,
+    ) -> Result<u64, Error> {
         let mut deleted = 0;
         loop {
-            let done = self
-                .housekeep(async |connection| {
-                    sqlx::query(DELETE_REJECTED_UP_TO)
-                        .bind(id)
-                        .execute(connection)
-                        .await
-                })
-                .await?;
+            let done = self.housekeep(delete.clone()).await?;
             deleted += done.rows_affected();
-            if done.rows_affected() < PART {
+            if done.rows_affected() < DELETE_BATCH {
                 return Ok(deleted);
             }
         }

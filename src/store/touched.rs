@@ -1,29 +1,29 @@
-//! Users whom callbacks have named, of whom the last comparison may therefore say nothing.
+//! Touched groups: the users whom callbacks have named since the last comparison.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::domain::{Change, Event, GroupId, UserId};
 
-/// Users of a group that are told one by one; of more it is only told that there are.
-pub(super) const MOST_USERS: usize = 200;
-/// What stands for the group itself where a user is expected: no user has an empty id.
+/// Maximum number of users of a group that are kept one by one.
+pub(super) const MAX_TOUCHED_USERS: usize = 200;
+/// Stands for the group itself among user ids. No user has an empty id.
 pub(super) const GROUP_ITSELF: &str = "";
 
-/// Users by their ids; `None`: too many to say.
-pub(super) type Users = Option<BTreeSet<String>>;
+/// Ids of users. `None`: too many to keep.
+pub(super) type TouchedUsers = Option<BTreeSet<String>>;
 
-/// Shared by its clones.
+/// The touched groups. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Touched(Arc<Mutex<HashMap<GroupId, Users>>>);
+pub(super) struct Touched(Arc<Mutex<HashMap<GroupId, TouchedUsers>>>);
 
 impl Touched {
-    fn groups(&self) -> MutexGuard<'_, HashMap<GroupId, Users>> {
-        // A map is a map, whoever panicked.
+    fn groups(&self) -> MutexGuard<'_, HashMap<GroupId, TouchedUsers>> {
+        // A panic cannot leave the map in a wrong state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes whom changes have named that were written, or may have been.
+    /// Adds the users of changes that were written or may have been.
     pub(super) fn add(&self, changes: &[&Change]) {
         let mut groups = self.groups();
         for change in changes {
@@ -37,22 +37,22 @@ impl Touched {
                     .or_insert_with(|| Some(BTreeSet::new())),
             };
             let of_change = change.user_ids().map(UserId::as_str);
-            let itself = (!change.is_of_members_alone()).then_some(GROUP_ITSELF);
+            let itself = (!change.is_only_about_members()).then_some(GROUP_ITSELF);
             add_to(named, of_change.chain(itself));
         }
     }
 
-    /// All of them since the last call.
-    pub(super) fn take(&self) -> Vec<(GroupId, Users)> {
+    /// Takes all groups.
+    pub(super) fn take(&self) -> Vec<(GroupId, TouchedUsers)> {
         self.groups().drain().collect()
     }
 
-    /// Those of one group.
-    pub(super) fn take_of(&self, group: &GroupId) -> Option<(GroupId, Users)> {
+    /// Takes one group.
+    pub(super) fn take_of(&self, group: &GroupId) -> Option<(GroupId, TouchedUsers)> {
         self.groups().remove_entry(group)
     }
 
-    pub(super) fn put_back(&self, some: Vec<(GroupId, Users)>) {
+    pub(super) fn put_back(&self, some: Vec<(GroupId, TouchedUsers)>) {
         let mut groups = self.groups();
         for (group, users) in some {
             let named = groups.entry(group).or_insert_with(|| Some(BTreeSet::new()));
@@ -64,7 +64,7 @@ impl Touched {
     }
 }
 
-fn add_to<'a>(named: &mut Users, users: impl Iterator<Item = &'a str>) {
+fn add_to<'a>(named: &mut TouchedUsers, users: impl Iterator<Item = &'a str>) {
     for user in users {
         let Some(all) = named else {
             return;
@@ -72,7 +72,7 @@ fn add_to<'a>(named: &mut Users, users: impl Iterator<Item = &'a str>) {
         if !all.contains(user) {
             all.insert(user.to_owned());
         }
-        if all.len() > MOST_USERS {
+        if all.len() > MAX_TOUCHED_USERS {
             *named = None;
         }
     }
@@ -83,7 +83,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::domain::{CheckReason, Users as Listed};
+    use crate::domain::{MarkReason, Users};
 
     fn group(id: &str) -> GroupId {
         GroupId::parse(id.into()).unwrap()
@@ -97,13 +97,13 @@ mod tests {
         Change::new(group(id), OffsetDateTime::UNIX_EPOCH, event)
     }
 
-    fn users<const N: usize>(ids: [&str; N]) -> Users {
+    fn users<const N: usize>(ids: [&str; N]) -> TouchedUsers {
         Some(ids.map(str::to_owned).into())
     }
 
     #[test]
-    fn whom_a_callback_has_named_is_given_once() {
-        let mark = Event::WantCheck(CheckReason::CallbackLost);
+    fn touched_users_are_returned_once() {
+        let mark = Event::Mark(MarkReason::CallbackLost);
         let touched = Touched::default();
         touched.add(&[
             &change("a", Event::Join(user("u"))),
@@ -122,9 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_it_is_told_that_there_are() {
-        let user_ids = (0..=MOST_USERS).map(|n| user(&format!("u{n}"))).collect();
-        let kick = Event::Kick(Listed {
+    fn too_many_users_are_not_kept() {
+        let user_ids = (0..=MAX_TOUCHED_USERS)
+            .map(|n| user(&format!("u{n}")))
+            .collect();
+        let kick = Event::Kick(Users {
             user_ids,
             is_incomplete: false,
         });

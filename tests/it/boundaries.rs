@@ -95,7 +95,7 @@ fn only_config_reads_the_environment() {
 fn only_openim_and_the_healthcheck_make_requests() {
     assert_only_in("reqwest", &["openim/", "app/commands.rs"]);
     // What is wrong with a database's certificate is an error of rustls in one of sqlx.
-    assert_only_in("rustls", &["openim/", "store/tls.rs"]);
+    assert_only_in("rustls", &["openim/", "store/postgres/tls.rs"]);
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn whatever_goes_on_is_looked_after() {
             // Questions; whoever has asked one is told where it is dropped.
             "store/lookups.rs",
             // Connections that are being closed, or looked at.
-            "store/connections.rs",
-            "store/write/writer.rs",
+            "store/postgres/connections.rs",
+            "store/write/mod.rs",
             // A process, which is looked at.
             "local_postgres/cluster.rs",
             // Its tests.
@@ -203,7 +203,7 @@ fn every_query_is_a_listed_statement() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
     for path in sources(&src) {
         let text = std::fs::read_to_string(&path).unwrap();
-        let is_of_pages = path.ends_with("read/bounded.rs");
+        let is_of_pages = path.ends_with("read/pages.rs");
         assert!(
             is_of_pages || !text.contains("PageSql {"),
             "{}: a page's statements are made by pages!",

@@ -45,7 +45,7 @@ async fn what_is_kept_after_a_begin_that_was_given_up_on_is_there_for_others() {
     store.ping().await.unwrap();
     proxy.hold_begin(Duration::from_millis(3500));
     let given_up = store.forget_versions(&[&group("g")]).await;
-    assert!(given_up.unwrap_err().is_of_time());
+    assert!(given_up.unwrap_err().is_timeout());
     until("the answer comes, and nobody waits for more", async || {
         proxy.has_released() && store.connections().0 == 0
     })
@@ -113,7 +113,7 @@ async fn a_run_whose_beginning_is_not_answered_is_begun_once() {
     store.ping().await.unwrap();
     proxy.cut_after("INSERT 0 1");
     let begun = store.begin_run(false).await;
-    assert!(begun.is_err_and(|error| error.is_of_connection()));
+    assert!(begun.is_err_and(|error| error.is_connection_error()));
     assert_eq!(db.rows("select 1 from reconcile_runs").await.len(), 1);
     // With the connection that broke nothing else is.
     store.begin_run(false).await.unwrap();

@@ -222,9 +222,9 @@ async fn a_transfer_that_is_in_is_known_by_its_position_and_not_written_again() 
         })
         .await;
         let mut drainer = broken.drainer().await;
-        assert!(drainer.is_in(LANE, attempt));
-        assert!(!drainer.is_in(LANE, attempt + 1));
-        assert!(!drainer.is_in(LANE + 1, attempt));
+        assert!(drainer.is_committed(LANE, attempt));
+        assert!(!drainer.is_committed(LANE, attempt + 1));
+        assert!(!drainer.is_committed(LANE + 1, attempt));
         if !is_asked {
             drainer
                 .write(&[&change], &[], 1, within(BOUND))
@@ -250,9 +250,9 @@ async fn an_attempt_that_was_rolled_back_is_not_taken_for_one_that_is_in() {
     let failed = broken.writer.write(&[&change], within(SHORT)).await;
     let attempt = failed.unwrap_err().attempt.unwrap();
     let drainer = broken.drainer().await;
-    assert!(!drainer.is_in(LANE, attempt));
+    assert!(!drainer.is_committed(LANE, attempt));
     // The first that was not patches alone.
-    assert!(drainer.is_in(LANE, 1));
+    assert!(drainer.is_committed(LANE, 1));
     drop(holder);
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use futures_util::stream::{self, StreamExt};
-use openim_group_mirror::domain::{DISMISSED, LATE};
+use openim_group_mirror::domain::{DISMISSED, LATE_CALLBACK_TIMEOUT};
 use openim_group_mirror::http::understand;
 use openim_group_mirror::ingest::{Ingest, Retention};
 use openim_group_mirror::store::Store;
@@ -87,8 +87,8 @@ impl Random {
     /// Mostly less than what tells a late callback from a return.
     pub fn pause(&mut self) -> Duration {
         match self.below(10) {
-            0 => LATE,
-            1 => LATE + Duration::microseconds(1),
+            0 => LATE_CALLBACK_TIMEOUT,
+            1 => LATE_CALLBACK_TIMEOUT + Duration::microseconds(1),
             2 => Duration::milliseconds(15_001 + self.below(60_000).cast_signed()),
             _ => Duration::microseconds(self.below(5_000_000).cast_signed()),
         }

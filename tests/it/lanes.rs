@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use openim_group_mirror::domain::{
-    Change, CheckReason, Creation, Event, Group, GroupId, GroupRows, LATE, Member, MemberPatch,
-    Profile, Text, UserId, Users, apply, to_micros,
+    Change, Creation, Event, Group, GroupId, GroupProfile, GroupRows, LATE_CALLBACK_TIMEOUT,
+    MarkReason, Member, MemberPatch, Text, UserId, Users, apply, to_micros,
 };
 use openim_group_mirror::ingest::{Ingest, Retention, Spool};
 use openim_group_mirror::store::{Database, Store};
@@ -147,7 +147,11 @@ fn postgres_stores_a_folded_batch_as_it_stores_the_patches_one_by_one() {
 #[test]
 fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
     let now = to_micros(OffsetDateTime::now_utc());
-    let left = option::of(prop_oneof![Just(LATE), Just(LATE * 2), Just(LATE / 3)]);
+    let left = option::of(prop_oneof![
+        Just(LATE_CALLBACK_TIMEOUT),
+        Just(LATE_CALLBACK_TIMEOUT * 2),
+        Just(LATE_CALLBACK_TIMEOUT / 3)
+    ]);
     let shown = (text(), text());
     let member = (text(), text(), role_level(), text(), shown, left).prop_map(
         move |(nickname, face_url, role_level, ex, shown, left)| Member {
@@ -234,7 +238,7 @@ fn a_patch_is_written_as_the_rules_say_whatever_is_stored() {
                 "display_face_url": text(&member.display_face_url),
                 "is_gone": member.is_gone(),
                 "owner_user_id": owner.map(UserId::as_str),
-                "check_reason": rows.check.map(|reason| reason.code()),
+                "check_reason": rows.mark.map(|reason| reason.code()),
             });
             assert_eq!(stored, [expected]);
         },
@@ -251,11 +255,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         })
     };
     let profile = || {
-        (text(), text(), text()).prop_map(|(name, face_url, ex)| Profile {
+        (text(), text(), text()).prop_map(|(name, face_url, ex)| GroupProfile {
             name,
             face_url,
             ex,
-            ..Profile::default()
+            ..GroupProfile::default()
         })
     };
     prop_oneof![
@@ -270,7 +274,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             new_owner,
         }),
         1 => Just(Event::Dismiss),
-        1 => Just(Event::WantCheck(CheckReason::JoinAnnounced)),
+        1 => Just(Event::Mark(MarkReason::JoinAnnounced)),
         1 => (profile(), user()).prop_map(|(profile, owner)| Event::Create(Creation {
             profile,
             members: vec![(owner.clone(), 100)],
@@ -341,13 +345,13 @@ fn texts_are_what_the_rules_say_whether_they_were_read_or_not() {
                 (user_id(id), member)
             };
             let mut group = Some(Group {
-                profile: Profile {
+                profile: GroupProfile {
                     name: has_name.then(|| Text::parse("n".into())),
                     notification: some("o".into()),
                     introduction: some("i".into()),
                     face_url: some("f".into()),
                     ex: has_name.then(|| Text::parse("n".into())),
-                    ..Profile::default()
+                    ..GroupProfile::default()
                 },
                 owner: Some(user_id("u")),
                 ..Group::default()
@@ -356,7 +360,11 @@ fn texts_are_what_the_rules_say_whether_they_were_read_or_not() {
             let mut at = to_micros(OffsetDateTime::now_utc());
             let id = GroupId::parse("g".into()).unwrap();
             let changes = events.iter().map(|(event, is_later)| {
-                at += if *is_later { LATE * 2 } else { LATE / 100 };
+                at += if *is_later {
+                    LATE_CALLBACK_TIMEOUT * 2
+                } else {
+                    LATE_CALLBACK_TIMEOUT / 100
+                };
                 Change::new(id.clone(), at, event.clone())
             });
             let changes: Vec<Change> = changes.collect();
@@ -802,7 +810,7 @@ async fn whoever_waits_too_long_is_told_and_is_not_written_later() {
     let began = Instant::now();
     let answers = changes.map(async |change| (ingest.submit(change).await, began.elapsed()));
     let answers = join_all(answers).await;
-    let longest = store.patience_of_lanes() * 2 + Duration::from_secs(2);
+    let longest = store.lane_timeout() * 2 + Duration::from_secs(2);
     for (answer, took) in &answers[4000..] {
         assert!(answer.is_err(), "{answer:?}");
         assert!(*took < longest, "{took:?}");

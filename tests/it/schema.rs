@@ -38,7 +38,7 @@ async fn migrate(url: &str, schema: &str) -> Result<(), OpenError> {
 async fn refused(url: &str, schema: &str) -> String {
     let error = migrate(url, schema).await.unwrap_err();
     // It can be put right while we wait.
-    assert!(error.is_away() && !error.is_of_absence(), "{error}");
+    assert!(error.is_away() && !error.is_unreachable(), "{error}");
     error.to_string()
 }
 
@@ -100,7 +100,7 @@ async fn assert_waits(db: &TestDb, url: String, said: &str, remedy: &str) {
     })
     .await;
     let log = service.log();
-    let made = log.matches("the schema is brought up to date").count();
+    let made = log.matches("migrated the schema").count();
     assert_eq!(made, 1, "{log}");
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use openim_group_mirror::domain::{CheckReason, GroupId};
+use openim_group_mirror::domain::{GroupId, MarkReason};
 use openim_group_mirror::openim::{Mode, Settings};
 use serde_json::json;
 use sqlx::{Executor, Postgres, Transaction};
@@ -503,7 +503,7 @@ async fn an_older_comparison_does_not_undo_a_newer_one() {
 async fn a_mark_that_comes_meanwhile_is_not_taken_away() {
     let pair = drifted().await;
     pair.cycle().await;
-    let mark = CheckReason::JoinAnnounced;
+    let mark = MarkReason::JoinAnnounced;
     let group = || GroupId::parse(GROUP.into()).unwrap();
     // One that was there before goes.
     pair.ingest.want_check(group(), mark);
@@ -537,7 +537,7 @@ async fn a_mark_that_came_a_moment_before_is_not_taken_away() {
     .await;
     let creation = Creation::open("Kayaks", "boss", &["u1"]);
     pair.act_and_tell(GROUP, &Operation::Create(creation)).await;
-    let mark = CheckReason::JoinAnnounced;
+    let mark = MarkReason::JoinAnnounced;
     let group = GroupId::parse(GROUP.into()).unwrap();
     pair.ingest.want_check(group, mark);
     pair.until_check(GROUP, mark.code()).await;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use openim_group_mirror::domain::{
-    Change, CheckReason, Event, GroupId, Profile, Raw, Rejected, Request, Text,
+    Change, Event, GroupId, GroupProfile, MarkReason, Raw, Rejected, Request, Text,
 };
 use openim_group_mirror::spool::{Attempt, Content, Draft, Entry, Log, SpoolError, SpoolFolder};
 use proptest::prelude::*;
@@ -30,15 +30,15 @@ fn change(event: Event) -> Change {
 
 /// A change of about so many bytes.
 fn profile(name: &str, bytes: usize) -> Change {
-    change(Event::SetProfile(Profile {
+    change(Event::SetProfile(GroupProfile {
         name: Some(Text::parse(name.into())),
         introduction: Some(Text::parse("x".repeat(bytes))),
-        ..Profile::default()
+        ..GroupProfile::default()
     }))
 }
 
 fn mark() -> Change {
-    change(Event::WantCheck(CheckReason::CallbackLost))
+    change(Event::Mark(MarkReason::CallbackLost))
 }
 
 fn rejected(body: usize) -> Rejected {

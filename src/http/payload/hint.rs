@@ -9,7 +9,7 @@ use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json;
 use super::{Callback, Ignored, Told, expect_command};
-use crate::domain::{CheckReason, Event};
+use crate::domain::{Event, MarkReason};
 
 /// callbackBeforeMembersJoinGroupCommand: users are about to become members, in whatever way.
 #[derive(Clone, Debug, Object)]
@@ -75,7 +75,7 @@ fn parse(body: &str, command: &'static str) -> Result<Told, Error> {
     expect_command(found, command)?;
     Ok(Told {
         group_id: group_id.required()?.group_id()?,
-        event: Event::WantCheck(CheckReason::JoinAnnounced),
+        event: Event::Mark(MarkReason::JoinAnnounced),
     })
 }
 

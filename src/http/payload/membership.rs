@@ -12,12 +12,12 @@ use super::super::error::{Door, Error};
 use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
 use crate::domain::{
-    Creation, Event, Profile, Text, UserId, Users, first_members, may_be_operator,
+    Creation, Event, GroupProfile, Text, UserId, Users, first_members, may_be_operator,
 };
 
 /// Most users in a list. OpenIM takes a thousand at a time; a body has room for millions, each of
 /// which would be a row in memory.
-const MOST_USERS: usize = 100_000;
+const MAX_TOUCHED_USERS: usize = 100_000;
 
 /// callbackAfterCreateGroupCommand: a group was created.
 #[derive(Clone, Debug, Object)]
@@ -143,7 +143,7 @@ impl FromBody for CreateGroup {
         let owner = owner.optional(|value| value.text())?;
         let owner = owner.and_then(|id| UserId::parse(id).ok());
         let list = members.optional(|list| {
-            list.each(MOST_USERS, |member| {
+            list.each(MAX_TOUCHED_USERS, |member| {
                 let [user, role_level] = member.object(["userID", "roleLevel"])?;
                 let user = user.required()?.text()?;
                 let role_level = role_level.required()?.int32()?;
@@ -154,7 +154,7 @@ impl FromBody for CreateGroup {
         let is_incomplete = list.is_empty() || list.iter().any(Option::is_none);
         let list: Vec<(UserId, i32)> = list.into_iter().flatten().collect();
         let event = Event::Create(Creation {
-            profile: Profile {
+            profile: GroupProfile {
                 name: text(name)?,
                 notification: text(notification)?,
                 introduction: text(introduction)?,
@@ -272,11 +272,11 @@ impl FromBody for JoinGroup {
                 .filter(|id| !id.is_empty()),
         );
         for list in [users, invited] {
-            let list = list.optional(|list| list.each(MOST_USERS, |user| user.text()))?;
+            let list = list.optional(|list| list.each(MAX_TOUCHED_USERS, |user| user.text()))?;
             told.extend(list.unwrap_or_default());
         }
         let members = members.optional(|list| {
-            list.each(MOST_USERS, |member| {
+            list.each(MAX_TOUCHED_USERS, |member| {
                 let [user] = member.object(["userID"])?;
                 user.required()?.text()
             })
@@ -389,7 +389,9 @@ impl FromBody for KickGroup {
         expect_command(command, Self::COMMAND)?;
         let group_id = group_id.required()?.group_id()?;
         let list = users.optional(|users| {
-            users.each(MOST_USERS, |user| Ok(UserId::parse(user.text()?).ok()))
+            users.each(MAX_TOUCHED_USERS, |user| {
+                Ok(UserId::parse(user.text()?).ok())
+            })
         })?;
         let list = list.unwrap_or_default();
         let is_incomplete = list.is_empty() || list.iter().any(Option::is_none);

@@ -9,7 +9,7 @@ use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
-use crate::domain::{Event, Profile, Text};
+use crate::domain::{Event, GroupProfile, Text};
 
 /// A callback about a profile. The four have the same fields.
 macro_rules! profile {
@@ -197,7 +197,7 @@ impl ProfileEcho {
         let group_id = crate::domain::GroupId::parse(self.group_id);
         Ok(Told {
             group_id: group_id.map_err(|error| Error::id("groupID", error))?,
-            event: Event::SetProfile(Profile {
+            event: Event::SetProfile(GroupProfile {
                 name: text(self.group_name),
                 notification: text(self.notification),
                 introduction: text(self.introduction),

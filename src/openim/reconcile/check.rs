@@ -16,7 +16,7 @@ use super::removals::{Allowed, Leaving, Removals};
 use super::walk::Asked;
 use super::{Claim, Error, Inner};
 use crate::domain::{
-    CheckReason, DISMISSED, Fence, GroupId, HeldGroup, OWNER, RepairCounts, Version,
+    DISMISSED, Fence, GroupId, MarkReason, OWNER, OpenImGroup, RepairCounts, Version,
 };
 use crate::ingest;
 use crate::store::{self, Begun, KnownGroup, Named, Noted, WasRead};
@@ -60,7 +60,7 @@ struct Looked<'a> {
     /// Whether the number of members is.
     has_total: bool,
     /// The group itself, if it was asked for already.
-    info: Option<HeldGroup>,
+    info: Option<OpenImGroup>,
 }
 
 /// A look that has begun before OpenIM is asked what has changed, of a group whose members callbacks have
@@ -83,7 +83,7 @@ impl Opened<'_> {
 pub(super) struct Told {
     pub(super) delta: Delta,
     /// The group itself, if that was asked too.
-    pub(super) info: Option<HeldGroup>,
+    pub(super) info: Option<OpenImGroup>,
 }
 
 /// What was read, without the members.
@@ -475,7 +475,7 @@ impl Inner {
         };
         let is_of_group = match of_store {
             store::Error::Permanent(_) | store::Error::Unreadable(_) => true,
-            store::Error::Transient(_) => of_store.is_of_lock() || of_store.is_of_time(),
+            store::Error::Transient(_) => of_store.is_lock_error() || of_store.is_timeout(),
         };
         if !is_of_group || self.store.ping().await.is_err() {
             return Err(error);
@@ -582,7 +582,7 @@ impl Inner {
     ) -> Result<Outcome, Error> {
         pass.has_read();
         let Held::Against(differences) = held else {
-            let why = CheckReason::NotInOpenim;
+            let why = MarkReason::NotInOpenim;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         };
         self.count(&differences, pass);
@@ -593,7 +593,7 @@ impl Inner {
             .leaving(group, known.as_ref(), &differences, read, pass)
             .await?;
         if removals.allow(leaving, &self.store).await? == Allowed::No {
-            let why = CheckReason::TooManyRemovals;
+            let why = MarkReason::TooManyRemovals;
             return Ok(self.leave_marked(group, known.as_ref(), why, pass));
         }
         let mut counts = RepairCounts::default();
@@ -618,7 +618,7 @@ impl Inner {
         // A mark that is there stays.
         if known.is_none_or(|known| known.check_reason.is_none()) {
             self.ingest
-                .want_check(group.clone(), CheckReason::ReadInPart);
+                .want_check(group.clone(), MarkReason::ReadInPart);
         }
         pass.leave(group, &trouble.to_string());
         Ok(Outcome::InPart)
@@ -697,7 +697,7 @@ impl Inner {
         &self,
         group: &GroupId,
         known: Option<&KnownGroup>,
-        why: CheckReason,
+        why: MarkReason,
         pass: &Pass<'_>,
     ) -> Outcome {
         let code = Some(why.code());
@@ -713,9 +713,9 @@ impl Inner {
 }
 
 /// A group that is not in OpenIM: nobody is a member of it.
-fn dismissed(known: &KnownGroup) -> HeldGroup {
+fn dismissed(known: &KnownGroup) -> OpenImGroup {
     let group = known.group.clone();
-    HeldGroup {
+    OpenImGroup {
         profile: group.profile,
         owner: group.owner,
         status: DISMISSED,

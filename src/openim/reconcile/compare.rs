@@ -2,8 +2,8 @@
 
 use super::super::view::View;
 use crate::domain::{
-    DISMISSED, Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairCounts, RepairKind,
-    UserId, Verdict, group_verdict, member_verdict,
+    DISMISSED, Drift, GroupId, Member, OpenImGroup, OpenImMember, Repair, RepairCounts, RepairKind,
+    UserId, Verdict, compare_group, compare_member,
 };
 use crate::store::{self, Begun, KnownGroup, Store};
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,8 +16,8 @@ const MOST_BYTES: usize = 1 << 20;
 /// What differs.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
-    group: Option<Box<HeldGroup>>,
-    present: Vec<(UserId, HeldMember)>,
+    group: Option<Box<OpenImGroup>>,
+    present: Vec<(UserId, OpenImMember)>,
     absent: Vec<UserId>,
     kinds: RepairCounts,
     /// Members who were held against each other.
@@ -71,18 +71,23 @@ impl Differences {
     }
 
     /// The group itself.
-    pub(super) fn compare_group(&mut self, known: Option<&KnownGroup>, held: HeldGroup) {
+    pub(super) fn compare_group(&mut self, known: Option<&KnownGroup>, held: OpenImGroup) {
         let stored = known.map(|known| &known.group);
-        if let Some(verdict) = group_verdict(stored, &held) {
+        if let Some(verdict) = compare_group(stored, &held) {
             self.count(None, verdict);
             self.group = Some(Box::new(held));
         }
     }
 
-    fn compare_member(&mut self, user: UserId, stored: Option<&Member>, held: Option<HeldMember>) {
+    fn compare_member(
+        &mut self,
+        user: UserId,
+        stored: Option<&Member>,
+        held: Option<OpenImMember>,
+    ) {
         self.current += u64::from(stored.is_some_and(|member| !member.is_gone()));
         self.compared += 1;
-        let Some(verdict) = member_verdict(stored, held.as_ref()) else {
+        let Some(verdict) = compare_member(stored, held.as_ref()) else {
             return;
         };
         self.count(Some(&user), verdict);

@@ -17,7 +17,7 @@ use super::pass::{Expected, Pass};
 use super::removals::Removals;
 use super::walk::Asked;
 use super::{Error, Inner, Tally};
-use crate::domain::{CheckReason, Fence, GroupId, HeldGroup, HintKind};
+use crate::domain::{Fence, GroupId, HintKind, MarkReason, OpenImGroup};
 use crate::ingest::{Due, LookEnd};
 use crate::store::KnownGroup;
 
@@ -71,7 +71,7 @@ impl<'a> Looked<'a> {
                 tracing::error!("{error}");
                 let inner = self.inner;
                 if inner.store.note_too_many_removals().await.is_ok() {
-                    let why = CheckReason::TooManyRemovals;
+                    let why = MarkReason::TooManyRemovals;
                     inner.ingest.want_check(self.group().clone(), why);
                     self.end_as(LookEnd::Done, LEFT);
                 }
@@ -361,7 +361,7 @@ impl Inner {
     async fn infos(
         &self,
         groups: impl Iterator<Item = &GroupId>,
-    ) -> Result<HashMap<GroupId, (u64, HeldGroup)>, Error> {
+    ) -> Result<HashMap<GroupId, (u64, OpenImGroup)>, Error> {
         let groups: Vec<&GroupId> = groups.collect();
         if groups.is_empty() {
             return Ok(HashMap::new());
@@ -412,7 +412,7 @@ impl Inner {
         let here = match self.store.count_members_of(&ids).await {
             Ok(here) => here,
             // One may be too large to be counted: it must not keep us from the others.
-            Err(error) if error.is_of_time() => HashMap::new(),
+            Err(error) if error.is_timeout() => HashMap::new(),
             Err(error) => return Err(error.into()),
         };
         let mut others = Vec::new();

@@ -13,7 +13,7 @@ use super::check::Told;
 use super::dry_run::DriftOf;
 use super::pass::Pass;
 use super::{Error, Inner};
-use crate::domain::{DISMISSED, Fence, GroupId, HeldGroup, Version, group_verdict};
+use crate::domain::{DISMISSED, Fence, GroupId, OpenImGroup, Version, compare_group};
 use crate::store::{KnownGroup, Turn, TurnOf};
 
 /// Groups that OpenIM is asked about in one call.
@@ -241,7 +241,7 @@ impl Inner {
                     .is_some_and(|read_at| self.is_enough(read_at, pass))
             };
             let asked = known.filter(is_enough).and_then(|known| {
-                let is_as_stored = group_verdict(Some(&known.group), &held).is_none();
+                let is_as_stored = compare_group(Some(&known.group), &held).is_none();
                 Some(Asked {
                     has_group: !is_as_stored || known.wanted_since.is_some(),
                     has_total: true,
@@ -285,7 +285,7 @@ impl Inner {
             let some: Vec<&GroupId> = some.iter().collect();
             match self.store.note_touched_before(&some).await {
                 // So large that reading OpenIM's is no more work.
-                Err(error) if error.is_of_time() => self.store.forget_versions(&some).await?,
+                Err(error) if error.is_timeout() => self.store.forget_versions(&some).await?,
                 noted => noted?,
             }
         }
@@ -408,7 +408,7 @@ impl Inner {
         groups: &[&KnownGroup],
     ) -> Result<(Vec<GroupId>, u64), Error> {
         let ids: Vec<&GroupId> = groups.iter().map(|known| &known.group_id).collect();
-        let mut held: HashMap<String, HeldGroup> = HashMap::new();
+        let mut held: HashMap<String, OpenImGroup> = HashMap::new();
         let mut too_large: HashSet<&GroupId> = HashSet::new();
         let mut halves = Halves::of(&ids, AT_ONCE);
         while let Some(some) = halves.next() {
@@ -428,7 +428,7 @@ impl Inner {
             known.wanted_since.is_none()
                 && !known.is_touched
                 && held.is_some_and(|held| {
-                    held.status == DISMISSED && group_verdict(Some(&known.group), held).is_none()
+                    held.status == DISMISSED && compare_group(Some(&known.group), held).is_none()
                 })
         };
         let others = groups.iter().filter(|known| !is_settled(known));

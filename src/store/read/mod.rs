@@ -1,32 +1,28 @@
-//! What is asked of the mirror.
+//! Reads of the mirror.
 //!
-//! Every page starts after a key, from the empty key at first, which is below every id;
-//! `$n IS NULL OR ...` would make a generic plan read the whole group. (Where it only leaves out
-//! rows that are read anyway, it does no harm.) Pages compare whole rows,
-//! `(group_id, user_id) > ($1, $2) AND group_id <= $1`, where `group_id = $1 AND user_id > $2`
-//! says the same: with an equality the planner may take the order from the other index, which it
-//! believes to hold the group's members evenly spread, and read all the table to find them.
+//! Every page starts after a key, the first one after the empty key, which is below every id. A generic
+//! plan for `$n IS NULL OR ...` would read the whole group. (It does no harm as a condition on rows that
+//! are read anyway.) Pages compare whole rows, `(group_id, user_id) > ($1, $2) AND group_id <= $1`,
+//! and not `group_id = $1 AND user_id > $2`: with an equality the planner may take the order from the
+//! other index, believe that the group's members are evenly spread in it, and read the whole table.
 //!
-//! A member is current who has not left. At a dismissal all leave, and for a while their rows do not
-//! say so: a look at `groups_emptying`, where there is nearly never anything, once where there is one
-//! group.
+//! A dismissal ends all memberships, and for a while the members' rows do not say so. So reads look at
+//! `groups_emptying`, an index that is nearly always empty.
 
 #[macro_use]
-mod bounded;
+mod pages;
 mod groups;
 mod members;
 
-pub use bounded::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
-pub(super) use bounded::{PageSql, PgQuery, Texts, page};
-pub use groups::{GroupFilter, GroupRow, GroupSummary, RoleCount};
-pub use members::{MemberFilter, MemberRow, MemberState, SoughtMember};
-pub(super) use members::{member, memberships};
+pub use groups::{GroupFilter, GroupSummary, RoleCount};
+pub use members::{MemberFilter, MemberState};
+pub use pages::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
+pub(super) use pages::{PageSql, bytes, count, is_marked, page};
 
-/// Every statement of these files, by name.
+/// Returns all statements of this folder, with their names.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
     groups::STATEMENTS
         .iter()
         .chain(groups::PAGES)
-        .chain(members::STATEMENTS)
         .chain(members::PAGES)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use crate::domain::{CheckReason, Fence, FenceError, GroupId, UserId, Version};
-use crate::store::touched::{GROUP_ITSELF, Users};
+use crate::domain::{Fence, FenceError, GroupId, MarkReason, UserId, Version};
+use crate::store::touched::{GROUP_ITSELF, TouchedUsers};
 use crate::store::{Error, Store};
 
 statements! {
@@ -375,7 +375,7 @@ impl Store {
             .await;
         let mut found: Vec<String> = match found {
             // So large that to read OpenIM's is no more work.
-            Err(error) if error.is_of_time() => return Ok(None),
+            Err(error) if error.is_timeout() => return Ok(None),
             found => found?,
         };
         if let Some(named) = &noted.touched {
@@ -440,7 +440,7 @@ impl Store {
         self.write(async |connection| {
             sqlx::query(TAKE_BACK_MARK)
                 .bind(group.as_str())
-                .bind(CheckReason::Notified.code())
+                .bind(MarkReason::Notified.code())
                 .execute(connection)
                 .await?;
             Ok(())
@@ -510,7 +510,7 @@ impl Store {
         let touched = groups
             .iter()
             .filter_map(|group| self.touched.take_of(group));
-        let touched: Vec<(GroupId, Users)> = touched.collect();
+        let touched: Vec<(GroupId, TouchedUsers)> = touched.collect();
         if touched.is_empty() {
             return Ok(());
         }
@@ -521,7 +521,7 @@ impl Store {
         noted
     }
 
-    async fn note(&self, groups: &[(GroupId, Users)]) -> Result<(), Error> {
+    async fn note(&self, groups: &[(GroupId, TouchedUsers)]) -> Result<(), Error> {
         let (mut ids, mut users) = (Vec::new(), Vec::new());
         for (group, named) in groups {
             match named {

@@ -1,36 +1,40 @@
-//! What is held against OpenIM's answers.
+//! Reads of rows that are compared with OpenIM.
 
 use std::collections::HashMap;
 
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
 use super::checks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, Text, UserId, Version};
-use crate::store::read::{Found, Page, PageSql, PgQuery, Room, Texts, page};
-use crate::store::stored::{StoredGroup, StoredMember};
+use crate::store::columns::{Columns, PageRow, PgQuery, read_group, read_member};
+use crate::store::read::{Found, Page, PageSql, Room, page};
 use crate::store::{Error, Store};
 
+/// SQL of a group's last comparison. LIMIT 1 keeps the planner from reading all comparisons.
+macro_rules! join_comparison {
+    ($group:literal) => {
+        concat!(
+            "
+  LEFT JOIN LATERAL
+       (SELECT version, version_id, fence, compared_at, read_at, touched
+          FROM group_checks
+         WHERE group_id = ",
+            $group,
+            ".group_id
+         LIMIT 1) AS comparison ON true"
+        )
+    };
+}
+
 pages! {
-    /// Walks the primary key, those who left too.
-    MEMBERS_TO_COMPARE = member_columns + "COALESCE(left_at, CASE
-           WHEN came_at_dismissal IS DISTINCT FROM
-                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
-           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
-       last_callback_xid, created_at" as "left_at, last_callback_xid, created_at",
-        key "user_id", room "$4", "
+    /// Walks the primary key, for current members and tombstones.
+    MEMBERS_TO_COMPARE = member_row_of_group, key "user_id", room "$4", "
   FROM group_members
  WHERE (group_id, user_id) > ($1, $2) AND group_id <= $1
  ORDER BY group_id, user_id
  LIMIT $3";
-    /// A look at the primary key for each user.
-    MEMBERS_NAMED = member_columns + "COALESCE(left_at, CASE
-           WHEN came_at_dismissal IS DISTINCT FROM
-                (SELECT g.dismissals FROM groups AS g WHERE g.group_id = $1)
-           THEN (SELECT g.emptying_at FROM groups AS g WHERE g.group_id = $1) END) AS left_at,
-       last_callback_xid, created_at" as "left_at, last_callback_xid, created_at",
-        key "user_id", room "$5", "
+    /// Looks up each user in the primary key.
+    MEMBERS_NAMED = member_row_of_group, key "user_id", room "$5", "
   FROM unnest($4::text[]) AS asked (named)
  CROSS JOIN LATERAL
        (SELECT *
@@ -39,44 +43,29 @@ pages! {
          LIMIT 1) AS member
  ORDER BY user_id
  LIMIT $3";
-    /// By their ids, in the order of these. LIMIT 1 keeps the planner from reading all groups and checks.
-    KNOWN_GROUPS = group_columns + "dismissals, emptying_at, last_callback_xid, created_at,
-       check_wanted_since, check_reason, version, version_id, fence, compared_at, read_at,
-       touched IS DISTINCT FROM '{}' AS is_touched, place" as "dismissals, emptying_at,
-       last_callback_xid, created_at, check_wanted_since, check_reason, version, version_id, fence,
-       compared_at, read_at, is_touched",
-        key "place", room "$3", "
+    /// Looks up groups, in the order of the ids. LIMIT 1 keeps the planner from reading all groups.
+    KNOWN_GROUPS = group_row + "version, version_id, fence, compared_at, read_at,
+       touched IS DISTINCT FROM '{}' AS is_touched, place" as "version, version_id, fence, compared_at,
+       read_at, is_touched",
+        key "place", room "$3", concat!("
   FROM unnest($1::text[]) WITH ORDINALITY AS asked (sought, place)
  CROSS JOIN LATERAL
-       (SELECT * FROM groups WHERE group_id = sought LIMIT 1) AS known
-  LEFT JOIN LATERAL
-       (SELECT version, version_id, fence, compared_at, read_at, touched
-          FROM group_checks
-         WHERE group_id = known.group_id
-         LIMIT 1) AS check_of ON true
+       (SELECT * FROM groups WHERE group_id = sought LIMIT 1) AS known", join_comparison!("known"), "
  ORDER BY place
- LIMIT $2";
-    /// Walks the primary key, and looks for each group's check; LIMIT 1 keeps the planner from reading
-    /// all of these.
-    GROUPS_TO_COMPARE = group_columns + "dismissals, emptying_at, last_callback_xid, created_at,
-       check_wanted_since, check_reason, version, version_id, fence, compared_at, read_at,
-       touched IS DISTINCT FROM '{}' AS is_touched" as "dismissals, emptying_at,
-       last_callback_xid, created_at, check_wanted_since, check_reason, version, version_id, fence,
-       compared_at, read_at, is_touched",
-        key "group_id", room "$3", "
-  FROM groups
-  LEFT JOIN LATERAL
-       (SELECT version, version_id, fence, compared_at, read_at, touched
-          FROM group_checks
-         WHERE group_id = groups.group_id
-         LIMIT 1) AS check_of ON true
+ LIMIT $2");
+    /// Walks the primary key, and looks up the last comparison of each group.
+    GROUPS_TO_COMPARE = group_row + "version, version_id, fence, compared_at, read_at,
+       touched IS DISTINCT FROM '{}' AS is_touched" as "version, version_id, fence, compared_at,
+       read_at, is_touched",
+        key "group_id", room "$3", concat!("
+  FROM groups", join_comparison!("groups"), "
  WHERE group_id > $1
  ORDER BY group_id
- LIMIT $2";
+ LIMIT $2");
 }
 
 statements! {
-    /// Walks the primary key.
+    /// Counts the members of groups, by the primary key.
     COUNT_MEMBERS_OF_GROUPS = "
 SELECT asked.group_id,
        (SELECT count(*)
@@ -85,7 +74,7 @@ SELECT asked.group_id,
            AND (g.emptying_at IS NULL OR m.came_at_dismissal = g.dismissals)) AS members
   FROM unnest($1::text[]) AS asked (group_id)
   LEFT JOIN groups AS g USING (group_id)";
-    /// Stops at so many.
+    /// Counts current members up to a number.
     COUNT_CURRENT = "
 SELECT count(*)
   FROM (SELECT
@@ -97,49 +86,48 @@ SELECT count(*)
          LIMIT $1) AS found";
 }
 
-/// Members on a page; fewer where they have much text.
-const PAGE: usize = 2000;
+/// Maximum number of members on a page. Long texts make it shorter.
+const MAX_PAGE_MEMBERS: usize = 2000;
 
-/// A group of the mirror, and what is known of its last comparison.
+/// A group of the mirror with its last comparison.
 #[derive(Clone, Debug)]
 pub struct KnownGroup {
     /// The group.
     pub group_id: GroupId,
-    /// What is stored of it.
+    /// The row.
     pub group: Group,
-    /// Since when it wants a check.
+    /// Time of the first mark.
     pub wanted_since: Option<OffsetDateTime>,
-    /// Why, as of the last time.
+    /// Reason of the latest mark.
     pub check_reason: Option<String>,
-    /// The version that it was made equal to; `None`: that is not known.
+    /// Version that the rows are equal to, except for touched ones. `None`: not known.
     pub version: Option<Version>,
-    /// Whether callbacks have named it, or members of it, since then.
+    /// True if callbacks have named the group or members of it since then.
     pub is_touched: bool,
-    /// When its last comparison began.
+    /// Begin of the last comparison.
     pub compared_at: Option<OffsetDateTime>,
-    /// When all of it was last read.
+    /// Time of the last read of the whole group.
     pub read_at: Option<OffsetDateTime>,
 }
 
-impl Texts for KnownGroup {
+impl PageRow for KnownGroup {
     fn texts(&self) -> impl Iterator<Item = &str> {
         self.group.profile.texts().map(Text::as_str)
     }
-}
 
-impl FromRow<'_, PgRow> for KnownGroup {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let StoredGroup {
-            group_id, group, ..
-        } = StoredGroup::from_row(row)?;
-        let number: Option<i64> = row.try_get("version")?;
-        let id: Option<String> = row.try_get("version_id")?;
-        let fence: Option<&str> = row.try_get("fence")?;
+    fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
+        let (group_id, group) = read_group(columns)?;
+        let (wanted_since, check_reason) = (columns.take()?, columns.take()?);
+        let _made_and_changed: (OffsetDateTime, OffsetDateTime) =
+            (columns.take()?, columns.take()?);
+        let number: Option<i64> = columns.take()?;
+        let id: Option<String> = columns.take()?;
+        let fence: Option<&str> = columns.take()?;
         Ok(Self {
             group_id,
             group,
-            wanted_since: row.try_get("check_wanted_since")?,
-            check_reason: row.try_get("check_reason")?,
+            wanted_since,
+            check_reason,
             version: id
                 .zip(number)
                 .filter(|_| fence.is_some())
@@ -147,44 +135,42 @@ impl FromRow<'_, PgRow> for KnownGroup {
                     id,
                     number: number.cast_unsigned(),
                 }),
-            is_touched: row.try_get("is_touched")?,
-            compared_at: row.try_get("compared_at")?,
-            read_at: row.try_get("read_at")?,
+            compared_at: columns.take()?,
+            read_at: columns.take()?,
+            is_touched: columns.take()?,
         })
     }
 }
 
-/// A row of a member, current or gone.
+/// A row of a member, current or a tombstone.
 #[derive(Clone, Debug)]
 pub struct ComparedMember {
     /// The user.
     pub user_id: UserId,
-    /// What is stored.
+    /// The values.
     pub member: Member,
 }
 
-impl From<StoredMember> for ComparedMember {
-    fn from(stored: StoredMember) -> Self {
-        Self {
-            user_id: stored.user_id,
-            member: stored.member,
-        }
+impl PageRow for ComparedMember {
+    fn read(columns: &mut Columns<'_>) -> Result<Self, sqlx::Error> {
+        let (_, user_id, member) = read_member(columns)?;
+        let _made_and_changed: (OffsetDateTime, OffsetDateTime) =
+            (columns.take()?, columns.take()?);
+        Ok(Self { user_id, member })
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.member.texts().map(Text::as_str)
     }
 }
 
 impl Store {
-    /// What is written by now.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Returns the transactions that have ended by now.
     pub async fn fence(&self) -> Result<Fence, Error> {
         self.read(async |connection| fence(connection).await).await
     }
 
-    /// How many members each of these groups has, by its id; 0 where it is not known.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Counts the members of groups, by group id. An unknown group has 0.
     pub async fn count_members_of(
         &self,
         groups: &[&GroupId],
@@ -204,11 +190,8 @@ impl Store {
             .collect())
     }
 
-    /// Those of these groups that are known, in their order, and how many of the ids were looked up:
-    /// one at least. The others are to be asked for again, for there was no room for their texts.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Looks up groups. Returns the known ones in their order, and the number of ids that were looked up,
+    /// at least one. The caller must ask again for the other ids: there was no room for their texts.
     pub async fn known_groups(
         &self,
         groups: &[GroupId],
@@ -225,11 +208,8 @@ impl Store {
         Ok((page.rows, count))
     }
 
-    /// Up to `limit` groups after the group id `after` ("" for the first), in bytewise order; fewer
-    /// where they have much text, and none at the end.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order.
+    /// Long texts make the page shorter. It is empty only at the end.
     pub async fn groups_to_compare(
         &self,
         after: &str,
@@ -243,11 +223,8 @@ impl Store {
         Ok(page.rows)
     }
 
-    /// A page of a group's members after the user id `after` ("" for the first), those who left too,
-    /// in bytewise order of user id, and whether it is the last. With `users`, of these alone.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Reads a page of a group's members and tombstones after the user id `after` ("" for the first),
+    /// in bytewise order of user id. Returns true with the last page. `users` limits it to some users.
     pub async fn members_to_compare(
         &self,
         group: &GroupId,
@@ -259,8 +236,8 @@ impl Store {
             Some(_) => MEMBERS_NAMED,
             None => MEMBERS_TO_COMPARE,
         };
-        let page: Page<StoredMember> = self
-            .page(sql, PAGE, |query, limit| {
+        let page: Page<ComparedMember> = self
+            .page(sql, MAX_PAGE_MEMBERS, |query, limit| {
                 let query = query.bind(group.as_str()).bind(after).bind(limit);
                 match &ids {
                     Some(ids) => query.bind(ids),
@@ -268,12 +245,10 @@ impl Store {
                 }
             })
             .await?;
-        let rows = page.rows.into_iter().map(ComparedMember::from);
-        Ok((rows.collect(), !page.has_more))
+        Ok((page.rows, !page.has_more))
     }
 
-    /// A page, with as much text as one has, or its first row alone. `bind` gives the statements their
-    /// arguments, with the limit that they are to have.
+    /// Reads a page with all its texts. `bind` binds the parameters, with the limit.
     async fn page<'q, T>(
         &self,
         sql: PageSql,
@@ -281,7 +256,7 @@ impl Store {
         bind: impl Fn(PgQuery<'q>, i64) -> PgQuery<'q>,
     ) -> Result<Page<T>, Error>
     where
-        T: Texts + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+        T: PageRow + Send + Unpin,
     {
         let limit = i64::try_from(rows + 1).unwrap_or(i64::MAX);
         let bind = &|query| bind(query, limit);
@@ -292,21 +267,18 @@ impl Store {
                 .await?;
             match found {
                 Found::Whole(page) => return Ok(page),
-                // Again only where that grows.
+                // Repeats only if rows grow meanwhile.
                 Found::Long(bytes) => room = Room::Bytes(bytes),
             }
         }
     }
 
-    /// How many current members there are in all, or that there are `most` at least.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn count_members(&self, most: u64) -> Result<u64, Error> {
+    /// Counts all current members, up to `max`.
+    pub async fn count_members(&self, max: u64) -> Result<u64, Error> {
         let count: i64 = self
             .housekeep(async |connection| {
                 sqlx::query_scalar(COUNT_CURRENT)
-                    .bind(most.cast_signed())
+                    .bind(max.cast_signed())
                     .fetch_one(connection)
                     .await
             })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
-use crate::store::connections::Counted;
+use crate::store::postgres::Counted;
 use crate::store::{Error, Store};
 
 statements! {
@@ -76,7 +76,7 @@ impl Store {
     /// See [`Error`].
     pub async fn take_turn(&self, of: TurnOf) -> Result<Option<Turn>, Error> {
         let deadline = Instant::now() + PATIENCE;
-        let mut connection = self.of_turns.connect(deadline).await?;
+        let mut connection = self.lease_connector.connect(deadline).await?;
         let take = async |connection: &mut PgConnection| {
             sqlx::query_scalar(TAKE_TURN)
                 .bind(of.number())

@@ -1,4 +1,5 @@
-//! The connection that drains a spool: the only one of its process that writes changes meanwhile.
+//! The connection that drains a spool. It is the only one of its process that writes changes
+//! meanwhile.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,27 +9,26 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
 use super::fence::{self, Position};
-use super::{rows, write_patches};
+use super::{patches, rows};
 use crate::domain::{Change, Rejected};
-use crate::store::Error;
-use crate::store::connections::{Connector, Counted};
-use crate::store::rejected;
+use crate::store::postgres::{Connector, Counted};
 use crate::store::touched::Touched;
+use crate::store::{Error, rejected};
 
-/// The drain's own lane.
+/// Number of the drain among the lanes.
 const LANE: i16 = 0;
-/// Between two looks whether earlier sessions are over.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval of attempts to take the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Writes what waits in a spool, each entry once.
+/// Writes the entries of a spool, each once.
 #[derive(Debug)]
 pub struct Drainer {
     connector: Arc<Connector>,
     touched: Touched,
-    /// `None` until [`Drainer::begin`], and after it broke.
+    /// `None` until [`Drainer::begin`], and after it failed.
     connection: Option<Counted>,
     spool_id: i64,
-    /// How far each lane had come when the connection was made.
+    /// Positions of the lanes at the begin of the drain.
     positions: HashMap<i16, i64>,
 }
 
@@ -47,41 +47,41 @@ impl Drainer {
         }
     }
 
-    /// Connects, and waits until every earlier session of this spool is over. The lanes of this
-    /// process have closed theirs, or given up on them.
+    /// Connects and waits until every earlier session of the spool has ended. The lanes of this
+    /// process have closed or dropped their connections before.
     ///
     /// # Errors
-    /// [`Error::Transient`] while the database is away, or such a session does not end.
+    /// [`Error::Transient`] while the database is away, or if a session does not end.
     pub async fn begin(&mut self, deadline: Instant) -> Result<(), Error> {
-        // One that is left is in the midst of something.
+        // The last drain failed if there is still a connection.
         self.connection = None;
         let mut made = self.connector.connect(deadline).await?;
         let positions = loop {
             if let Some(all) = fence::take_alone(&mut made, self.spool_id, deadline).await? {
                 break all;
             }
-            sleep(LOOK).await;
+            sleep(LOCK_INTERVAL).await;
         };
         self.positions = positions;
         self.connection = Some(made);
         Ok(())
     }
 
-    /// The number of the last entry that is in.
+    /// Returns the number of the last committed entry.
     pub fn position(&self) -> i64 {
         self.positions.get(&LANE).copied().unwrap_or(0)
     }
 
-    /// Whether an attempt of a lane that nobody saw the end of came to a good end.
-    pub fn is_in(&self, lane: i16, attempt: i64) -> bool {
+    /// True if an attempt of a lane was committed.
+    pub fn is_committed(&self, lane: i16, attempt: i64) -> bool {
         let position = self.positions.get(&lane);
         position.is_some_and(|position| attempt <= *position)
     }
 
-    /// Writes entries in their order, the last of which has the number `seq`; all or none.
+    /// Writes entries in their order, all or none. `seq` is the number of the last one.
     ///
     /// # Errors
-    /// [`Error::Transient`]: they may be in nevertheless, which [`Drainer::begin`] finds out.
+    /// [`Error::Transient`]: they may be committed, which [`Drainer::begin`] finds out.
     pub async fn write(
         &mut self,
         changes: &[&Change],
@@ -90,7 +90,7 @@ impl Drainer {
         deadline: Instant,
     ) -> Result<(), Error> {
         let Some(connection) = &mut self.connection else {
-            return Err(Error::gave_up()); // cannot be: who drains has begun
+            return Err(Error::gave_up()); // impossible: `begin` has made it
         };
         let position = Position {
             spool_id: self.spool_id,
@@ -107,7 +107,7 @@ impl Drainer {
         Ok(())
     }
 
-    /// Ends the session, so that lanes may write again.
+    /// Ends the session, so that the lanes can write again.
     pub async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
             connection.close().await;
@@ -123,12 +123,12 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        let others = write_patches(&mut transaction, changes).await?;
-        let is_anew = match &others[..] {
+        let others = patches::write(&mut transaction, changes).await?;
+        let must_retry = match &others[..] {
             [] => false,
             others => rows::apply(&mut transaction, others, None).await?.is_none(),
         };
-        if is_anew {
+        if must_retry {
             transaction.rollback().await?;
             continue;
         }

@@ -1,25 +1,25 @@
-//! What keeps a write that was given up on from taking effect after newer ones, or twice.
+//! The fence: keeps an abandoned write from taking effect after newer ones, or twice.
 //!
-//! Postgres may still be at a statement that we gave up on, or get it late from the network, and
-//! commit it. So the lanes' sessions each have a share of an advisory lock, which is the spool's,
-//! and after a write that failed nothing more is written until the session that drains the spool
-//! has the lock for itself: only then is every session before it over. What such a session has
-//! committed in the end is told by the positions, which move in the transactions themselves.
+//! Postgres may still run a statement after its timeout here, or get it late from the network, and
+//! commit it. So each session of a lane has a share of an advisory lock, one lock for each spool.
+//! After a failed write, nothing is written until the session that drains the spool has the whole
+//! lock: then all earlier sessions have ended. Positions tell what those sessions have committed,
+//! because they move in the same transactions.
 
 use std::collections::HashMap;
 
 use sqlx::PgConnection;
-
-use super::super::Error;
-use super::super::connections::Counted;
 use tokio::time::Instant;
 
+use super::super::Error;
+use super::super::postgres::Counted;
+
 statements! {
-    /// Until the session ends. At once, unless the session that drained is just ending.
+    /// Takes a share until the session ends. Waits only while the session of a drain ends.
     SHARE = "SELECT pg_advisory_lock_shared($1)";
     TAKE_ALONE = "SELECT pg_try_advisory_lock($1)";
-    /// Who still has a share of it: sessions of ours that nobody listens to any more. A number
-    /// that is locked is split in two halves here.
+    /// Ends the sessions that still have a share: no one waits for their answers. `pg_locks` splits
+    /// the number of the lock into two halves.
     END_OTHERS = "
 SELECT count(pg_terminate_backend(pid))
   FROM pg_locks
@@ -32,7 +32,7 @@ INSERT INTO lane_positions (spool_id, lane, seq) VALUES ($1, $2, $3)
 ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq";
 }
 
-/// A place in `lane_positions` to move to.
+/// New position of a lane in `lane_positions`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Position {
     pub(super) spool_id: i64,
@@ -41,7 +41,7 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// In the transaction that the connection is in.
+    /// Moves the position in the current transaction.
     pub(super) async fn advance(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::query(ADVANCE)
             .bind(self.spool_id)
@@ -53,7 +53,7 @@ impl Position {
     }
 }
 
-/// Gives a new session its share of the lock; how far each lane has come.
+/// Takes a share of the lock for a new session. Returns the positions of the lanes.
 pub(super) async fn share(
     connection: &mut Counted,
     spool_id: i64,
@@ -69,8 +69,8 @@ pub(super) async fn share(
     connection.run(deadline, share).await
 }
 
-/// Tries to get the lock alone, and ends the sessions that are in the way. `None`: these are not
-/// over yet.
+/// Tries to take the whole lock, and ends sessions that have shares. `None`: some have not ended
+/// yet.
 pub(super) async fn take_alone(
     connection: &mut Counted,
     spool_id: i64,
@@ -89,7 +89,7 @@ pub(super) async fn take_alone(
             .execute(connection)
             .await;
         match ended {
-            // Sessions of another role, as after a change of DATABASE_URL, end by themselves.
+            // Sessions of another role, from before a change of DATABASE_URL, end by themselves.
             Err(sqlx::Error::Database(error)) => {
                 let error = error.message();
                 tracing::debug!(error, "an earlier session cannot be ended");

@@ -1,30 +1,29 @@
-//! Brings the schema up to date. Migrations are additive, so an older binary runs on a newer
-//! schema too.
+//! Migrates the schema. Migrations are additive, so an older binary also runs on a newer schema.
 //!
-//! Nothing is made where nothing is due: a role with rights on rows alone can run the service.
+//! If nothing is due, nothing is made: a role with rights on rows only can run the service.
 
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::{Connection, PgConnection};
 
-/// A migration that waits for a lock makes every later statement wait behind it, so it gives way
+/// Time limit of a migration's wait for a lock. Every later statement waits behind it, so it gives up
 /// and tries again.
 pub(super) const LOCK_TIMEOUT_MS: i64 = 3000;
-const ATTEMPTS: u32 = 20;
-const PAUSE: Duration = Duration::from_secs(1);
+const MAX_ATTEMPTS: u32 = 20;
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The list of what was applied. Not sqlx's own name: all applications of a schema would share that
-/// list, and each would take the others' migrations for its own.
+/// Table with the applied migrations. It has not sqlx's name: all applications of a schema would share
+/// that table, and each would take the others' migrations for its own.
 const LIST: &str = "openim_group_mirror_migrations";
 
-/// insufficient_privilege
+/// SQLSTATE insufficient_privilege.
 const NO_RIGHT: &str = "42501";
-/// lock_not_available
+/// SQLSTATE lock_not_available.
 const LOCKED: &str = "55P03";
 
 statements! {
-    /// What our role may do in a schema, which may be missing. The names are as SQL has them.
+    /// Reads the role's rights in a schema, which may be missing, and names in the form of SQL.
     PLACE = "
 SELECT schema IS NOT NULL, COALESCE(has_schema_privilege(schema, 'USAGE'), false),
        COALESCE(has_schema_privilege(schema, 'CREATE'), false),
@@ -32,15 +31,14 @@ SELECT schema IS NOT NULL, COALESCE(has_schema_privilege(schema, 'USAGE'), false
        current_setting('transaction_read_only')::boolean,
        quote_ident($1), quote_ident(current_user), quote_ident(current_database())
   FROM (SELECT to_regnamespace(quote_ident($1))) AS place(schema)";
-    /// Tables that are there: whether our role owns them, who does, whether we may read them, and
-    /// what is noted of them.
+    /// Reads tables: if the role owns them, their owner, if the role may read them, their comment.
     TABLES = "
 SELECT relname::text, pg_has_role(relowner, 'USAGE'), quote_ident(pg_get_userbyid(relowner)),
        has_table_privilege(oid, 'SELECT'), obj_description(oid, 'pg_class')
   FROM pg_class
  WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relname = ANY($2)";
     APPLIED = "SELECT version, checksum, success FROM openim_group_mirror_migrations";
-    /// Which rights on rows our role lacks.
+    /// Reads the tables on whose rows the role lacks a right.
     LACKING = "
 SELECT string_agg(format('%I.%I', $1::text, name), ', ' ORDER BY name)
   FROM (VALUES ('group_checks'), ('group_members'), ('groups'), ('lane_positions'),
@@ -49,12 +47,12 @@ SELECT string_agg(format('%I.%I', $1::text, name), ', ' ORDER BY name)
             AND has_table_privilege(to_regclass(name), 'INSERT')
             AND has_table_privilege(to_regclass(name), 'UPDATE')
             AND has_table_privilege(to_regclass(name), 'DELETE'))";
-    /// Whether the shared list of all sqlx applications holds migrations of ours.
+    /// True if the list that all sqlx applications share has migrations of the mirror.
     IS_IN_SHARED_LIST = "
 SELECT EXISTS (SELECT FROM _sqlx_migrations
                  JOIN unnest($1::bigint[], $2::bytea[]) AS ours(version, checksum)
                 USING (version, checksum))";
-    /// The shared list tells more than our own where a dump of an older version was loaded.
+    /// Empties the own list: after the load of an older dump, the shared list is the newer one.
     EMPTY_LIST = "DELETE FROM openim_group_mirror_migrations";
     TAKE_FROM_SHARED_LIST = "
 INSERT INTO openim_group_mirror_migrations
@@ -72,14 +70,14 @@ DELETE FROM _sqlx_migrations
  WHERE _sqlx_migrations.version = ours.version AND _sqlx_migrations.checksum = ours.checksum";
     NOTE_OF_MOVE = "
 COMMENT ON TABLE _sqlx_migrations IS 'moved to openim_group_mirror_migrations'";
-    /// Whether the numbers of transactions are of another server: this is a dump that was loaded. Fails
-    /// where our role may not ask.
+    /// True if the numbers of transactions come from another server, by a loaded dump. Fails if the role
+    /// may not ask.
     IS_FROM_ELSEWHERE = "
 SELECT system_identifier <> (SELECT system_identifier FROM pg_control_system())
   FROM transaction_origin
  WHERE system_identifier IS NOT NULL";
-    /// Numbers that this server has not come to yet would be taken for callbacks that are newer than any
-    /// answer of OpenIM.
+    /// Deletes numbers of transactions. Numbers that this server has not reached would count as callbacks
+    /// that are newer than any answer of OpenIM.
     FORGET_TRANSACTIONS = "
 WITH of_members AS (
     UPDATE group_members SET last_callback_xid = NULL
@@ -92,19 +90,19 @@ checks AS (
 UPDATE transaction_origin SET system_identifier = (SELECT system_identifier FROM pg_control_system())";
 }
 
-/// What is noted of the shared list once ours is taken from it, and stays there for older versions.
+/// Comment on the shared list after the mirror's part was copied. The part stays for older versions.
 const MOVED: &str = "moved to openim_group_mirror_migrations";
 
-/// Why the schema is not up to date and cannot be made so.
+/// Reason why the schema cannot be migrated.
 #[derive(Debug)]
 pub(super) enum Error {
-    /// Our role may not; the sentence says what and how it may.
+    /// The role lacks a right. The text says which, and how to grant it.
     Right(String),
-    /// Nothing can be written there.
+    /// The database is read-only.
     ReadOnly,
-    /// Before anything was applied.
-    Look(sqlx::Error),
-    /// In the midst of it.
+    /// A check failed, before any migration.
+    Check(sqlx::Error),
+    /// A migration failed.
     Apply(MigrateError),
 }
 
@@ -114,7 +112,7 @@ impl From<MigrateError> for Error {
     }
 }
 
-/// What has to be done.
+/// Work that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     schema: bool,
@@ -123,18 +121,18 @@ pub(super) struct Due {
 }
 
 impl Due {
-    /// Whether the schema is to be changed.
+    /// True if migrations are due.
     pub(super) fn is_migration(self) -> bool {
         self.migrations
     }
 
-    /// Whether whole tables may be written.
+    /// True if whole tables may be written.
     pub(super) fn may_take_long(self) -> bool {
         self.migrations || self.transactions
     }
 }
 
-/// The migrations that we know, as the lists have them.
+/// Versions and checksums of the known migrations.
 #[derive(Debug)]
 struct Ours {
     versions: Vec<i64>,
@@ -151,9 +149,9 @@ impl Ours {
     }
 }
 
-/// What there is.
+/// State of the schema, and rights of the role.
 #[derive(Debug)]
-struct Place {
+struct SchemaState {
     has_schema: bool,
     may_use: bool,
     may_create: bool,
@@ -172,12 +170,12 @@ struct Table {
     note: Option<String>,
 }
 
-/// Those tables that say how far the schema is.
+/// Tables that show the state of the migrations.
 #[derive(Debug, Default)]
 struct Tables {
     list: Option<Table>,
     shared_list: Option<Table>,
-    /// Of the first migration.
+    /// Made by the first migration.
     members: Option<Table>,
 }
 
@@ -206,7 +204,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Whether ours is still to be taken from the shared list.
+    /// True if the mirror's part must still be copied from the shared list.
     async fn is_shared(
         &self,
         connection: &mut PgConnection,
@@ -215,9 +213,9 @@ impl Tables {
         let (Some(shared), Some(_members)) = (&self.shared_list, &self.members) else {
             return Ok(false);
         };
-        // With a list of our own, the other one is a stranger's where we may not even read it.
-        let is_strangers = self.list.is_some() && !shared.may_read;
-        if is_strangers || shared.note.as_deref() == Some(MOVED) {
+        // With an own list, a shared list that the role may not read belongs to another application.
+        let is_foreign = self.list.is_some() && !shared.may_read;
+        if is_foreign || shared.note.as_deref() == Some(MOVED) {
             return Ok(false);
         }
         sqlx::query_scalar(IS_IN_SHARED_LIST)
@@ -228,9 +226,11 @@ impl Tables {
     }
 }
 
-/// What is due in `schema`. Fails where that cannot be done, so that nothing is begun then.
-pub(super) async fn look(connection: &mut PgConnection, schema: &str) -> Result<Due, Error> {
-    let place = place(connection, schema).await.map_err(Error::Look)?;
+/// Finds the work that is due in `schema`. Fails if it cannot be done, before any of it.
+pub(super) async fn find_due(connection: &mut PgConnection, schema: &str) -> Result<Due, Error> {
+    let place = schema_state(connection, schema)
+        .await
+        .map_err(Error::Check)?;
     let (role, name) = (&place.role, &place.schema);
     if place.has_schema && !place.may_use {
         return Err(Error::Right(format!(
@@ -239,7 +239,7 @@ pub(super) async fn look(connection: &mut PgConnection, schema: &str) -> Result<
     }
     let tables = Tables::find(connection, schema)
         .await
-        .map_err(Error::Look)?;
+        .map_err(Error::Check)?;
     if let Some(list) = &tables.list
         && !list.may_read
     {
@@ -252,9 +252,9 @@ pub(super) async fn look(connection: &mut PgConnection, schema: &str) -> Result<
         || tables
             .is_shared(connection, &ours)
             .await
-            .map_err(Error::Look)?;
+            .map_err(Error::Check)?;
     if migrations {
-        may_migrate(&place, &tables)?;
+        check_rights(&place, &tables)?;
         return Ok(Due {
             schema: !place.has_schema,
             migrations,
@@ -265,7 +265,7 @@ pub(super) async fn look(connection: &mut PgConnection, schema: &str) -> Result<
         .bind(schema)
         .fetch_one(&mut *connection)
         .await
-        .map_err(Error::Look)?;
+        .map_err(Error::Check)?;
     if let Some(names) = lacking {
         return Err(Error::Right(format!(
             "the role {role} may not read and write the rows of all tables: GRANT SELECT, INSERT, UPDATE, \
@@ -275,18 +275,21 @@ pub(super) async fn look(connection: &mut PgConnection, schema: &str) -> Result<
     Ok(Due {
         schema: false,
         migrations,
-        transactions: is_from_elsewhere(connection).await.map_err(Error::Look)?,
+        transactions: is_from_elsewhere(connection).await.map_err(Error::Check)?,
     })
 }
 
-async fn place(connection: &mut PgConnection, schema: &str) -> Result<Place, sqlx::Error> {
+async fn schema_state(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<SchemaState, sqlx::Error> {
     let row: (bool, bool, bool, bool, bool, String, String, String) = sqlx::query_as(PLACE)
         .bind(schema)
         .fetch_one(connection)
         .await?;
     let (has_schema, may_use, may_create, may_create_schema, is_read_only, schema, role, database) =
         row;
-    Ok(Place {
+    Ok(SchemaState {
         has_schema,
         may_use,
         may_create,
@@ -298,7 +301,7 @@ async fn place(connection: &mut PgConnection, schema: &str) -> Result<Place, sql
     })
 }
 
-/// Whether our list has all that we know. What it has must be what we know.
+/// True if the list has all known migrations. Fails if it has another form of one.
 async fn is_applied(
     connection: &mut PgConnection,
     tables: &Tables,
@@ -310,7 +313,7 @@ async fn is_applied(
     let applied: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(APPLIED)
         .fetch_all(connection)
         .await
-        .map_err(Error::Look)?;
+        .map_err(Error::Check)?;
     let mut count = 0;
     for (version, checksum) in ours.versions.iter().zip(&ours.checksums) {
         let Some((_, found, is_done)) = applied.iter().find(|(found, ..)| found == version) else {
@@ -327,7 +330,7 @@ async fn is_applied(
     Ok(count == ours.versions.len())
 }
 
-fn may_migrate(place: &Place, tables: &Tables) -> Result<(), Error> {
+fn check_rights(place: &SchemaState, tables: &Tables) -> Result<(), Error> {
     let (role, schema, database) = (&place.role, &place.schema, &place.database);
     let with_another = "or run `openim-group-mirror migrate` once with a role that may";
     if place.is_read_only {
@@ -375,8 +378,8 @@ async fn is_from_elsewhere(connection: &mut PgConnection) -> Result<bool, sqlx::
     }
 }
 
-/// Does what is due. Applies what is missing, one replica at a time: sqlx holds an advisory lock
-/// meanwhile, older versions too.
+/// Does the work that is due. One replica at a time applies migrations, older versions included: sqlx
+/// takes an advisory lock.
 pub(super) async fn run(
     connection: &mut PgConnection,
     schema: &str,
@@ -386,10 +389,10 @@ pub(super) async fn run(
         let mut attempt = 1;
         loop {
             match migrate(connection, schema, due).await {
-                Err(Error::Apply(error)) if attempt < ATTEMPTS && is_lock_timeout(&error) => {
+                Err(Error::Apply(error)) if attempt < MAX_ATTEMPTS && is_lock_timeout(&error) => {
                     tracing::warn!(attempt, "the schema is locked by others; trying again");
                     attempt += 1;
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(ATTEMPT_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
                 Ok(()) => break,
@@ -397,16 +400,16 @@ pub(super) async fn run(
         }
     }
     let is_from_elsewhere = if due.migrations {
-        is_from_elsewhere(connection).await.map_err(Error::Look)?
+        is_from_elsewhere(connection).await.map_err(Error::Check)?
     } else {
         due.transactions
     };
     if is_from_elsewhere {
-        tracing::info!("the tables are of another server; all groups are to be compared anew");
+        tracing::info!("the tables come from another server; all groups will be compared again");
         sqlx::query(FORGET_TRANSACTIONS)
             .execute(connection)
             .await
-            .map_err(Error::Look)?;
+            .map_err(Error::Check)?;
     }
     Ok(())
 }
@@ -418,7 +421,7 @@ async fn migrate(connection: &mut PgConnection, schema: &str, due: Due) -> Resul
     if due.schema {
         migrator.create_schema(format!("\"{}\"", schema.replace('"', "\"\"")));
     } else {
-        // The lock counts how often it is taken. It ends with the connection where something fails.
+        // The lock is taken twice, and released twice. It ends with the connection after an error.
         connection.lock().await?;
         let taken = take_from_shared_list(connection, schema).await;
         taken.map_err(|error| match code_of(&error, NO_RIGHT) {
@@ -436,9 +439,9 @@ async fn migrate(connection: &mut PgConnection, schema: &str, due: Due) -> Resul
     Ok(())
 }
 
-/// Takes what is ours from the list that all sqlx applications of a schema share, where versions
-/// before this one noted it. It stays there too for these, unless another application has
-/// something in the list: that one does not start while ours is there.
+/// Copies the mirror's migrations from the list that all sqlx applications of a schema share, where older
+/// versions stored them. They also stay there for older versions, unless the list has migrations of
+/// another application: that one does not start while the mirror's are there.
 async fn take_from_shared_list(
     connection: &mut PgConnection,
     schema: &str,
@@ -446,7 +449,7 @@ async fn take_from_shared_list(
     let ours = Ours::new();
     let mut transaction = connection.begin().await?;
     let tables = Tables::find(&mut transaction, schema).await?;
-    // Somebody else may have done it while we waited for the lock.
+    // Another replica may have done it before this one got the lock.
     if tables.is_shared(&mut transaction, &ours).await? {
         transaction.ensure_migrations_table(LIST).await?;
         sqlx::query(EMPTY_LIST).execute(&mut *transaction).await?;
@@ -478,7 +481,7 @@ fn is_lock_timeout(error: &MigrateError) -> bool {
     code_of(error, LOCKED)
 }
 
-/// Whether a migration makes what is there already: another application's.
+/// True if a migration makes an object that exists already, from another application.
 pub(super) fn is_taken(error: &MigrateError) -> bool {
     // duplicate_table, duplicate_object, duplicate_function, duplicate_column
     ["42P07", "42710", "42723", "42701"]

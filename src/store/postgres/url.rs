@@ -1,14 +1,13 @@
-//! The URL of a database: which parameters it may have.
+//! The URL of a database, with the parameters that it may have.
 //!
-//! sqlx passes over the parameters that it does not know, and logs their values, which may be
-//! secret. So it gets only those that it knows. Of the others, libpq's are told apart: one that
-//! asks for more safety than sqlx has is an error, because to pass over it is to connect less
-//! safely than asked.
+//! sqlx ignores unknown parameters and logs their values, which can be secret. So it gets only the ones
+//! that it knows. A parameter of libpq that asks for more safety than sqlx has is an error: to ignore it
+//! would make a connection that is less safe than asked.
 
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
-/// What sqlx understands, besides `options[...]`.
+/// Parameters that sqlx knows, beside `options[...]`.
 const KNOWN: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -42,8 +41,8 @@ const MODES: [&str; 6] = [
 const VERIFY: &str = "sslmode=verify-full makes sure of the server";
 const WRITE_OUT: &str = "write host, port, user and database into DATABASE_URL";
 
-/// Parameters of libpq that ask for safety, or for another server: the values that ask for no more
-/// than there is, and what is to be done instead of others.
+/// Parameters of libpq about safety, or about another server: the values that the mirror can accept, and
+/// the solution for others.
 const ASKS_FOR_MORE: [(&str, &[&str], &str); 15] = [
     ("channel_binding", &["disable", "prefer"], VERIFY),
     ("require_auth", &[], VERIFY),
@@ -62,7 +61,7 @@ const ASKS_FOR_MORE: [(&str, &[&str], &str); 15] = [
     ("sslcertmode", &["disable", "allow"], VERIFY),
     ("sslsni", &["1"], "the name of the host is always told"),
     (
-        // rustls knows none before TLSv1.2.
+        // rustls has no version before TLSv1.2.
         "ssl_min_protocol_version",
         &["TLSv1", "TLSv1.1", "TLSv1.2"],
         "the server can be told to take no less",
@@ -84,8 +83,8 @@ const ASKS_FOR_MORE: [(&str, &[&str], &str); 15] = [
     ("servicefile", &[], WRITE_OUT),
 ];
 
-/// Parameters of libpq whose names begin as those about safety, and that do no harm when they are
-/// passed over: without the password of a key there is no connection at all.
+/// Parameters of libpq that look like those about safety, and do no harm if they are ignored: without the
+/// password of a key there is no connection.
 const HARMLESS: [&str; 6] = [
     "sslcompression",
     "sslpassword",
@@ -95,10 +94,10 @@ const HARMLESS: [&str; 6] = [
     "gsslib",
 ];
 
-/// How names begin that are about safety. One that nobody knows is misspelt, or another driver's.
-const OF_SAFETY: [&str; 6] = ["ssl", "tls", "require", "channel", "gss", "target"];
+/// Starts of names that are about safety. An unknown one is misspelt, or belongs to another driver.
+const SAFETY_PREFIXES: [&str; 6] = ["ssl", "tls", "require", "channel", "gss", "target"];
 
-/// Variables that libpq reads where the URL has no such parameter.
+/// Variables that libpq reads if the URL lacks the parameter.
 const VARIABLES: [(&str, &str); 15] = [
     ("PGSSLMODE", "sslmode"),
     ("PGREQUIRESSL", "requiressl"),
@@ -117,13 +116,13 @@ const VARIABLES: [(&str, &str); 15] = [
     ("PGSERVICE", "service"),
 ];
 
-/// Why a URL, or a variable beside it, cannot be used.
+/// Reason why a URL, or a variable beside it, cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: expected {expected}")]
 pub struct UrlError {
-    /// Whose value it is.
+    /// Name of the setting.
     pub setting: &'static str,
-    /// What was expected. Quotes no value: it may be secret.
+    /// Expected value. Quotes no value: it can be secret.
     pub expected: String,
 }
 
@@ -136,7 +135,7 @@ impl UrlError {
     }
 }
 
-/// A parameter: as it stands there, its name, its value.
+/// A parameter: its text in the URL, its name, its value.
 struct Parameter<'a> {
     text: &'a str,
     key: String,
@@ -149,12 +148,12 @@ impl Parameter<'_> {
         KNOWN.contains(&key) || (key.starts_with("options[") && key.ends_with(']'))
     }
 
-    /// An empty one is none to libpq, and an error to sqlx.
+    /// True for an empty mode. libpq ignores it; for sqlx it is an error.
     fn is_empty_mode(&self) -> bool {
         is_mode(&self.key) && self.value.is_empty()
     }
 
-    /// The name, if it looks like one: in a URL with a mistake it may be part of a password.
+    /// Returns the name if it looks like one. In a malformed URL it can be part of a password.
     fn name(&self) -> &str {
         let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
         match self.key.len() <= 40 && self.key.bytes().all(is_part) {
@@ -164,7 +163,7 @@ impl Parameter<'_> {
     }
 }
 
-/// What comes before the parameters, and the parameters.
+/// Splits a URL into the part before the parameters and the parameters.
 fn split(url: &str) -> (&str, Vec<Parameter<'_>>) {
     let url = url.split_once('#').map_or(url, |(url, _)| url);
     let Some((base, query)) = url.split_once('?') else {
@@ -187,7 +186,8 @@ fn is_mode(key: &str) -> bool {
     key == "sslmode" || key == "ssl-mode"
 }
 
-/// What is expected instead, where a value asks for what there is not. An empty value is none.
+/// Returns the expected value if the mirror cannot do what a value asks for. An empty value asks for
+/// nothing.
 fn refuse(key: &str, value: &str) -> Option<String> {
     if value.is_empty() {
         return None;
@@ -209,14 +209,11 @@ fn refuse(key: &str, value: &str) -> Option<String> {
     ))
 }
 
-/// The URL as sqlx reads it, and the names of parameters that are passed over.
-///
-/// # Errors
-/// See [`UrlError`].
+/// Parses a URL. Returns sqlx's options and the names of ignored parameters.
 pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlError> {
     let (base, parameters) = split(url);
-    // sqlx alone takes any scheme for Postgres. Without the parameters first: where these begin in
-    // the midst of a password, no word of them is to be told.
+    // sqlx itself accepts any scheme. The part before the parameters is parsed first: if a `?` stands in
+    // a password, no error may quote what follows.
     let scheme = base.split_once("://").map(|(scheme, _)| scheme);
     let is_postgres = scheme.is_some_and(|scheme| ["postgres", "postgresql"].contains(&scheme));
     if !is_postgres || base.parse::<PgConnectOptions>().is_err() {
@@ -226,7 +223,7 @@ pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlErr
         ));
     }
     let mut known = Vec::new();
-    let mut passed_over = Vec::new();
+    let mut ignored = Vec::new();
     for parameter in parameters.iter().filter(|one| !one.is_empty_mode()) {
         let key = parameter.key.as_str();
         if let Some(expected) = refuse(key, &parameter.value) {
@@ -235,7 +232,7 @@ pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlErr
         let begins_with = |start: &&str| key.to_ascii_lowercase().starts_with(start);
         if parameter.is_known() {
             known.push(parameter.text);
-        } else if OF_SAFETY.iter().any(begins_with)
+        } else if SAFETY_PREFIXES.iter().any(begins_with)
             && !HARMLESS.contains(&key)
             && !ASKS_FOR_MORE.iter().any(|(name, ..)| *name == key)
         {
@@ -244,7 +241,7 @@ pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlErr
                 "no {name}, which is no parameter of PostgreSQL; that for TLS is sslmode"
             )));
         } else {
-            passed_over.push(parameter.name().to_owned());
+            ignored.push(parameter.name().to_owned());
         }
     }
     let options = format!("{base}?{}", known.join("&")).parse();
@@ -254,13 +251,10 @@ pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlErr
              and statement-cache-capacity",
         )
     })?;
-    Ok((options, passed_over))
+    Ok((options, ignored))
 }
 
-/// Whether a URL can be used, beside what libpq reads of the environment.
-///
-/// # Errors
-/// See [`UrlError`].
+/// Checks a URL, and the variables that libpq reads.
 pub fn check_url(
     url: &str,
     variable: impl Fn(&'static str) -> Option<String>,
@@ -292,17 +286,17 @@ mod tests {
     fn of(query: &str) -> Result<Vec<String>, String> {
         let parsed = parse(&format!("{BASE}?{query}"));
         let parsed = parsed.map_err(|error| error.to_string());
-        parsed.map(|(options, passed_over)| {
+        parsed.map(|(options, ignored)| {
             assert_eq!(options.get_host(), "h");
-            passed_over
+            ignored
         })
     }
 
     #[test]
-    fn what_sqlx_knows_reaches_it() {
+    fn sqlx_gets_known_parameters() {
         let url = format!("{BASE}?sslmode=verify%2Dca&options[lock_timeout]=3s&dbname=e&port=1#x");
-        let (options, passed_over) = parse(&url).unwrap();
-        assert_eq!(passed_over, Vec::<String>::new());
+        let (options, ignored) = parse(&url).unwrap();
+        assert_eq!(ignored, Vec::<String>::new());
         assert_eq!(options.get_database(), Some("e"));
         assert_eq!(options.get_port(), 1);
         assert_eq!(options.get_options(), Some("-c lock_timeout=3s"));
@@ -311,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_no_harm_is_passed_over_by_its_name() {
+    fn harmless_parameters_are_ignored() {
         assert_eq!(
             of("keepalives=1&sslpassword=s&connect%5Ftimeout=3&channel_binding=prefer&sslmode="),
             Ok([
@@ -323,12 +317,12 @@ mod tests {
             .map(str::to_owned)
             .into())
         );
-        // What asks for nothing.
+        // These ask for nothing.
         assert!(of("sslcrl=&require_auth=&target_session_attrs=any").is_ok());
     }
 
     #[test]
-    fn a_value_is_never_told() {
+    fn no_error_quotes_a_value() {
         for query in [
             "require_auth=hunter2",
             "channel_binding=hunter2",
@@ -342,7 +336,7 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
             assert!(error.starts_with("DATABASE_URL: expected "), "{error}");
         }
-        // The parameters begin in the midst of the password.
+        // A `?` stands in the password.
         let error = parse("postgres://u:pass?sslhunter2@h/d").err().unwrap();
         assert!(!error.to_string().contains("hunter2"), "{error}");
         assert_eq!(of("@hunter2=1"), Ok(vec!["(not a name)".to_owned()]));

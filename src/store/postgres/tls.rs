@@ -1,8 +1,8 @@
-//! TLS to the database, as libpq has it: what `sslmode` means, and what is wrong with a certificate.
+//! TLS to the database, with the rules of libpq for `sslmode`, and explanations of TLS errors.
 //!
-//! rustls reads certificates of X.509 version 3 alone, also where it need not judge them. OpenSSL,
-//! which sqlx could use instead, reads older ones; but then everybody who builds this needs OpenSSL's
-//! headers or a build of OpenSSL, and has to follow its security updates.
+//! rustls reads only certificates of X.509 version 3, even without a check of them. OpenSSL, which sqlx
+//! could use instead, reads older ones. But then every build needs OpenSSL's headers or a build of
+//! OpenSSL, and the administrator has to follow its security updates.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -13,15 +13,16 @@ use rustls::CertificateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
 
-use super::connect::OpenError;
+use crate::store::error::OpenError;
 
-/// invalid_authorization_specification: no line of pg_hba.conf is for such a connection.
-const NOT_LET_IN: &str = "28000";
+/// SQLSTATE invalid_authorization_specification: no line of pg_hba.conf allows such a connection.
+const NOT_ALLOWED: &str = "28000";
 
-/// What sqlx calls a parameter that names a file, and what that looks like in its URL.
+/// sqlx's names of the parameters for files.
 const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
+/// Start of the value of such a parameter in sqlx's URL.
 const FILE: &str = "file: ";
-/// All names that these have in a URL.
+/// All names of these parameters in a URL.
 const NAMES: [&str; 7] = [
     "sslrootcert",
     "ssl-root-cert",
@@ -32,9 +33,12 @@ const NAMES: [&str; 7] = [
     "ssl-key",
 ];
 
-/// Settles what sqlx does not do as libpq: a Unix socket has no TLS, whatever `sslmode` says; and
-/// `require` with `sslrootcert` is `verify-ca`. Fails where a file that is named cannot be read.
-pub(super) fn settle(options: PgConnectOptions, url: &str) -> Result<PgConnectOptions, OpenError> {
+/// Applies two rules of libpq that sqlx does not have: a Unix socket has no TLS, and `require` with
+/// `sslrootcert` means `verify-ca`. Fails if one of the files cannot be read.
+pub(super) fn apply_rules(
+    options: PgConnectOptions,
+    url: &str,
+) -> Result<PgConnectOptions, OpenError> {
     if options.get_socket().is_some() || options.get_host().starts_with('/') {
         return Ok(options.ssl_mode(PgSslMode::Disable));
     }
@@ -51,7 +55,7 @@ pub(super) fn settle(options: PgConnectOptions, url: &str) -> Result<PgConnectOp
     );
     for (parameter, value) in files {
         let Some(path) = value.strip_prefix(FILE) else {
-            continue; // a certificate itself
+            continue; // the value is the certificate
         };
         if (parameter != "sslrootcert" || verifies)
             && let Err(error) = File::open(path)
@@ -66,14 +70,14 @@ pub(super) fn settle(options: PgConnectOptions, url: &str) -> Result<PgConnectOp
     Ok(options)
 }
 
-/// The files for TLS that the URL or the environment names, as sqlx has read them. It has no other
-/// way to tell, and its URL is safe to make for plain names of host and user only.
+/// Finds the files for TLS that the URL or the environment names. sqlx tells them only in a URL, which
+/// is safe to make only for plain names of host and user.
 fn files(url: &str) -> Vec<(&'static str, String)> {
     let url = url.split_once('#').map_or(url, |(url, _)| url);
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let of_tls = query.split('&').filter(|parameter| {
         let key = parameter.split('=').next().unwrap_or_default();
-        // No other: sqlx logs the value of one that it does not know.
+        // sqlx logs the values of parameters that it does not know, so pass it no others.
         NAMES.contains(&&*percent_decode_str(key).decode_utf8_lossy())
     });
     let of_tls: Vec<&str> = of_tls.collect();
@@ -89,7 +93,7 @@ fn files(url: &str) -> Vec<(&'static str, String)> {
     FILES.into_iter().filter_map(named).collect()
 }
 
-/// Connects, and tries without TLS (`prefer`) or with it (`allow`) where libpq does.
+/// Connects. Tries again without TLS (`prefer`) or with it (`allow`), like libpq.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let first = match options.connect().await {
         Ok(connection) => return Ok(connection),
@@ -98,9 +102,9 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
     let (other, is_tried) = match options.get_ssl_mode() {
         PgSslMode::Prefer => (
             PgSslMode::Disable,
-            is_of_tls(&first) || is_not_let_in(&first),
+            is_tls_error(&first) || is_not_allowed(&first),
         ),
-        PgSslMode::Allow => (PgSslMode::Require, is_not_let_in(&first)),
+        PgSslMode::Allow => (PgSslMode::Require, is_not_allowed(&first)),
         _ => return Err(first),
     };
     if !is_tried {
@@ -108,20 +112,20 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
     }
     match options.clone().ssl_mode(other).connect().await {
         Ok(connection) => {
-            if is_of_tls(&first) {
-                tell_once(&first);
+            if is_tls_error(&first) {
+                warn_once(&first);
             }
             Ok(connection)
         }
-        // The first says what is in the way.
-        Err(second) if is_of_tls(&second) || is_not_let_in(&second) => Err(first),
+        // The first error tells the cause.
+        Err(second) if is_tls_error(&second) || is_not_allowed(&second) => Err(first),
         Err(second) => Err(second),
     }
 }
 
-fn tell_once(error: &sqlx::Error) {
-    static IS_TOLD: AtomicBool = AtomicBool::new(false);
-    if IS_TOLD.swap(true, Ordering::Relaxed) {
+fn warn_once(error: &sqlx::Error) {
+    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    if HAS_WARNED.swap(true, Ordering::Relaxed) {
         return;
     }
     let cause = explain(error, "").unwrap_or_else(|| error.to_string());
@@ -132,32 +136,32 @@ fn tell_once(error: &sqlx::Error) {
     );
 }
 
-fn is_not_let_in(error: &sqlx::Error) -> bool {
+fn is_not_allowed(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code == NOT_LET_IN)
+    code.is_some_and(|code| code == NOT_ALLOWED)
 }
 
-fn is_of_tls(error: &sqlx::Error) -> bool {
+fn is_tls_error(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
-        sqlx::Error::Io(error) => of_rustls(error).is_some(),
+        sqlx::Error::Io(error) => rustls_error(error).is_some(),
         _ => false,
     }
 }
 
-fn of_rustls(error: &io::Error) -> Option<&rustls::Error> {
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     if error.kind() != ErrorKind::InvalidData {
         return None;
     }
     error.get_ref()?.downcast_ref()
 }
 
-/// What is wrong with TLS, and the way out; `None`: it is something else. `host` is whom the
-/// certificate has to be for.
+/// Explains an error of TLS and its solution. `None`: it is another error. `host` is the name that the
+/// certificate must have.
 pub(super) fn explain(error: &sqlx::Error, host: &str) -> Option<String> {
     let error = match error {
         sqlx::Error::Tls(error) => return Some(error.to_string()),
-        sqlx::Error::Io(error) => of_rustls(error)?,
+        sqlx::Error::Io(error) => rustls_error(error)?,
         _ => return None,
     };
     let rustls::Error::InvalidCertificate(certificate) = error else {
@@ -181,7 +185,7 @@ pub(super) fn explain(error: &sqlx::Error, host: &str) -> Option<String> {
                  (the common name does not count), or sslmode=verify-ca goes without"
             )
         }
-        // webpki's errors have no type here; their text is their name.
+        // webpki's errors have no public type here. Their text is their name.
         CertificateError::Other(other) => match other.to_string().as_str() {
             "UnsupportedCertVersion" => "the server's certificate is of X.509 version 1 or 2, and only \
                  version 3 can be read here; give the server one of version 3 (made with extensions, such \

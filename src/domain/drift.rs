@@ -1,0 +1,156 @@
+//! Drift, and the kinds of repairs that end it.
+
+use std::ops::AddAssign;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::Text;
+
+/// A value that differs between the mirror and OpenIM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Drift {
+    /// Name in the API, for example `roleLevel`. `member` stands for the presence of a member.
+    pub field: &'static str,
+    /// Value in the mirror, as text. `None`: there is no value.
+    pub mirror: Option<String>,
+    /// Value in OpenIM.
+    pub openim: Option<String>,
+}
+
+/// Kind of the repair of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RepairKind {
+    /// The mirror did not have the member.
+    MemberAdded,
+    /// OpenIM does not have the member.
+    MemberRemoved,
+    /// A value of a member differs.
+    MemberChanged,
+    /// Only values that no callback tells differ. They are no drift: the text that OpenIM shows in
+    /// place of an empty nickname or avatar and, of a member who was never compared, time and way of
+    /// the join.
+    DetailsChanged,
+    /// The group itself differs.
+    GroupChanged,
+}
+
+impl RepairKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::MemberAdded,
+        Self::MemberRemoved,
+        Self::MemberChanged,
+        Self::DetailsChanged,
+        Self::GroupChanged,
+    ];
+
+    /// Returns the label of the metric, which never changes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MemberAdded => "member_added",
+            Self::MemberRemoved => "member_removed",
+            Self::MemberChanged => "member_changed",
+            Self::DetailsChanged => "details_changed",
+            Self::GroupChanged => "group_changed",
+        }
+    }
+}
+
+/// Number of repairs of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RepairCounts([u64; RepairKind::ALL.len()]);
+
+impl RepairCounts {
+    /// Counts one repair.
+    pub fn add(&mut self, kind: RepairKind) {
+        for (other, count) in RepairKind::ALL.into_iter().zip(&mut self.0) {
+            *count += u64::from(other == kind);
+        }
+    }
+
+    /// Returns the count of a kind.
+    pub fn of(&self, kind: RepairKind) -> u64 {
+        let of_kind = self.kinds().find(|(other, _)| *other == kind);
+        of_kind.map_or(0, |(_, count)| count)
+    }
+
+    /// Returns the kinds whose count is not zero.
+    pub fn kinds(&self) -> impl Iterator<Item = (RepairKind, u64)> + use<> {
+        let all = RepairKind::ALL.into_iter().zip(self.0);
+        all.filter(|(_, count)| *count > 0)
+    }
+}
+
+impl AddAssign for RepairCounts {
+    fn add_assign(&mut self, other: Self) {
+        for (count, more) in self.0.iter_mut().zip(other.0) {
+            *count += more;
+        }
+    }
+}
+
+/// Result of a comparison that found a difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Kind of the repair.
+    pub kind: RepairKind,
+    /// Values that differ. Empty: the difference is no drift.
+    pub drift: Vec<Drift>,
+}
+
+/// Collects the values that differ.
+#[derive(Default)]
+pub(super) struct Differences(pub(super) Vec<Drift>);
+
+impl Differences {
+    fn add(&mut self, field: &'static str, mirror: Option<String>, openim: Option<String>) {
+        let drift = Drift {
+            field,
+            mirror,
+            openim,
+        };
+        self.0
+            .extend((drift.mirror != drift.openim).then_some(drift));
+    }
+
+    pub(super) fn text(
+        &mut self,
+        field: &'static str,
+        mirror: &Option<Text>,
+        openim: &Option<Text>,
+    ) {
+        self.id(
+            field,
+            mirror.as_ref().map(Text::as_str),
+            openim.as_ref().map(Text::as_str),
+        );
+    }
+
+    pub(super) fn id(&mut self, field: &'static str, mirror: Option<&str>, openim: Option<&str>) {
+        if mirror != openim {
+            self.add(field, mirror.map(str::to_owned), openim.map(str::to_owned));
+        }
+    }
+
+    pub(super) fn number(&mut self, field: &'static str, mirror: Option<i32>, openim: Option<i32>) {
+        if mirror != openim {
+            let text = |number: Option<i32>| number.map(|number| number.to_string());
+            self.add(field, text(mirror), text(openim));
+        }
+    }
+
+    pub(super) fn time(
+        &mut self,
+        field: &'static str,
+        mirror: Option<OffsetDateTime>,
+        openim: Option<OffsetDateTime>,
+    ) {
+        if mirror != openim {
+            // RFC 3339 has no years above 9999; OpenIM's numbers are never read as such a time.
+            let text =
+                |time: Option<OffsetDateTime>| time.and_then(|time| time.format(&Rfc3339).ok());
+            self.add(field, text(mirror), text(openim));
+        }
+    }
+}
