@@ -104,7 +104,7 @@ impl Acceptor for PatientAcceptor {
                 Ok((io, local, remote, scheme))
             }
             Err(error) => {
-                self.metrics.accept_error();
+                self.metrics.accept_errors.inc([]);
                 let error = error.to_string();
                 tracing::warn!(error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;

@@ -118,7 +118,7 @@ impl Patient {
         metrics: Metrics,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        metrics.connection_opened();
+        metrics.connections.add([], 1);
         Self {
             stream,
             // Who connects has something to say.
@@ -170,7 +170,7 @@ impl Patient {
 
 impl Drop for Patient {
     fn drop(&mut self) {
-        self.metrics.connection_closed();
+        self.metrics.connections.add([], -1);
     }
 }
 
