@@ -50,7 +50,7 @@ fn run() -> Result<(), Failure> {
         code: NOT_DONE,
         error: error.into(),
     })?;
-    telemetry::init(&config);
+    telemetry::init(&config.log);
     if !unknown.is_empty() {
         tracing::warn!(
             names = unknown.join(", "),

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use super::webhooks;
-use crate::config::{AccessSettings, ConfigFormat};
+use crate::config::ConfigFormat;
+use crate::http::AccessSettings;
 use crate::local_postgres::Server;
 use crate::store::Database;
 

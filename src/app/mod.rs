@@ -216,7 +216,7 @@ pub async fn run(
         access: config.access.clone(),
         body: config.body,
         max_answer_memory: config.max_answer_memory,
-        patience: config.patience,
+        patience: config.timeouts,
         callback_next_code: config.callback_next_code,
         operators: config.operators.clone(),
         compares: config.openim.is_some(),

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::config::{AccessSettings, ConfigFormat, OpenimVersion};
+use crate::config::{ConfigFormat, OpenimVersion};
+use crate::http::AccessSettings;
 
 /// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC

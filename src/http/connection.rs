@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::config::Patience;
+use super::settings::HttpTimeouts;
 use crate::telemetry::Metrics;
 
 /// Longest head of a request. Ids in a path have 2,048 bytes, or 6 KB percent-encoded.
@@ -29,7 +29,7 @@ pub(super) struct Patient {
     reading: Reading,
     /// Set while we wait for something with a bound.
     alarm: Option<Pin<Box<Sleep>>>,
-    patience: Patience,
+    patience: HttpTimeouts,
     metrics: Metrics,
     _place: OwnedSemaphorePermit,
 }
@@ -114,7 +114,7 @@ impl Reading {
 impl Patient {
     pub(super) fn new(
         stream: TcpStream,
-        patience: Patience,
+        patience: HttpTimeouts,
         metrics: Metrics,
         place: OwnedSemaphorePermit,
     ) -> Self {

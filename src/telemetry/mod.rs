@@ -3,5 +3,5 @@
 mod logs;
 mod metrics;
 
-pub use logs::init;
+pub use logs::{LogFormat, LogSettings, init};
 pub use metrics::{Error, Metrics, Snapshot};

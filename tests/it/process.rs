@@ -527,14 +527,14 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
     };
     assert_eq!(
         in_folder(&folder),
-        "openim-group-mirror: the configuration is not usable:\n  \
+        "openim-group-mirror: the settings are not valid:\n  \
          DATABASE_POOL_SIZE: expected a whole number from 2 to 1000\n  \
          MAX_BODY_BYTES: expected a whole number from 1024 to 1073741824\n  \
          LOG_FORMAT: expected text or json\n"
     );
     assert_eq!(
         in_folder(&inner),
-        "openim-group-mirror: the configuration is not usable:\n  \
+        "openim-group-mirror: the settings are not valid:\n  \
          DATABASE_POOL_SIZE: expected a whole number from 2 to 1000\n"
     );
     std::fs::write(
