@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::database::{self, Private};
-use super::{Error, PRIVATE_STOP};
+use super::{Error, PRIVATE_STOP_TIMEOUT};
 use crate::config::{Config, RejectedCommand, Selection};
 use crate::domain::{Change, Operators, Rejected};
 use crate::http;
@@ -41,7 +41,7 @@ pub async fn rejected(
         RejectedCommand::Delete(which) => delete(&store, &which, &mut out).await,
     };
     store.close().await;
-    database::stop(server, PRIVATE_STOP).await?;
+    database::stop(server, PRIVATE_STOP_TIMEOUT).await?;
     done
 }
 

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::config::{ConfigFormat, OpenimVersion};
+use super::{Error, announce};
+use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
 use crate::http::AccessSettings;
 
 /// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
@@ -121,4 +122,21 @@ fn variables(url: &str, has_notifications: bool) -> Vec<(String, String)> {
 fn quoted(value: &str) -> String {
     let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", escaped.replace('$', "$$"))
+}
+
+/// Writes the lines for OpenIM with the real password.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn openim_config(config: &Config, asked: OpenimConfig, out: impl Write) -> Result<(), Error> {
+    let OpenimConfig {
+        url,
+        openim,
+        format,
+    } = asked;
+    let url = url.unwrap_or_else(|| announce::url_of(config.listen_addr));
+    let url = url.trim_end_matches('/');
+    let url = with_password(url, &config.access, encode);
+    write(out, &url, openim, format)?;
+    Ok(())
 }
