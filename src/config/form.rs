@@ -11,6 +11,7 @@ use crate::domain::UserId;
 use crate::telemetry::LogFormat;
 
 /// Form of a value.
+#[derive(Debug)]
 pub(super) enum Form {
     /// A whole number between two bounds.
     Number(u64, u64),

@@ -9,8 +9,6 @@
 
 mod cli;
 mod form;
-#[cfg(test)]
-mod generated;
 mod rules;
 mod settings;
 mod table;
@@ -18,13 +16,13 @@ mod table;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches};
 
 pub use cli::{
     Command, ConfigFormat, OpenimConfig, OpenimVersion, Reconcile, RejectedCommand, Selection,
 };
 pub use settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
-pub use table::Errors;
+pub use table::{Errors, GROUPS, Group, Setting};
 
 /// A value that prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,13 +90,7 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config
         .and_then(|matches| cli::Cli::from_arg_matches(&matches).map(|cli| (matches, cli)))
         .unwrap_or_else(|e| e.exit());
     let command = cli.command.unwrap_or(Command::Serve);
-    let config = parse(&matches, &command)?;
+    let given = |name| matches.get_one::<OsString>(name).cloned();
+    let config = rules::config(given, &command)?;
     Ok((command, config))
-}
-
-fn parse(matches: &ArgMatches, command: &Command) -> Result<Config, Errors> {
-    rules::config(
-        |name| matches.get_one::<OsString>(name).cloned(),
-        matches!(command, Command::Reconcile(_)),
-    )
 }

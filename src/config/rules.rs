@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Secret;
+use super::cli::Command;
 use super::form::list;
 use super::settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
 use super::table::{Errors, Values};
@@ -22,11 +23,11 @@ const OPENIM_TIMEOUT: Duration = Duration::from_secs(15);
 /// Reads all settings, and finds all errors in them.
 pub(super) fn config(
     given: impl Fn(&'static str) -> Option<OsString>,
-    needs_openim: bool,
+    command: &Command,
 ) -> Result<Config, Errors> {
     let mut errors = Errors::default();
     let values = Values::read(given, &mut errors);
-    check(&values, needs_openim, &mut errors);
+    check(&values, command, &mut errors);
     match assemble(values) {
         Some(config) if errors.0.is_empty() => Ok(config),
         _ => Err(errors),
@@ -34,10 +35,15 @@ pub(super) fn config(
 }
 
 /// Adds the errors that are not errors of one setting alone.
-fn check(values: &Values, needs_openim: bool, errors: &mut Errors) {
+fn check(values: &Values, command: &Command, errors: &mut Errors) {
+    let of_keys = ["CALLBACK_PASSWORD:", "API_TOKEN:"];
+    let is_of_keys = |error: &String| of_keys.iter().any(|name| error.starts_with(name));
+    let keys_are_valid = !errors.0.iter().any(is_of_keys);
     let is_complete = values.CALLBACK_PASSWORD.is_some() && values.API_TOKEN.is_some();
     let is_reachable = |addr: std::net::SocketAddr| !addr.ip().is_loopback();
-    if values.LISTEN_ADDR.is_some_and(is_reachable)
+    if *command == Command::Serve
+        && keys_are_valid
+        && values.LISTEN_ADDR.is_some_and(is_reachable)
         && values.ALLOW_ANONYMOUS == Some(false)
         && !is_complete
     {
@@ -64,7 +70,7 @@ fn check(values: &Values, needs_openim: bool, errors: &mut Errors) {
     if admin.is_some_and(|admin| UserId::parse(admin).is_err()) {
         errors.add("OPENIM_ADMIN_USER_ID", "a user id of 1 to 1,024 bytes");
     }
-    if needs_openim && values.OPENIM_API_URL.is_none() {
+    if matches!(command, Command::Reconcile(_)) && values.OPENIM_API_URL.is_none() {
         errors.add(
             "OPENIM_API_URL",
             "the URL of OpenIM's API, such as http://openim:10002, with OPENIM_ADMIN_USER_ID and \
@@ -173,7 +179,10 @@ mod tests {
         let args = std::iter::once("openim-group-mirror").chain(args.iter().copied());
         let command = clap::Command::new("test").args(flags(|_| true));
         let matches = command.try_get_matches_from(args).unwrap();
-        config(|name| matches.get_one::<OsString>(name).cloned(), false)
+        config(
+            |name| matches.get_one::<OsString>(name).cloned(),
+            &Command::Serve,
+        )
     }
 
     #[test]
@@ -192,57 +201,38 @@ mod tests {
     }
 
     #[test]
-    fn all_errors_are_told_at_once_and_none_repeats_a_secret() {
-        let errors = parse(&[
-            "--listen-addr=here",
-            "--database-url=mysql://u:hunter2@h/d",
-            "--database-schema=Robert'); DROP",
-            "--database-pool-size=0",
-            "--database-timeout-ms=2s",
-            "--max-body-bytes=",
-            "--callback-next-code=2",
-            "--shutdown-timeout-secs=0",
-            "--log-format=xml",
-            "--rust-log=a=b=c",
-            "--allow-anonymous=yes",
-            "--metrics-addr=9090",
-            "--callback-username=a:b",
-            "--callback-password-previous=hunter3",
-            "--api-token=hunter4,,hunter5",
-            "--max-body-memory=0",
-            "--max-answer-memory=0",
-            "--rejected-keep-days=0",
-            "--rejected-max-bytes=1GB",
-            "--shutdown-delay-ms=-1",
-        ])
-        .unwrap_err()
-        .to_string();
-        for name in [
-            "LISTEN_ADDR",
-            "DATABASE_URL",
-            "DATABASE_SCHEMA",
-            "DATABASE_POOL_SIZE",
-            "DATABASE_TIMEOUT_MS",
-            "MAX_BODY_BYTES",
-            "CALLBACK_NEXT_CODE",
-            "SHUTDOWN_TIMEOUT_SECS",
-            "LOG_FORMAT",
-            "RUST_LOG",
-            "ALLOW_ANONYMOUS",
-            "METRICS_ADDR",
-            "CALLBACK_USERNAME",
-            "CALLBACK_PASSWORD_PREVIOUS",
-            "API_TOKEN",
-            "MAX_BODY_MEMORY",
-            "MAX_ANSWER_MEMORY",
-            "REJECTED_KEEP_DAYS",
-            "REJECTED_MAX_BYTES",
-            "SHUTDOWN_DELAY_MS",
-        ] {
-            assert!(
-                errors.contains(&format!("\n  {name}: expected ")),
-                "{errors}"
-            );
+    fn all_errors_are_reported_at_once_and_none_repeats_a_secret() {
+        let wrong = [
+            ("LISTEN_ADDR", "here"),
+            ("DATABASE_URL", "mysql://u:hunter2@h/d"),
+            ("DATABASE_SCHEMA", "Robert'); DROP"),
+            ("DATABASE_POOL_SIZE", "0"),
+            ("DATABASE_TIMEOUT_MS", "2s"),
+            ("MAX_BODY_BYTES", ""),
+            ("CALLBACK_NEXT_CODE", "2"),
+            ("SHUTDOWN_TIMEOUT_SECS", "0"),
+            ("LOG_FORMAT", "xml"),
+            ("RUST_LOG", "a=b=c"),
+            ("ALLOW_ANONYMOUS", "yes"),
+            ("METRICS_ADDR", "9090"),
+            ("CALLBACK_USERNAME", "a:b"),
+            ("CALLBACK_PASSWORD_PREVIOUS", "hunter3"),
+            ("API_TOKEN", "hunter4,,hunter5"),
+            ("MAX_BODY_MEMORY", "0"),
+            ("MAX_ANSWER_MEMORY", "0"),
+            ("REJECTED_KEEP_DAYS", "0"),
+            ("REJECTED_MAX_BYTES", "1GB"),
+            ("SHUTDOWN_DELAY_MS", "-1"),
+        ];
+        let args = wrong.map(|(name, value)| {
+            let flag = name.to_lowercase().replace('_', "-");
+            format!("--{flag}={value}")
+        });
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let errors = parse(&args).unwrap_err().to_string();
+        for (name, _) in wrong {
+            let expected = format!("\n  {name}: expected ");
+            assert!(errors.contains(&expected), "{errors}");
         }
         assert!(!errors.contains("hunter"), "{errors}");
     }
@@ -304,7 +294,9 @@ mod tests {
         let expected =
             "OPENIM_ADMIN_USER_ID: expected OPENIM_API_URL and OPENIM_SECRET to be set too";
         assert!(error.contains(expected), "{error}");
-        let error = super::config(|_| None, true).unwrap_err().to_string();
+        let error = super::config(|_| None, &Command::Reconcile(Default::default()))
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("OPENIM_API_URL: expected the URL"),
             "{error}"

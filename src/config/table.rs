@@ -20,27 +20,28 @@ use crate::domain::UserId;
 use crate::telemetry::LogFormat;
 
 /// A row of the table.
-pub(super) struct Setting {
+#[derive(Debug)]
+pub struct Setting {
     /// Name of the environment variable. The flag is the same in lower case with hyphens.
-    pub(super) name: &'static str,
+    pub name: &'static str,
     help: &'static [&'static str],
-    pub(super) default: Option<&'static str>,
+    /// `None`: the setting is not set by default.
+    pub default: Option<&'static str>,
     /// Name of the value in `--help`; for a number its unit.
-    pub(super) unit: &'static str,
-    pub(super) form: Form,
+    pub unit: &'static str,
+    form: Form,
     /// Settings that have to be set if this one is.
-    pub(super) needs: &'static [&'static str],
+    pub needs: &'static [&'static str],
 }
 
 /// Settings that belong together.
-pub(super) struct Group {
-    pub(super) title: &'static str,
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "only the generated files have it")
-    )]
+#[derive(Debug)]
+pub struct Group {
+    /// Heading.
+    pub title: &'static str,
     note: &'static [&'static str],
-    pub(super) settings: &'static [&'static Setting],
+    /// The rows.
+    pub settings: &'static [&'static Setting],
 }
 
 macro_rules! settings {
@@ -61,7 +62,8 @@ macro_rules! settings {
             }; )+)+
         }
 
-        pub(super) const GROUPS: &[Group] = &[$( Group {
+        /// The rows of all settings.
+        pub const GROUPS: &[Group] = &[$( Group {
             title: $title,
             note: &[$($note),*],
             settings: &[$(&Setting::$name),+],
@@ -218,16 +220,22 @@ fn joined(lines: &[&str]) -> String {
     lines.join(" ")
 }
 
-#[cfg(test)]
 impl Group {
-    pub(super) fn note(&self) -> String {
+    /// Note for the whole group; may be empty.
+    pub fn note(&self) -> String {
         joined(self.note)
     }
 }
 
 impl Setting {
-    pub(super) fn help(&self) -> String {
+    /// Description.
+    pub fn help(&self) -> String {
         joined(self.help)
+    }
+
+    /// The values, if they can be listed in few words.
+    pub fn range(&self) -> Option<String> {
+        self.form.range()
     }
 
     fn read<T: Value>(&self, text: Option<OsString>, errors: &mut Errors) -> Option<T> {
@@ -241,7 +249,7 @@ impl Setting {
 
     /// The flag of the setting. Its value, which may be secret, is not shown in `--help`.
     fn flag(&self, title: &'static str) -> Arg {
-        let range = self.form.range().map(|range| format!(" [{range}]"));
+        let range = self.range().map(|range| format!(" [{range}]"));
         Arg::new(self.name)
             .long(self.name.to_lowercase().replace('_', "-"))
             .global(true)

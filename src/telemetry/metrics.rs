@@ -75,7 +75,7 @@ macro_rules! metrics {
         }
 
         /// Values that are read when the metrics are asked for.
-        #[derive(Clone, Copy, Debug)]
+        #[derive(Clone, Copy, Debug, Default)]
         pub struct Snapshot {
             $( $(#[doc = $read_help])+ pub $read: $read_type, )+
         }
@@ -486,20 +486,10 @@ mod tests {
         let text = metrics
             .text(Snapshot {
                 connections: [1, 2],
-                max_connections: 3,
-                body_memory: 4,
-                answer_memory: 5,
-                waiting: 6,
-                marks_waiting: 7,
-                spool_entries: 8,
-                spool_bytes: 9,
                 spool_oldest: Duration::from_millis(10_900),
                 spooled: 11,
-                drained: 12,
-                spool_refused: 13,
-                spool_rejected: 14,
                 spool_usable: true,
-                spool_blocked: false,
+                ..Snapshot::default()
             })
             .unwrap();
         for line in [

@@ -1,9 +1,9 @@
-//! Test of the files that come from the table of settings. With `WRITE_GENERATED=1` it writes them.
+//! The files that come from the table of settings. With `WRITE_GENERATED=1` the test writes them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::table::{GROUPS, Setting, all};
+use openim_group_mirror::config::{GROUPS, Setting};
 
 const ENV_HEAD: &str = "\
 # Settings of openim-group-mirror. Copy this file to .env in the folder in which the service starts, and
@@ -25,6 +25,10 @@ invalid settings are reported together at the start, and the process ends with e
 
 [`src/config/table.rs`](../src/config/table.rs) is the source of this page.
 ";
+
+fn all() -> impl Iterator<Item = &'static Setting> {
+    GROUPS.iter().flat_map(|group| group.settings).copied()
+}
 
 /// The text in lines of at most 100 characters, each with this prefix.
 fn wrapped(text: &str, prefix: &str) -> String {
@@ -51,7 +55,7 @@ fn values(setting: &Setting) -> Option<String> {
         "DAYS" => " days",
         _ => "",
     };
-    Some(setting.form.range()? + unit)
+    Some(setting.range()? + unit)
 }
 
 fn env_example() -> String {
@@ -129,10 +133,10 @@ fn generated_files_are_those_of_the_table() {
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             written == text,
-            "{name} is not that of src/config/table.rs: run WRITE_GENERATED=1 cargo test --lib generated"
+            "{name} is not that of src/config/table.rs: run WRITE_GENERATED=1 cargo test --test it settings::"
         );
     }
-    // `./.env` is read with dotenvy.
+    // The program can read the template.
     assert!(dotenvy::from_read_iter(env_example().as_bytes()).all(|line| line.is_ok()));
 }
 
