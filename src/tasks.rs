@@ -1,31 +1,37 @@
-//! What goes on beside serving until it is told to end.
+//! The supervised set of named tasks, which is all work beside requests.
 //!
-//! Nobody waits for such a task, so one that panics or returns early would be missed in silence. Here it is
-//! told to whoever looks after all of them, who ends the process in order.
+//! Nobody waits for such a task, so a panic or an early return would pass in silence. Here it is reported, and
+//! the process stops in order.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// All tasks of a process. Shared by its clones.
+/// Interval at which an error that goes on is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// All tasks of a process. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The first that ended early.
+    /// The first task that ended early. It may be the reason of the others.
     ended_early: OnceLock<EndedEarly>,
     has_one: CancellationToken,
 }
 
-/// A task that ended before it was told to, or in a panic.
+/// A task that panicked, or returned before it had to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndedEarly {
-    /// What the task does.
+    /// Name of the task.
     pub name: &'static str,
-    /// Whether it panicked; what it said then is on standard error.
+    /// True after a panic. Its place is in the log.
     pub has_panicked: bool,
 }
 
@@ -33,18 +39,40 @@ impl fmt::Display for EndedEarly {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = match self.has_panicked {
             true => "by a panic",
-            false => "by itself",
+            false => "by a return",
         };
-        write!(
-            f,
-            "the task that {} has ended before its time, {how}",
-            self.name
-        )
+        write!(f, "the task that {} ended early, {how}", self.name)
+    }
+}
+
+/// Times of a periodic task.
+#[derive(Clone, Copy, Debug)]
+pub struct Period {
+    /// Delay of the first turn.
+    pub first: Duration,
+    /// Interval after a turn that succeeded.
+    pub interval: Duration,
+    /// Interval after a turn that failed.
+    pub retry: Duration,
+    /// Timeout of a last turn at the end. With it, no turn is interrupted. `None`: the end interrupts the
+    /// turn, and there is no last one.
+    pub last: Option<Duration>,
+}
+
+impl Period {
+    /// A turn after each interval.
+    pub const fn every(interval: Duration) -> Self {
+        Self {
+            first: interval,
+            interval,
+            retry: interval,
+            last: None,
+        }
     }
 }
 
 impl Tasks {
-    /// A task that is not started yet; `name` says what it does, such as "writes marks".
+    /// A task that is not started yet. `name` completes "the task that ...".
     pub fn task(&self, name: &'static str) -> Task {
         Task {
             name,
@@ -54,16 +82,28 @@ impl Tasks {
         }
     }
 
+    /// Starts a task that repeats `work`. An error is logged at once, and then once a minute.
+    pub fn periodic<E: fmt::Display + Send, F: Future<Output = Result<(), E>> + Send + 'static>(
+        &self,
+        name: &'static str,
+        period: Period,
+        work: impl FnMut() -> F + Send + 'static,
+    ) -> Task {
+        let task = self.task(name);
+        task.repeat(period, work);
+        task
+    }
+
     /// The first task that has ended early.
     pub fn ended_early(&self) -> Option<EndedEarly> {
         self.0.ended_early.get().copied()
     }
 
-    /// Waits until one has.
+    /// Waits for a task that ends early.
     pub async fn until_one_ends_early(&self) -> EndedEarly {
         loop {
             self.0.has_one.cancelled().await;
-            // It is there before anybody is told.
+            // It is set before the token is cancelled.
             if let Some(ended) = self.ended_early() {
                 return ended;
             }
@@ -71,13 +111,19 @@ impl Tasks {
     }
 
     fn has_ended_early(&self, ended: EndedEarly) {
-        // Only the first is told: it may be the reason of the others.
         let _ = self.0.ended_early.set(ended);
         self.0.has_one.cancel();
     }
 }
 
-/// Something that goes on until it is told to end. Shared by its clones.
+/// Starts work that ends by itself, and goes on if the caller stops to wait for it.
+pub fn detached<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::spawn(work)
+}
+
+/// Work that goes on until it is closed. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Task {
     name: &'static str,
@@ -87,7 +133,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Starts it, which may be done more than once. It has to go on until the token is cancelled.
+    /// Starts `run`, which has to go on until the token is cancelled. May be called more than once.
     pub fn start<F: Future<Output = ()> + Send + 'static>(
         &self,
         run: impl FnOnce(CancellationToken) -> F,
@@ -100,20 +146,78 @@ impl Task {
         });
     }
 
-    /// Tells it to end.
+    /// Starts the repetition of `work`, see [`Tasks::periodic`].
+    pub fn repeat<E: fmt::Display + Send, F: Future<Output = Result<(), E>> + Send + 'static>(
+        &self,
+        period: Period,
+        mut work: impl FnMut() -> F + Send + 'static,
+    ) {
+        let mut failures = Failures::new(self.name);
+        self.start(|closing| async move {
+            let mut pause = period.first;
+            while timeout(pause, closing.cancelled()).await.is_err() {
+                let done = match period.last {
+                    Some(_) => Some(work().await),
+                    None => closing.run_until_cancelled(work()).await,
+                };
+                let Some(done) = done else { return };
+                pause = match done {
+                    Ok(()) => period.interval,
+                    Err(_) => period.retry,
+                };
+                failures.log(done);
+            }
+            if let Some(limit) = period.last
+                && let Ok(done) = timeout(limit, work()).await
+            {
+                failures.log(done);
+            }
+        });
+    }
+
+    /// Asks the task to end.
     pub fn close(&self) {
         self.closing.cancel();
         self.running.close();
     }
 
-    /// Tells it to end, and waits until it has.
+    /// Asks the task to end, and waits for its end.
     pub async fn end(&self) {
         self.close();
         self.running.wait().await;
     }
 }
 
-/// Sees how a task ends: it is dropped with it.
+/// The errors of a periodic task, for the log.
+struct Failures {
+    name: &'static str,
+    logged_at: Option<Instant>,
+}
+
+impl Failures {
+    fn new(name: &'static str) -> Self {
+        let logged_at = None;
+        Self { name, logged_at }
+    }
+
+    fn log<E: fmt::Display>(&mut self, done: Result<(), E>) {
+        let Err(error) = done else {
+            self.logged_at = None;
+            return;
+        };
+        if self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            self.logged_at = Some(Instant::now());
+            let error = error.to_string();
+            tracing::warn!(
+                error,
+                "the task that {} failed; it is tried again",
+                self.name
+            );
+        }
+    }
+}
+
+/// Reports the end of a task when it is dropped with it.
 struct Watched(Task);
 
 impl Drop for Watched {
@@ -141,11 +245,11 @@ mod tests {
 
     async fn ended(tasks: &Tasks) -> EndedEarly {
         let ended = timeout(BOUND, tasks.until_one_ends_early()).await;
-        ended.expect("it is told")
+        ended.expect("it is reported")
     }
 
     #[tokio::test]
-    async fn a_task_that_panics_or_returns_early_is_told_by_its_name() {
+    async fn a_task_that_panics_or_returns_early_is_reported_by_its_name() {
         let tasks = Tasks::default();
         let going_on = tasks.task("goes on");
         going_on.start(|closing| async move { closing.cancelled().await });
@@ -154,31 +258,37 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("as it is to");
         });
-        let told = ended(&tasks).await;
-        assert_eq!((told.name, told.has_panicked), ("panics", true));
+        let ended_early = ended(&tasks).await;
         assert_eq!(
-            told.to_string(),
-            "the task that panics has ended before its time, by a panic"
+            (ended_early.name, ended_early.has_panicked),
+            ("panics", true)
         );
-        // Those that follow are not told, and the others can be ended in order.
+        assert_eq!(
+            ended_early.to_string(),
+            "the task that panics ended early, by a panic"
+        );
+        // Later ones are not reported, and the others end in order.
         let returns = tasks.task("returns");
         returns.start(|_| async {});
-        timeout(BOUND, returns.running.wait())
+        timeout(Duration::from_millis(100), returns.running.wait())
             .await
             .expect_err("it is not closed");
-        assert_eq!(tasks.ended_early(), Some(told));
+        assert_eq!(tasks.ended_early(), Some(ended_early));
         for task in [going_on, panics, returns] {
             timeout(BOUND, task.end()).await.expect("it ends");
         }
 
         let tasks = Tasks::default();
         tasks.task("returns").start(|_| async {});
-        let told = ended(&tasks).await;
-        assert_eq!((told.name, told.has_panicked), ("returns", false));
+        let ended_early = ended(&tasks).await;
+        assert_eq!(
+            (ended_early.name, ended_early.has_panicked),
+            ("returns", false)
+        );
     }
 
     #[tokio::test]
-    async fn one_that_ends_when_it_is_told_to_is_no_news_unless_it_panics_then() {
+    async fn a_task_that_ends_when_it_is_closed_is_reported_only_after_a_panic() {
         let tasks = Tasks::default();
         let task = tasks.task("goes on");
         for _ in 0..3 {
@@ -192,7 +302,36 @@ mod tests {
             panic!("as it is to");
         });
         timeout(BOUND, task.end()).await.expect("it ends");
-        let told = tasks.ended_early().unwrap();
-        assert_eq!((told.name, told.has_panicked), ("panics at last", true));
+        let ended_early = tasks.ended_early().unwrap();
+        assert_eq!(
+            (ended_early.name, ended_early.has_panicked),
+            ("panics at last", true)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_periodic_task_retries_and_has_a_last_turn() {
+        let (turns, mut turned) = tokio::sync::watch::channel(0);
+        let work = move || {
+            turns.send_modify(|count| *count += 1);
+            let done = match *turns.borrow() {
+                1 => Err("at first"),
+                _ => Ok(()),
+            };
+            async move { done }
+        };
+        let tasks = Tasks::default();
+        let period = Period {
+            first: Duration::from_millis(1),
+            interval: Duration::from_secs(3600),
+            retry: Duration::from_millis(1),
+            last: Some(BOUND),
+        };
+        let task = tasks.periodic("counts", period, work);
+        let second = turned.wait_for(|count| *count == 2);
+        timeout(BOUND, second).await.expect("a retry").unwrap();
+        timeout(BOUND, task.end()).await.expect("it ends");
+        assert_eq!(*turned.borrow(), 3);
+        assert_eq!(tasks.ended_early(), None);
     }
 }

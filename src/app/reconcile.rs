@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::{self, Private};
 use super::progress::{Progress, print_drift, print_result};
-use super::{Error, PRIVATE_STOP};
+use super::{Error, PRIVATE_STOP_TIMEOUT};
 use crate::config::{Config, Reconcile};
 use crate::ingest::Ingest;
 use crate::openim::{self, Client, DriftOf, Mode, Parts, Reconciler, Tally};
@@ -52,7 +52,7 @@ pub async fn reconcile(
     };
     ingest.close().await;
     store.close().await;
-    database::stop(server, PRIVATE_STOP).await?;
+    database::stop(server, PRIVATE_STOP_TIMEOUT).await?;
     compared
 }
 

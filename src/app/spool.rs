@@ -1,7 +1,7 @@
 //! The spool that the settings ask for, and draining it without serving.
 
 use super::database::{self, Private};
-use super::{Error, PRIVATE_STOP};
+use super::{Error, PRIVATE_STOP_TIMEOUT};
 use crate::config::Config;
 use crate::ingest::{self, Spool};
 
@@ -33,7 +33,7 @@ pub async fn drain(config: &Config) -> Result<(), Error> {
     let spool = open(config, Unusable::Fails).await?;
     let (database, server) = database::find(config, Private::Own).await?;
     let drained = ingest::drain(&spool, database.store()).await;
-    database::stop(server, PRIVATE_STOP).await?;
+    database::stop(server, PRIVATE_STOP_TIMEOUT).await?;
     let state = spool.state();
     let drained = drained.map_err(|error| Error::Drain {
         left: state.waiting,

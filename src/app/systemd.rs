@@ -1,4 +1,4 @@
-//! What systemd is told, where it has started us with `Type=notify`; nobody else hears of it.
+//! Notes to systemd, if it has started the service with `Type=notify`.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,9 +6,14 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::interval;
 
+use crate::tasks::detached;
+
 /// Tells systemd that the service is up, and that it is alive until `work` is done.
+///
+/// This is no task of [`Tasks`](crate::tasks::Tasks): it runs beside `work` on the thread that accepts connections, so that
+/// a blocked thread ends the notes.
 pub(super) async fn alive_while<T>(work: impl Future<Output = T>) -> T {
-    tell(NotifyState::Ready);
+    notify(NotifyState::Ready);
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return work.await;
     };
@@ -20,27 +25,25 @@ pub(super) async fn alive_while<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// The service is stopping.
+/// Tells systemd that the service stops.
 pub(super) fn stopping() {
-    tell(NotifyState::Stopping);
+    notify(NotifyState::Stopping);
 }
 
-/// For ever, as long as the threads that serve do their work: the one that takes connections, where this
-/// runs too, and another.
 async fn beat(every: Duration) -> Infallible {
-    // An interval of nothing would panic.
+    // An interval of zero panics.
     let mut ticks = interval(every.max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
-        // One of the runtime's own has to come by.
-        let _ = tokio::spawn(async {}).await;
-        tell(NotifyState::Watchdog);
+        // A thread of the runtime has to run this too.
+        let _ = detached(async {}).await;
+        notify(NotifyState::Watchdog);
     }
 }
 
-fn tell(state: NotifyState<'_>) {
+fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         let error = error.to_string();
-        tracing::warn!(error, "systemd cannot be told how the service is");
+        tracing::warn!(error, "systemd is not notified");
     }
 }

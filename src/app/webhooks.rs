@@ -1,10 +1,13 @@
 //! What OpenIM has to be told: where we are, and which callbacks to send.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::config::{AccessSettings, ConfigFormat, OpenimVersion};
+use super::Error;
+use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
+use crate::http::AccessSettings;
 
 /// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -120,4 +123,30 @@ fn variables(url: &str, has_notifications: bool) -> Vec<(String, String)> {
 fn quoted(value: &str) -> String {
     let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", escaped.replace('$', "$$"))
+}
+
+/// The URL of an address. Nobody can connect to an unspecified one (0.0.0.0).
+pub(super) fn url_of(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() {
+        format!("http://THIS-HOST:{}", addr.port())
+    } else {
+        format!("http://{addr}")
+    }
+}
+
+/// Writes the lines for OpenIM with the real password.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn openim_config(config: &Config, asked: OpenimConfig, out: impl Write) -> Result<(), Error> {
+    let OpenimConfig {
+        url,
+        openim,
+        format,
+    } = asked;
+    let url = url.unwrap_or_else(|| url_of(config.listen_addr));
+    let url = url.trim_end_matches('/');
+    let url = with_password(url, &config.access, encode);
+    write(out, &url, openim, format)?;
+    Ok(())
 }

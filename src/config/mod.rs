@@ -1,159 +1,28 @@
-//! Every setting. The only reader of the environment.
+//! All settings and subcommands. The only reader of the environment.
+//!
+//! A part of the service owns the struct of the settings that it takes (`http`, `ingest`, `openim`,
+//! `local_postgres`, `telemetry`), and knows nothing of this module. This module fills these structs, and
+//! owns those that `app` alone reads.
+//!
+//! `table` has one row for each setting, `form` the forms of their values, `rules` the conditions between
+//! settings, `cli` the subcommands.
 
-mod flags;
-mod parse;
+mod cli;
+mod form;
+mod rules;
+mod settings;
+mod table;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
-pub use flags::{
+use clap::{CommandFactory, FromArgMatches};
+
+pub use cli::{
     Command, ConfigFormat, OpenimConfig, OpenimVersion, Reconcile, RejectedCommand, Selection,
 };
-
-use crate::domain::Operators;
-use crate::ingest::Retention;
-use crate::local_postgres::Search;
-use crate::openim;
-
-/// Every setting, parsed.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where to listen.
-    pub listen_addr: SocketAddr,
-    /// Where to serve the metrics alone; unset: on `listen_addr`.
-    pub metrics_addr: Option<SocketAddr>,
-    /// Who is let in.
-    pub access: AccessSettings,
-    /// Where the mirror is kept.
-    pub database: DatabaseSettings,
-    /// Where changes wait while the database is away.
-    pub spool: SpoolSettings,
-    /// Folder of everything we keep on disk; absent only where no home can be told.
-    pub data_dir: Option<PathBuf>,
-    /// Where the private Postgres' programs are.
-    pub search: Search,
-    /// How much of bodies is held.
-    pub body: BodySettings,
-    /// How much of answers to reads is held, in bytes.
-    pub max_answer_memory: u32,
-    /// See `--help`.
-    pub callback_next_code: i32,
-    /// Who calls OpenIM's API for others.
-    pub operators: Operators,
-    /// How to reach OpenIM; unset: the mirror is not compared with it.
-    pub openim: Option<openim::Access>,
-    /// When it is compared.
-    pub reconcile: openim::Settings,
-    /// How long rejected callbacks are kept.
-    pub rejected: Retention,
-    /// How to stop.
-    pub stop: StopSettings,
-    /// How long senders are waited for.
-    pub patience: Patience,
-    /// Form of the log lines.
-    pub log_format: LogFormat,
-    /// A tracing filter.
-    pub log_filter: String,
-}
-
-/// The keys of both doors.
-#[derive(Clone, Debug)]
-pub struct AccessSettings {
-    /// Without colons and control characters.
-    pub callback_username: String,
-    /// The password and the one before; empty: callbacks need none.
-    pub callback_passwords: Vec<Secret>,
-    /// Visible ASCII each; empty: reads need none.
-    pub api_tokens: Vec<Secret>,
-    /// Whether to do without keys where others can reach us.
-    pub allow_anonymous: bool,
-}
-
-impl AccessSettings {
-    /// Whether both doors have a key.
-    pub fn is_complete(&self) -> bool {
-        !self.callback_passwords.is_empty() && !self.api_tokens.is_empty()
-    }
-}
-
-/// How much of request bodies is held.
-#[derive(Clone, Copy, Debug)]
-pub struct BodySettings {
-    /// Largest one, in bytes.
-    pub max_bytes: usize,
-    /// All together, in bytes; twice `max_bytes` at least.
-    pub max_memory: u32,
-}
-
-/// How long senders are waited for. Nobody has to set these: OpenIM gives up after 15 s at most.
-/// Tests do.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// For the head of a request, from its first byte; for the first one, from the connection.
-    pub head: Duration,
-    /// For a body, from its head.
-    pub body: Duration,
-    /// For a share of the memory, before a 503: less than OpenIM's usual 5 s.
-    pub memory: Duration,
-    /// For some of an answer to be taken.
-    pub answer: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            head: Duration::from_secs(15),
-            body: Duration::from_secs(15),
-            memory: Duration::from_secs(3),
-            answer: Duration::from_secs(30),
-        }
-    }
-}
-
-/// How to stop.
-#[derive(Clone, Copy, Debug)]
-pub struct StopSettings {
-    /// How long to go on as before, but not ready.
-    pub delay: Duration,
-    /// After that, how long everything together may take.
-    pub timeout: Duration,
-}
-
-/// How to reach the database.
-#[derive(Clone, Debug)]
-pub struct DatabaseSettings {
-    /// Unset: the private Postgres.
-    pub url: Option<Secret>,
-    /// The schema of the mirror's tables.
-    pub schema: String,
-    /// Most connections at a time.
-    pub pool_size: u32,
-    /// Bounds the wait for the database, and each statement of a read.
-    pub timeout: Duration,
-}
-
-/// Where changes wait while the database is away.
-#[derive(Clone, Debug)]
-pub struct SpoolSettings {
-    /// Folder; absent only where no home can be told.
-    pub dir: Option<PathBuf>,
-    /// How long Postgres may take for a change before it goes there.
-    pub after: Duration,
-    /// Most bytes in it.
-    pub max_bytes: u64,
-}
-
-/// Form of the log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+pub use settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
+pub use table::{Errors, GROUPS, Group, Setting};
 
 /// A value that prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -178,24 +47,11 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Every configuration error, one a line.
-#[derive(Debug, Default)]
-pub struct Errors(Vec<String>);
-
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration is not usable:")?;
-        self.0.iter().try_for_each(|e| write!(f, "\n  {e}"))
-    }
-}
-
-impl std::error::Error for Errors {}
-
-/// Reads `./.env` into the environment, where a name is not set already. Call it while the
-/// process has one thread. Returns the names in it that are no settings, which may be misspelt.
+/// Reads `./.env` into the environment. A variable that is set already stays as it is. Call it while the
+/// process has one thread. Returns the names in the file that are no settings, which may be misspelt.
 ///
 /// # Errors
-/// When the file is there and cannot be read; the text does not quote it.
+/// If the file exists and cannot be read. The text does not quote the file.
 pub fn load_dotenv() -> Result<Vec<String>, Errors> {
     let not_understood = |error| match error {
         dotenvy::Error::Io(e) => Errors(vec![format!("./.env: {e}")]),
@@ -212,8 +68,8 @@ pub fn load_dotenv() -> Result<Vec<String>, Errors> {
     let mut unknown = Vec::new();
     for line in lines {
         let (name, _) = line.map_err(not_understood)?;
-        // The others are for docker-compose.yml.
-        if !flags::is_variable(&name) && !name.starts_with("POSTGRES_") {
+        // POSTGRES_* are for docker-compose.yml.
+        if !table::all().any(|setting| setting.name == name) && !name.starts_with("POSTGRES_") {
             unknown.push(name);
         }
     }
@@ -221,11 +77,20 @@ pub fn load_dotenv() -> Result<Vec<String>, Errors> {
     Ok(unknown)
 }
 
-/// Reads the arguments and the environment. `--help`, `--version` and usage errors print what
-/// they have to say and end the process.
+/// Reads the arguments and the environment. `--help`, `--version` and usage errors print their text and end
+/// the process.
 ///
 /// # Errors
-/// All settings that cannot be used, each named.
+/// All settings that are not valid, each with its name.
 pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config), Errors> {
-    flags::read(args)
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|v| v.is_empty());
+    let (matches, cli) = cli::Cli::command()
+        .args(table::flags(is_empty))
+        .try_get_matches_from(args)
+        .and_then(|matches| cli::Cli::from_arg_matches(&matches).map(|cli| (matches, cli)))
+        .unwrap_or_else(|e| e.exit());
+    let command = cli.command.unwrap_or(Command::Serve);
+    let given = |name| matches.get_one::<OsString>(name).cloned();
+    let config = rules::config(given, &command)?;
+    Ok((command, config))
 }

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::connection::Patient;
-use crate::config::Patience;
+use super::settings::HttpTimeouts;
 use crate::telemetry::Metrics;
 
 /// Open files that are left for everything else but connections, which are counted.
@@ -37,7 +37,7 @@ pub(super) struct PatientAcceptor {
     places: Arc<Semaphore>,
     /// Whether that was told already.
     is_full: bool,
-    patience: Patience,
+    patience: HttpTimeouts,
     metrics: Metrics,
 }
 
@@ -45,7 +45,7 @@ impl PatientAcceptor {
     pub(super) fn new(
         listener: TcpListener,
         places: usize,
-        patience: Patience,
+        patience: HttpTimeouts,
         metrics: Metrics,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -104,7 +104,7 @@ impl Acceptor for PatientAcceptor {
                 Ok((io, local, remote, scheme))
             }
             Err(error) => {
-                self.metrics.accept_error();
+                self.metrics.accept_errors.inc([]);
                 let error = error.to_string();
                 tracing::warn!(error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;

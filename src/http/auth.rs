@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{Code, Error};
+use super::settings::AccessSettings;
 use super::site::{is_from_another_site, names_this_machine};
-use crate::config::AccessSettings;
 
 /// The keys of both doors; handed to the extractors as request data.
 #[derive(Clone, Debug)]

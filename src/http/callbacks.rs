@@ -326,13 +326,13 @@ impl Callbacks {
         message: Message<payload::SentGroupMessage>,
     ) -> Result<Done, CallbackFailure> {
         match message.told {
-            message::Told::Nothing => self.metrics.passed_over(SENT),
-            message::Told::Unreadable(kind) => self.metrics.hinted(kind, UNREADABLE),
+            message::Told::Nothing => self.metrics.passed_over.inc([SENT]),
+            message::Told::Unreadable(kind) => self.metrics.hints.inc([kind.label(), UNREADABLE]),
             message::Told::Hint(hint) => {
                 let kind = hint.kind;
                 let hinted = self.ingest.hint(hint).await;
                 let outcome = hinted.as_ref().map_or(FAILED, |hinted| hinted.label());
-                self.metrics.hinted(kind, outcome);
+                self.metrics.hints.inc([kind.label(), outcome]);
                 hinted?;
             }
         }
@@ -354,12 +354,12 @@ impl Callbacks {
         message: Message<payload::PushedGroupMessage>,
     ) -> Result<Heard, CallbackFailure> {
         match message.told {
-            message::Told::Nothing => self.metrics.passed_over(PUSHED),
-            message::Told::Unreadable(kind) => self.metrics.hinted(kind, UNREADABLE),
+            message::Told::Nothing => self.metrics.passed_over.inc([PUSHED]),
+            message::Told::Unreadable(kind) => self.metrics.hints.inc([kind.label(), UNREADABLE]),
             message::Told::Hint(hint) => {
                 let kind = hint.kind;
                 let outcome = self.ingest.hint_unwaited(hint).label();
-                self.metrics.hinted(kind, outcome);
+                self.metrics.hints.inc([kind.label(), outcome]);
             }
         }
         Ok(Heard::Heard(Written(CallbackReply::success(0))))
@@ -382,7 +382,7 @@ impl Callbacks {
         command: Path<String>,
         _body: Unread,
     ) -> Result<Heard, CallbackFailure> {
-        self.metrics.passed_over(commands::label(&command.0));
+        self.metrics.passed_over.inc([commands::label(&command.0)]);
         Ok(Heard::Heard(Written(CallbackReply::success(0))))
     }
 }

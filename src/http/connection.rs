@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::config::Patience;
+use super::settings::HttpTimeouts;
 use crate::telemetry::Metrics;
 
 /// Longest head of a request. Ids in a path have 2,048 bytes, or 6 KB percent-encoded.
@@ -29,7 +29,7 @@ pub(super) struct Patient {
     reading: Reading,
     /// Set while we wait for something with a bound.
     alarm: Option<Pin<Box<Sleep>>>,
-    patience: Patience,
+    patience: HttpTimeouts,
     metrics: Metrics,
     _place: OwnedSemaphorePermit,
 }
@@ -114,11 +114,11 @@ impl Reading {
 impl Patient {
     pub(super) fn new(
         stream: TcpStream,
-        patience: Patience,
+        patience: HttpTimeouts,
         metrics: Metrics,
         place: OwnedSemaphorePermit,
     ) -> Self {
-        metrics.connection_opened();
+        metrics.connections.add([], 1);
         Self {
             stream,
             // Who connects has something to say.
@@ -170,7 +170,7 @@ impl Patient {
 
 impl Drop for Patient {
     fn drop(&mut self) {
-        self.metrics.connection_closed();
+        self.metrics.connections.add([], -1);
     }
 }
 

@@ -7,7 +7,8 @@ use poem::http::StatusCode;
 use super::document::{Route, Routes};
 use super::error::{Code, Door};
 use super::{callbacks, commands};
-use crate::telemetry::{Answer, Metrics};
+use crate::domain::HintKind;
+use crate::telemetry::Metrics;
 
 /// What stands for every path that is not documented.
 const OTHER: &str = "other";
@@ -16,21 +17,36 @@ const UNANSWERED: &str = "unanswered";
 
 /// Starts the counts of all callbacks at zero, and those of reads that fail.
 pub(super) fn begin(metrics: &Metrics, routes: &Routes) {
-    let commands = routes.values().filter_map(|route| route.command.as_deref());
-    for command in commands.chain([OTHER]) {
-        let codes = Code::told_at(Door::Callback).map(Code::name);
-        metrics.begin_callback(command, codes.chain([OK, UNANSWERED]));
-    }
-    let kept = Code::told_at(Door::Callback).filter(|code| is_kept(code.status()));
-    metrics.begin_rejected(kept.map(Code::name));
-    metrics.begin_passed_over(commands::labels());
-    metrics.begin_hinted(callbacks::hint_outcomes());
-    let reads = routes.values().filter(|route| route.command.is_none());
-    for path in reads.map(|route| route.path.as_str()).chain([OTHER]) {
-        let statuses = Code::told_at(Door::Read).map(Code::status);
-        let failures: Vec<StatusCode> = statuses.filter(StatusCode::is_server_error).collect();
-        metrics.begin_read(path, failures.iter().map(StatusCode::as_str));
-    }
+    let all = routes.values();
+    let commands: Vec<&str> = all
+        .clone()
+        .filter_map(|route| route.command.as_deref())
+        .chain([OTHER])
+        .collect();
+    let codes = || Code::told_at(Door::Callback);
+    let outcomes: Vec<&str> = codes().map(Code::name).chain([OK, UNANSWERED]).collect();
+    metrics.callbacks.begin([&commands, &outcomes]);
+    metrics.callback_seconds.begin([&commands]);
+    let kept = codes().filter(|code| is_kept(code.status()));
+    let kept: Vec<&str> = kept.map(Code::name).collect();
+    metrics.rejected.begin([&kept, &["yes", "no"]]);
+    let passed_over: Vec<&str> = commands::labels().collect();
+    metrics.passed_over.begin([&passed_over]);
+    let kinds: Vec<&str> = HintKind::ALL.iter().map(|kind| kind.label()).collect();
+    let outcomes: Vec<&str> = callbacks::hint_outcomes().collect();
+    metrics.hints.begin([&kinds, &outcomes]);
+    let reads = all.filter(|route| route.command.is_none());
+    let paths: Vec<&str> = reads
+        .map(|route| route.path.as_str())
+        .chain([OTHER])
+        .collect();
+    let failures: Vec<StatusCode> = Code::told_at(Door::Read)
+        .map(Code::status)
+        .filter(StatusCode::is_server_error)
+        .collect();
+    let failures: Vec<&str> = failures.iter().map(StatusCode::as_str).collect();
+    metrics.reads.begin([&paths, &failures]);
+    metrics.read_seconds.begin([&paths]);
 }
 
 /// Whether a callback that was answered with this status is kept: its body was not understood.
@@ -63,24 +79,22 @@ impl<'a> Count<'a> {
 
 impl Drop for Count<'_> {
     fn drop(&mut self) {
-        let answer = if self.is_callback {
-            Answer::Callback {
-                command: self
-                    .route
-                    .and_then(|route| route.command.as_deref())
-                    .unwrap_or(OTHER),
-                outcome: match (self.status, self.code) {
-                    (None, _) => UNANSWERED,
-                    (Some(_), Some(code)) => code.name(),
-                    (Some(_), None) => OK,
-                },
-            }
+        let (metrics, took) = (self.metrics, self.began.elapsed());
+        if self.is_callback {
+            let command = self.route.and_then(|route| route.command.as_deref());
+            let command = command.unwrap_or(OTHER);
+            let outcome = match (self.status, self.code) {
+                (None, _) => UNANSWERED,
+                (Some(_), Some(code)) => code.name(),
+                (Some(_), None) => OK,
+            };
+            metrics.callbacks.inc([command, outcome]);
+            metrics.callback_seconds.observe([command], took);
         } else {
-            Answer::Read {
-                route: self.route.map_or(OTHER, |route| route.path.as_str()),
-                status: self.status.as_ref().map_or(UNANSWERED, StatusCode::as_str),
-            }
-        };
-        self.metrics.answered(answer, self.began.elapsed());
+            let route = self.route.map_or(OTHER, |route| route.path.as_str());
+            let status = self.status.as_ref().map_or(UNANSWERED, StatusCode::as_str);
+            metrics.reads.inc([route, status]);
+            metrics.read_seconds.observe([route], took);
+        }
     }
 }

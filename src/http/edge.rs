@@ -159,7 +159,11 @@ impl Edge {
             response.headers_mut().insert(operation_id::HEADER, value);
         }
         if let_in.how() == Admitted::ByOlder {
-            self.metrics.older_key(asked.is_callback);
+            let door = match asked.is_callback {
+                true => "callbacks",
+                false => "reads",
+            };
+            self.metrics.older_keys.inc([door]);
         }
         // Who has shown no key does not keep a connection: strangers could take them all.
         if self.access.has_keys() && let_in.how() == Admitted::No {
@@ -218,7 +222,11 @@ impl Edge {
                 body_bytes: length as u64,
             };
             let kept = self.ingest.keep_rejected(rejected).await;
-            self.metrics.rejected(code, matches!(kept, Ok(true)));
+            let is_kept = match kept {
+                Ok(true) => "yes",
+                _ => "no",
+            };
+            self.metrics.rejected.inc([code, is_kept]);
             if let Err(cause) = kept {
                 let cause = cause.to_string();
                 tracing::error!(code, cause, "a rejected callback could not be kept");

@@ -8,14 +8,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Door, Error};
-use crate::config::{BodySettings, Patience};
+use super::settings::{BodySettings, HttpTimeouts};
 
 /// What bodies may take, each and all together; handed to the extractors as request data.
 #[derive(Debug)]
 pub(super) struct BodyLimits {
     callbacks: Pool,
     reads: Pool,
-    pub(super) patience: Patience,
+    pub(super) patience: HttpTimeouts,
 }
 
 /// The memory for the bodies at one door.
@@ -48,7 +48,7 @@ const MAX_READ_BYTES: usize = 4 << 20;
 
 impl BodyLimits {
     /// Reads have a quarter of the memory: whoever may ask must not be able to keep callbacks out.
-    pub(super) fn new(settings: BodySettings, patience: Patience) -> Self {
+    pub(super) fn new(settings: BodySettings, patience: HttpTimeouts) -> Self {
         let BodySettings {
             max_bytes,
             max_memory,
@@ -139,7 +139,7 @@ pub(super) struct AnswerMemory {
 }
 
 impl AnswerMemory {
-    pub(super) fn new(bytes: u32, patience: Patience) -> Self {
+    pub(super) fn new(bytes: u32, patience: HttpTimeouts) -> Self {
         let small = bytes / 4;
         Self {
             small: Memory::new(small, ANSWERS),

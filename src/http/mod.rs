@@ -33,6 +33,7 @@ mod problem;
 mod reply;
 mod routing;
 mod rows;
+mod settings;
 mod site;
 mod written;
 
@@ -60,8 +61,8 @@ use memberships::Memberships;
 use memory::{AnswerMemory, BodyLimits};
 use ops::{Gauges, Ops};
 use pages::Pages;
+pub use settings::{AccessSettings, BodySettings, HttpTimeouts};
 
-use crate::config::{AccessSettings, BodySettings, Patience};
 use crate::domain::{Change, Operators};
 use crate::ingest::Ingest;
 use crate::store::Store;
@@ -77,7 +78,7 @@ pub struct Settings {
     /// How much of answers to reads is held, in bytes.
     pub max_answer_memory: u32,
     /// How long senders are waited for.
-    pub patience: Patience,
+    pub patience: HttpTimeouts,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub callback_next_code: i32,
     /// Who is named in callbacks for having called OpenIM's API.

@@ -76,14 +76,13 @@ pub(super) struct Gauges {
 
 impl Gauges {
     pub(super) fn text(&self) -> Result<String, Error> {
-        let (pool_used, pool_idle) = self.store.connections();
+        let (used, idle) = self.store.connections();
         // In the order in which they go on, so that what is under way is seen once at least.
         let (marks_waiting, waiting) = (self.ingest.marks_waiting(), self.ingest.waiting());
         let spool = self.ingest.spool().unwrap_or_default();
         let text = self.metrics.text(Snapshot {
-            pool_used,
-            pool_idle,
-            pool_max: self.store.max_connections(),
+            connections: [used, idle],
+            max_connections: self.store.max_connections(),
             body_memory: self.bodies.in_use(),
             answer_memory: self.answers.in_use(),
             waiting,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +21,7 @@ use crate::domain::{
 };
 use crate::spool::SpoolError;
 use crate::store::{self, Store};
-use crate::tasks::{Task, Tasks};
+use crate::tasks::{Period, Task, Tasks};
 use drain::Drain;
 use hints::Heard;
 use lanes::Lanes;
@@ -33,12 +33,20 @@ pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
 pub use intake::{Spool, SpoolState};
 pub use rejected::Retention;
 
-/// How often it is noted whom callbacks have named, and dismissals are filled in.
-const NOTE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long that may take at the end.
-const LAST_NOTE: Duration = Duration::from_secs(2);
-/// How often an error is told that goes on.
-const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// The task that notes touched groups. At the end it notes the rest; what is left then is found by the next
+/// process.
+const NOTES: Period = Period {
+    last: Some(Duration::from_secs(2)),
+    ..Period::every(Duration::from_secs(1))
+};
+/// The task that fills in leaves. The next process goes on from where it ends.
+const LEAVES: Period = Period::every(Duration::from_secs(1));
+/// The task that deletes old rejected callbacks.
+const PURGE: Period = Period {
+    first: Duration::ZERO,
+    retry: Duration::from_secs(60),
+    ..Period::every(Duration::from_secs(3600))
+};
 
 /// How long an answer waits for the deletion of what is too much.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
@@ -130,15 +138,19 @@ impl Ingest {
             }
             None => settled.cancel(),
         }
-        let noting = tasks.task("notes whom callbacks have named");
-        noting.start({
+        let noting = tasks.periodic("notes touched groups", NOTES, {
             let store = store.clone();
-            move |closing| note_touched(store, closing)
+            move || {
+                let store = store.clone();
+                async move { store.note_touched().await }
+            }
         });
-        let filling_in = tasks.task("fills in when members of dismissed groups left");
-        filling_in.start({
+        let filling_in = tasks.periodic("fills in leaves of dismissed groups", LEAVES, {
             let store = store.clone();
-            move |closing| fill_in_leaves(store, closing)
+            move || {
+                let store = store.clone();
+                async move { store.fill_in_leaves().await }
+            }
         });
         Self {
             store: store.clone(),
@@ -315,7 +327,12 @@ impl Ingest {
             .await?;
         if kept == Kept::TimeToPurge {
             let keeper = Arc::clone(&self.keeper);
-            let purge = self.under_way.spawn(async move { keeper.purge().await });
+            let purge = self.under_way.spawn(async move {
+                if let Err(error) = keeper.purge().await {
+                    let error = error.to_string();
+                    tracing::warn!(error, "old rejected callbacks are not deleted");
+                }
+            });
             // As a rule it is done at once; who waits for an answer does not wait for a long one.
             let _ = tokio::time::timeout(PURGE_PATIENCE, purge).await;
         }
@@ -337,9 +354,9 @@ impl Ingest {
     /// From now on what has to be done now and then is.
     pub fn begin_housekeeping(&self) {
         let keeper = Arc::clone(&self.keeper);
-        self.housekeeping.start(|closing| async move {
-            // What is under way is left.
-            closing.run_until_cancelled(keeper.housekeep()).await;
+        self.housekeeping.repeat(PURGE, move || {
+            let keeper = Arc::clone(&keeper);
+            async move { keeper.purge().await }
         });
     }
 
@@ -408,58 +425,6 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
         );
     }
     drained
-}
-
-/// Something that is tried again and again, and fails.
-struct Failing {
-    what: &'static str,
-    told_at: Option<Instant>,
-}
-
-impl Failing {
-    fn new(what: &'static str) -> Self {
-        let told_at = None;
-        Self { what, told_at }
-    }
-
-    /// Tells an error at once, and then each minute for as long as there is one.
-    fn tell(&mut self, done: Result<(), store::Error>) {
-        let Err(error) = done else {
-            self.told_at = None;
-            return;
-        };
-        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
-            self.told_at = Some(Instant::now());
-            let error = error.to_string();
-            tracing::warn!(error, "{}; it is tried again", self.what);
-        }
-    }
-}
-
-/// Until `closing`, and then for the last time.
-async fn note_touched(store: Store, closing: CancellationToken) {
-    let mut failing = Failing::new("whom callbacks have named cannot be noted");
-    while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
-        // What fails is tried again with the next.
-        failing.tell(store.note_touched().await);
-    }
-    // What is left out is found by the next process.
-    if let Ok(noted) = timeout(LAST_NOTE, store.note_touched()).await {
-        failing.tell(noted);
-    }
-}
-
-/// Until `closing`; the next process goes on from there.
-async fn fill_in_leaves(store: Store, closing: CancellationToken) {
-    let mut failing = Failing::new("when members of dismissed groups left cannot be filled in");
-    while timeout(NOTE_INTERVAL, closing.cancelled()).await.is_err() {
-        // What fails is tried again with the next.
-        let filled = closing.run_until_cancelled(store.fill_in_leaves());
-        let Some(filled) = filled.await else {
-            return;
-        };
-        failing.tell(filled);
-    }
 }
 
 async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {

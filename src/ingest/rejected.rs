@@ -1,15 +1,9 @@
 //! The store of rejected callbacks, with limits of age and size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::domain::Rejected;
 use crate::store::{Error, Store};
-
-/// Interval of the purge.
-const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
-/// Interval of the purge after an error.
-const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Limits of rejected callbacks.
 #[derive(Clone, Copy, Debug)]
@@ -72,34 +66,18 @@ impl Keeper {
         self.settings.max_bytes / 64
     }
 
-    /// Deletes the rows that exceed a limit. Returns the pause until the next purge.
-    pub(super) async fn purge(&self) -> Duration {
+    /// Deletes the rejected callbacks that are too old or too many.
+    pub(super) async fn purge(&self) -> Result<(), Error> {
         let Retention {
             keep_days,
             max_bytes,
         } = self.settings;
         let room = max_bytes - self.slack();
         self.since_purge.store(0, Ordering::Relaxed);
-        match self.store.purge_rejected(keep_days, room).await {
-            Ok(deleted) => {
-                if deleted > 0 {
-                    tracing::info!(deleted, "deleted the oldest rejected callbacks");
-                }
-                PURGE_INTERVAL
-            }
-            Err(error) => {
-                let error = error.to_string();
-                tracing::warn!(error, "cannot delete old rejected callbacks");
-                RETRY_INTERVAL
-            }
+        let deleted = self.store.purge_rejected(keep_days, room).await?;
+        if deleted > 0 {
+            tracing::info!(deleted, "deleted the oldest rejected callbacks");
         }
-    }
-
-    /// Purges at once and then at intervals, without end.
-    pub(super) async fn housekeep(&self) -> std::convert::Infallible {
-        loop {
-            let pause = self.purge().await;
-            tokio::time::sleep(pause).await;
-        }
+        Ok(())
     }
 }

@@ -219,7 +219,7 @@ impl Client {
         check: &impl Fn(&T) -> Result<(), Oddity>,
     ) -> Result<T, Error> {
         if pace::turn().await {
-            self.metrics.look_called();
+            self.metrics.look_calls.inc([]);
         }
         let sent = self.exchange(path, body, token).await;
         let sent = sent.and_then(|data| match check(&data) {
@@ -227,7 +227,7 @@ impl Client {
             Err(oddity) => Err(Error::Odd(path, oddity)),
         });
         let outcome = sent.as_ref().map_or_else(Error::outcome, |_| "ok");
-        self.metrics.called_openim(path, outcome);
+        self.metrics.openim_calls.inc([path, outcome]);
         sent
     }
 

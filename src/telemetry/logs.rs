@@ -1,4 +1,4 @@
-//! Logs: where they go and in which form.
+//! The log: its form, its filter and its destination.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,15 +10,31 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Filter};
 use tracing_subscriber::prelude::*;
 
-use crate::config::{Config, LogFormat};
+/// Form and filter of the log.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// Form of the lines.
+    pub format: LogFormat,
+    /// A tracing filter.
+    pub filter: String,
+}
 
-/// Sends logs to standard error, so that standard output has nothing but what was asked for.
-/// A second call in one process changes nothing.
-pub fn init(config: &Config) {
-    // The configuration has checked the filter.
-    let asked: Targets = config.log_filter.parse().unwrap_or_default();
-    // poem's server tells of its start and stop in its own words, beside ours, and sqlx passes on
-    // Postgres' notices; whoever wants these names them in the filter.
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends the log to standard error. Standard output has only the result of a command. A second call in one
+/// process changes nothing.
+pub fn init(settings: &LogSettings) {
+    // `config` has checked the filter.
+    let asked: Targets = settings.filter.parse().unwrap_or_default();
+    // poem's server logs its start and stop, as we do, and sqlx logs Postgres' notices. The filter can name
+    // both.
     let filter = Targets::new()
         .with_default(asked.default_level().unwrap_or(LevelFilter::OFF))
         .with_target("poem::server", LevelFilter::WARN)
@@ -26,12 +42,12 @@ pub fn init(config: &Config) {
         .with_targets(asked);
     let filter = WarnedOnce {
         filter,
-        told: Mutex::default(),
+        logged: Mutex::default(),
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false);
-    let lines = match config.log_format {
+    let lines = match settings.format {
         LogFormat::Text => lines
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .boxed(),
@@ -41,23 +57,23 @@ pub fn init(config: &Config) {
     let _ = tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init();
-    // A panic's message can quote the data it was about, so the log says only where it was.
+    // The message of a panic can quote data, so the log has only its location.
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
         tracing::error!(location, "internal error: a task panicked");
     }));
 }
 
-/// Where sqlx passes on Postgres' notices.
+/// Target of Postgres' notices in sqlx.
 const NOTICES: &str = "sqlx::postgres::notice";
-/// Most warnings that are remembered.
-const MOST: usize = 100;
+/// Limit of warnings in memory.
+const MAX_LOGGED: usize = 100;
 
-/// Tells a warning of Postgres once. PostgreSQL 19 warns of an MD5 password at every connection, and
-/// any version of a setting that a role or a database has and cannot use.
+/// A filter that logs a warning of Postgres once. PostgreSQL 19 warns about an MD5 password at every
+/// connection. Every version warns about a setting of a role or a database that it cannot use.
 struct WarnedOnce {
     filter: Targets,
-    told: Mutex<HashSet<String>>,
+    logged: Mutex<HashSet<String>>,
 }
 
 impl<S: Subscriber> Filter<S> for WarnedOnce {
@@ -83,12 +99,12 @@ impl<S: Subscriber> Filter<S> for WarnedOnce {
         }
         let mut message = Message::default();
         event.record(&mut message);
-        // A set is a set, whoever panicked.
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() >= MOST {
-            told.clear();
+        // A set stays valid after a panic.
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= MAX_LOGGED {
+            logged.clear();
         }
-        told.insert(message.0)
+        logged.insert(message.0)
     }
 }
 

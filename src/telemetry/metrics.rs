@@ -1,664 +1,421 @@
-//! Every metric: its name, help and labels. No label has a value that a caller chooses.
+//! The table of all metrics, and their text for Prometheus.
+//!
+//! A metric is one row: its doc comment is the HELP text, then come its type, its name, and its labels
+//! with their values. No label has a value that a caller chooses.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use time::OffsetDateTime;
 
-use crate::domain::{HintKind, RepairCounts, RepairKind};
+use crate::domain::{RepairCounts, RepairKind};
 
 /// A mistake in a metric's definition.
 pub use prometheus::Error;
 
-/// Seconds; a write is one commit, about a millisecond on a good disk, and OpenIM gives up at 5 s.
-const BUCKETS: [f64; 13] = [
+/// Prefix of all names.
+const PREFIX: &str = "openim_group_mirror";
+
+/// Upper bounds in seconds. A write is one commit, about a millisecond on a good disk. OpenIM's timeout is
+/// 5 s.
+const REQUEST_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 ];
 
-/// Seconds; a mark waits for RECONCILE_DELAY_MS, and for OpenIM.
-const CHECK_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+/// Upper bounds in seconds. A mark waits for RECONCILE_DELAY_MS and for OpenIM.
+const MARK_BUCKETS: &[f64] = &[0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
-/// Seconds; a look waits for 50 ms after most hints, for 1 s at most after some, and for OpenIM.
-const HINT_BUCKETS: [f64; 12] = [
+/// Upper bounds in seconds. A look waits 50 ms after most hints, at most 1 s after some, and for OpenIM.
+const LOOK_BUCKETS: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
-/// The metrics of one running service.
+/// The values of a label that another part knows. It starts the series at zero with `begin`.
+const BY_PART: &[&str] = &[];
+
+/// Makes of the rows the structs [`Table`] and [`Snapshot`], and the list of all names.
+macro_rules! metrics {
+    (
+        recorded {
+            $( $(#[doc = $help:literal])+
+            $field:ident: $type:ty = $name:literal ($($label:literal in $values:expr),*) $($buckets:expr)?; )+
+        }
+        read {
+            $( $(#[doc = $read_help:literal])+
+            $read:ident: $read_type:ty = $kind:ident $read_name:literal ($($read_label:literal in $read_values:expr)?); )+
+        }
+    ) => {
+        /// Metrics that the service counts where something happens.
+        #[derive(Debug)]
+        pub struct Table {
+            registry: Registry,
+            $( $(#[doc = $help])+ pub $field: $type, )+
+        }
+
+        impl Table {
+            fn new() -> Result<Self, Error> {
+                let registry = Registry::new_custom(Some(PREFIX.into()), None)?;
+                $( let $field = <$type>::new(
+                    &registry,
+                    $name,
+                    &help(&[$($help),+]),
+                    [$($label),*],
+                    [$(&$values),*],
+                    $($buckets)?
+                )?; )+
+                Ok(Self { registry, $($field),+ })
+            }
+        }
+
+        /// Values that are read when the metrics are asked for.
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct Snapshot {
+            $( $(#[doc = $read_help])+ pub $read: $read_type, )+
+        }
+
+        impl Snapshot {
+            fn collect(self) -> Result<Vec<MetricFamily>, Error> {
+                let registry = Registry::new_custom(Some(PREFIX.into()), None)?;
+                $( $kind(
+                    &registry,
+                    Opts::new($read_name, help(&[$($read_help),+])),
+                    (&[$($read_label)?], &[$($read_values)?]),
+                    self.$read,
+                )?; )+
+                Ok(registry.gather())
+            }
+        }
+
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$($name,)+ $($read_name,)+];
+    };
+}
+
+metrics! {
+    recorded {
+        /// Callbacks answered, by command and outcome: ok, or the code of the error.
+        callbacks: Counter<2> = "callbacks_total" ("command" in BY_PART, "outcome" in BY_PART);
+        /// Time from the head of a callback to its answer, by command.
+        callback_seconds: Histogram<1> = "callback_duration_seconds" ("command" in BY_PART) REQUEST_BUCKETS;
+        /// Other requests answered, by route and HTTP status.
+        reads: Counter<2> = "reads_total" ("route" in BY_PART, "status" in BY_PART);
+        /// Time from the head of a request to its answer, by route.
+        read_seconds: Histogram<1> = "read_duration_seconds" ("route" in BY_PART) REQUEST_BUCKETS;
+        /// Callbacks with a body that could not be understood, by code. The label kept says if the body
+        /// was kept.
+        rejected: Counter<2> = "rejected_callbacks_total" ("code" in BY_PART, "kept" in ["yes", "no"]);
+        /// Callbacks that say nothing about the mirror. They are answered and not read further. By
+        /// command: one of OpenIM's, or other.
+        passed_over: Counter<1> = "passed_over_callbacks_total" ("command" in BY_PART);
+        /// OpenIM's notifications of groups, by content type and outcome: due (a look at the group
+        /// follows), merged (a look was already due), dropped (a run of all groups follows instead),
+        /// marked or ignored (without access to OpenIM's API), unreadable (it names no group), failed
+        /// (the mark was not written).
+        hints: Counter<2> = "hints_total" ("type" in BY_PART, "outcome" in BY_PART);
+        /// Looks at groups after hints, by outcome: compared, left (an operator must decide), unknown
+        /// (OpenIM does not have the group), again (another look at the group was in progress), failed
+        /// (not read or not written, due again after a pause).
+        looks: Counter<1> = "looks_total" ("outcome" in BY_PART);
+        /// Calls of OpenIM's API for looks, at most 200 a second.
+        look_calls: Counter<0> = "look_calls_total" ();
+        /// Time from the first hint of a group to the end of the look that followed it.
+        hint_seconds: Histogram<0> = "hint_delay_seconds" () LOOK_BUCKETS;
+        /// Requests with an older key, by door: callbacks (CALLBACK_PASSWORD_PREVIOUS) or reads (a token of
+        /// API_TOKEN that is not the first).
+        older_keys: Counter<1> = "older_keys_total" ("door" in ["callbacks", "reads"]);
+        /// Open HTTP connections.
+        connections: Gauge<0> = "http_connections" ();
+        /// HTTP connections that could not be accepted.
+        accept_errors: Counter<0> = "http_accept_errors_total" ();
+        /// Calls of OpenIM's API, each try counted, by path and outcome: ok, unreachable (or the service
+        /// behind the API is), keys (the administrator or the secret is wrong), refused (another error of
+        /// OpenIM), too_many (rate limit), unreadable.
+        openim_calls: Counter<2> = "openim_calls_total" ("path" in BY_PART, "outcome" in BY_PART);
+        /// Runs, by outcome: ok, or the reason why a run stopped or held removals back. A run reconciles
+        /// all groups with OpenIM.
+        cycles: Counter<1> = "reconcile_cycles_total" ("outcome" in BY_PART);
+        /// Interval of runs (RECONCILE_INTERVAL_SECS). 0 if this process does not reconcile.
+        interval: Gauge<0> = "reconcile_interval_seconds" ();
+        /// Time when the last run ended with ok, in seconds since 1970. 0 if this process has done none.
+        last_cycle: Gauge<0> = "reconcile_last_cycle_timestamp_seconds" ();
+        /// Groups that were read from OpenIM and compared. Unchanged groups are not read.
+        compared: Counter<0> = "reconcile_groups_compared_total" ();
+        /// Rows that were repaired because they differed from OpenIM, by kind.
+        repairs: Counter<1> = "reconcile_repairs_total" ("kind" in BY_PART);
+        /// Time from the mark of a group to the end of its reconcile.
+        mark_seconds: Histogram<0> = "reconcile_check_delay_seconds" () MARK_BUCKETS;
+        /// Marked groups, counted every few seconds if this process reconciles.
+        marked: Gauge<0> = "reconcile_checks_wanted" ();
+        /// Time of the oldest mark, in seconds since 1970. 0 if no group is marked.
+        oldest_mark: Gauge<0> = "reconcile_oldest_check_timestamp_seconds" ();
+        /// Always 1. The label is the version.
+        build_info: Gauge<1> = "build_info" ("version" in [env!("CARGO_PKG_VERSION")]);
+    }
+    read {
+        /// Open connections to Postgres, by state: used or idle.
+        connections: [usize; 2] = gauge "database_connections" ("state" in ["used", "idle"]);
+        /// Limit of connections to Postgres (DATABASE_POOL_SIZE).
+        max_connections: usize = gauge "database_connections_max" ();
+        /// Memory of request bodies in bytes, at most MAX_BODY_MEMORY.
+        body_memory: usize = gauge "body_memory_bytes" ();
+        /// Memory of answers to reads in bytes, at most MAX_ANSWER_MEMORY.
+        answer_memory: usize = gauge "answer_memory_bytes" ();
+        /// Changes that wait for a lane. A change that is being written is not counted.
+        waiting: usize = gauge "changes_waiting" ();
+        /// Groups that wait for their mark because a change of theirs was missed. More than a few only while
+        /// the database is away.
+        marks_waiting: usize = gauge "marks_waiting" ();
+        /// Entries in the spool: changes and rejected callbacks that wait for the database.
+        spool_entries: u64 = gauge "spool_entries" ();
+        /// Size of these entries in bytes, at most SPOOL_MAX_BYTES.
+        spool_bytes: u64 = gauge "spool_bytes" ();
+        /// Age of the oldest entry in the spool. 0 if the spool is empty.
+        spool_oldest: Duration = gauge "spool_oldest_seconds" ();
+        /// Entries that went to the spool.
+        spooled: u64 = counter "spool_spooled_total" ();
+        /// Entries that left the spool: written to the database or, if damaged, given up.
+        drained: u64 = counter "spool_drained_total" ();
+        /// Changes and rejected callbacks that the spool did not take because it was full or its disk failed.
+        spool_refused: u64 = counter "spool_refused_total" ();
+        /// Entries that the database refused for ever. They were answered as done, and are kept as rejected
+        /// callbacks.
+        spool_rejected: u64 = counter "spool_rejected_total" ();
+        /// 1 if the spool's folder can be used. 0 if not: callbacks are refused while the database is away.
+        spool_usable: bool = gauge "spool_usable" ();
+        /// 1 if the first entry of the spool is of a newer version of the service, so nothing is drained. Else 0.
+        spool_blocked: bool = gauge "spool_blocked" ();
+    }
+}
+
+/// The lines of a doc comment as one text.
+fn help(lines: &[&str]) -> String {
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
+    lines.join(" ")
+}
+
+/// Every combination of one value from each list.
+fn combinations<'a, const N: usize>(lists: [&[&'a str]; N]) -> Vec<[&'a str; N]> {
+    let mut all = vec![[""; N]];
+    for (at, list) in lists.into_iter().enumerate() {
+        let with = |one: [&'a str; N]| {
+            list.iter().map(move |value| {
+                let mut one = one;
+                one[at] = value;
+                one
+            })
+        };
+        all = all.into_iter().flat_map(with).collect();
+    }
+    all
+}
+
+/// Makes a type of metric with `N` labels.
+macro_rules! kinds {
+    ($( $(#[doc = $doc:literal])+ $kind:ident($inner:ty), $options:ident $(, $buckets:ident)?; )+) => { $(
+        $(#[doc = $doc])+
+        #[derive(Clone, Debug)]
+        pub struct $kind<const N: usize>($inner);
+
+        impl<const N: usize> $kind<N> {
+            fn new(
+                registry: &Registry,
+                name: &str,
+                help: &str,
+                labels: [&str; N],
+                values: [&[&str]; N],
+                $($buckets: &[f64],)?
+            ) -> Result<Self, Error> {
+                let options = $options::new(name, help)$(.$buckets($buckets.to_vec()))?;
+                let new = Self(<$inner>::new(options, &labels)?);
+                registry.register(Box::new(new.0.clone()))?;
+                new.begin(values);
+                Ok(new)
+            }
+
+            /// Starts the series of every combination of these values at zero. Prometheus sees an increase only
+            /// from a value that it has seen, and alerts fire at the first failure.
+            pub fn begin(&self, values: [&[&str]; N]) {
+                for labels in combinations(values) {
+                    self.0.with_label_values(&labels);
+                }
+            }
+        }
+    )+ };
+}
+
+kinds! {
+    /// A number that only grows.
+    Counter(IntCounterVec), Opts;
+    /// A number that goes up and down.
+    Gauge(IntGaugeVec), Opts;
+    /// Durations, counted by size.
+    Histogram(HistogramVec), HistogramOpts, buckets;
+}
+
+impl<const N: usize> Counter<N> {
+    /// Adds one.
+    pub fn inc(&self, labels: [&str; N]) {
+        self.add(labels, 1);
+    }
+
+    /// Adds `count`.
+    pub fn add(&self, labels: [&str; N], count: u64) {
+        self.0.with_label_values(&labels).inc_by(count);
+    }
+}
+
+impl<const N: usize> Gauge<N> {
+    /// Sets the value.
+    pub fn set(&self, labels: [&str; N], value: i64) {
+        self.0.with_label_values(&labels).set(value);
+    }
+
+    /// Adds to the value, or takes from it.
+    pub fn add(&self, labels: [&str; N], value: i64) {
+        self.0.with_label_values(&labels).add(value);
+    }
+}
+
+impl<const N: usize> Histogram<N> {
+    /// Counts a duration.
+    pub fn observe(&self, labels: [&str; N], took: Duration) {
+        let histogram = self.0.with_label_values(&labels);
+        histogram.observe(took.as_secs_f64());
+    }
+}
+
+/// The value of a row that is read, as one number for each value of its label.
+trait Reading {
+    fn numbers(self) -> impl IntoIterator<Item = u64>;
+}
+
+macro_rules! readings {
+    ($($type:ty: $value:ident => $numbers:expr;)+) => { $(
+        impl Reading for $type {
+            fn numbers(self) -> impl IntoIterator<Item = u64> {
+                let $value = self;
+                $numbers
+            }
+        }
+    )+ };
+}
+
+readings! {
+    u64: number => [number];
+    usize: number => [number as u64];
+    bool: yes => [u64::from(yes)];
+    Duration: time => [time.as_secs()];
+    [usize; 2]: both => both.map(|number| number as u64);
+}
+
+/// The label of a row that is read, if there is one, and its values.
+type OneLabel<'a> = (&'a [&'a str], &'a [[&'a str; 2]]);
+
+fn gauge(
+    registry: &Registry,
+    options: Opts,
+    (label, values): OneLabel<'_>,
+    reading: impl Reading,
+) -> Result<(), Error> {
+    let gauge = IntGaugeVec::new(options, label)?;
+    let set = |labels: &[&str], number| {
+        let number = i64::try_from(number).unwrap_or(i64::MAX);
+        gauge.with_label_values(labels).set(number);
+    };
+    match values.first() {
+        None => reading.numbers().into_iter().for_each(|n| set(&[], n)),
+        Some(values) => {
+            for (value, number) in values.iter().zip(reading.numbers()) {
+                set(&[*value], number);
+            }
+        }
+    }
+    registry.register(Box::new(gauge))
+}
+
+fn counter(
+    registry: &Registry,
+    options: Opts,
+    _: OneLabel<'_>,
+    reading: impl Reading,
+) -> Result<(), Error> {
+    let counter = IntCounter::with_opts(options)?;
+    reading
+        .numbers()
+        .into_iter()
+        .for_each(|n| counter.inc_by(n));
+    registry.register(Box::new(counter))
+}
+
+/// The metrics of one running service. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<Table>);
 
-#[derive(Debug)]
-struct Inner {
-    registry: Registry,
-    callbacks: IntCounterVec,
-    callback_seconds: HistogramVec,
-    reads: IntCounterVec,
-    read_seconds: HistogramVec,
-    rejected: IntCounterVec,
-    passed_over: IntCounterVec,
-    hints: IntCounterVec,
-    looks: IntCounterVec,
-    look_calls: IntCounter,
-    hint_seconds: Histogram,
-    older_keys: IntCounterVec,
-    connections: IntGauge,
-    accept_errors: IntCounter,
-    pool: IntGaugeVec,
-    pool_max: IntGauge,
-    body_memory: IntGauge,
-    answer_memory: IntGauge,
-    waiting: IntGauge,
-    marks_waiting: IntGauge,
-    spool_entries: IntGauge,
-    spool_bytes: IntGauge,
-    spool_oldest: IntGauge,
-    spooled: IntCounter,
-    drained: IntCounter,
-    spool_refused: IntCounter,
-    spool_rejected: IntCounter,
-    spool_usable: IntGauge,
-    spool_blocked: IntGauge,
-    openim_calls: IntCounterVec,
-    cycles: IntCounterVec,
-    interval: IntGauge,
-    last_cycle: IntGauge,
-    compared: IntCounter,
-    repairs: IntCounterVec,
-    check_seconds: Histogram,
-    checks_wanted: IntGauge,
-    oldest_check: IntGauge,
-    /// One text at a time: counters are brought up to what is counted elsewhere.
-    text: Mutex<()>,
-}
+impl Deref for Metrics {
+    type Target = Table;
 
-/// An answer to count.
-#[derive(Clone, Copy, Debug)]
-pub enum Answer<'a> {
-    /// To a callback.
-    Callback {
-        /// The command, one of those that are documented, or "other".
-        command: &'a str,
-        /// "ok", the code of the error, or "unanswered".
-        outcome: &'a str,
-    },
-    /// To anything else.
-    Read {
-        /// The template of its path, or "other".
-        route: &'a str,
-        /// The HTTP status, or "unanswered".
-        status: &'a str,
-    },
-}
-
-/// What is looked at when the metrics are asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Snapshot {
-    /// Connections to Postgres at work.
-    pub pool_used: usize,
-    /// Connections to Postgres waiting for work.
-    pub pool_idle: usize,
-    /// Most connections to Postgres.
-    pub pool_max: usize,
-    /// What request bodies take, in bytes.
-    pub body_memory: usize,
-    /// Memory that answers to reads take, in bytes.
-    pub answer_memory: usize,
-    /// Changes that wait for a lane.
-    pub waiting: usize,
-    /// Groups that wait to be marked.
-    pub marks_waiting: usize,
-    /// Entries in the spool.
-    pub spool_entries: u64,
-    /// What they take, in bytes.
-    pub spool_bytes: u64,
-    /// How long the first has waited.
-    pub spool_oldest: Duration,
-    /// Entries that went there since the start.
-    pub spooled: u64,
-    /// Those that were written out of it.
-    pub drained: u64,
-    /// Those that it did not take.
-    pub spool_refused: u64,
-    /// Those that the database did not take out of it.
-    pub spool_rejected: u64,
-    /// Whether its folder can be used.
-    pub spool_usable: bool,
-    /// Whether an entry of a newer version holds up what waits.
-    pub spool_blocked: bool,
+    fn deref(&self) -> &Table {
+        &self.0
+    }
 }
 
 impl Metrics {
-    /// All of them, at zero.
+    /// Makes all metrics, at zero.
     ///
     /// # Errors
-    /// When two have one name, which would be a mistake of ours.
+    /// If two rows have one name, which is a mistake in the table.
     pub fn new() -> Result<Self, Error> {
-        let registry = Registry::new_custom(Some("openim_group_mirror".into()), None)?;
-        let inner = Inner {
-            callbacks: IntCounterVec::new(
-                Opts::new(
-                    "callbacks_total",
-                    "Callbacks answered, by command and outcome: ok, or the code of the error.",
-                ),
-                &["command", "outcome"],
-            )?,
-            callback_seconds: HistogramVec::new(
-                HistogramOpts::new(
-                    "callback_duration_seconds",
-                    "Time from a callback's head to its answer, by command.",
-                )
-                .buckets(BUCKETS.to_vec()),
-                &["command"],
-            )?,
-            reads: IntCounterVec::new(
-                Opts::new(
-                    "reads_total",
-                    "Other requests answered, by route and HTTP status.",
-                ),
-                &["route", "status"],
-            )?,
-            read_seconds: HistogramVec::new(
-                HistogramOpts::new(
-                    "read_duration_seconds",
-                    "Time from a request's head to its answer, by route.",
-                )
-                .buckets(BUCKETS.to_vec()),
-                &["route"],
-            )?,
-            rejected: IntCounterVec::new(
-                Opts::new(
-                    "rejected_callbacks_total",
-                    "Callbacks whose body could not be understood, by code, and whether they were kept.",
-                ),
-                &["code", "kept"],
-            )?,
-            passed_over: IntCounterVec::new(
-                Opts::new(
-                    "passed_over_callbacks_total",
-                    "Callbacks that say nothing of the mirror, answered and not looked at, by command: one of OpenIM's, or other.",
-                ),
-                &["command"],
-            )?,
-            hints: IntCounterVec::new(
-                Opts::new(
-                    "hints_total",
-                    "OpenIM's notifications of groups, by content type and outcome: due (the group is to be looked at), merged (it was already), dropped (all groups are compared instead), marked or ignored (without OpenIM's API), unreadable (without a group), or failed (the mark was not written).",
-                ),
-                &["type", "outcome"],
-            )?,
-            looks: IntCounterVec::new(
-                Opts::new(
-                    "looks_total",
-                    "Groups that were looked at because of hints, by outcome: compared, left (as they are, for a person to decide), unknown (to OpenIM), again (somebody else looked just then) or failed (not read or not written; due again after a pause).",
-                ),
-                &["outcome"],
-            )?,
-            look_calls: IntCounter::new(
-                "look_calls_total",
-                "Calls of OpenIM's API for these looks, 200 a second at most.",
-            )?,
-            hint_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "hint_delay_seconds",
-                    "Time from the first hint of a group to the end of the look that followed it.",
-                )
-                .buckets(HINT_BUCKETS.to_vec()),
-            )?,
-            older_keys: IntCounterVec::new(
-                Opts::new(
-                    "older_keys_total",
-                    "Requests let in by CALLBACK_PASSWORD_PREVIOUS, or by a token that is not the first of API_TOKEN, by door: callbacks or reads.",
-                ),
-                &["door"],
-            )?,
-            connections: IntGauge::new("http_connections", "Open HTTP connections.")?,
-            accept_errors: IntCounter::new(
-                "http_accept_errors_total",
-                "HTTP connections that could not be accepted.",
-            )?,
-            pool: IntGaugeVec::new(
-                Opts::new(
-                    "database_connections",
-                    "Open connections to Postgres, by state: used or idle.",
-                ),
-                &["state"],
-            )?,
-            pool_max: IntGauge::new(
-                "database_connections_max",
-                "Most connections to Postgres (DATABASE_POOL_SIZE).",
-            )?,
-            body_memory: IntGauge::new(
-                "body_memory_bytes",
-                "Memory that request bodies take (MAX_BODY_MEMORY at most).",
-            )?,
-            answer_memory: IntGauge::new(
-                "answer_memory_bytes",
-                "Memory that answers to reads take (MAX_ANSWER_MEMORY at most).",
-            )?,
-            waiting: IntGauge::new(
-                "changes_waiting",
-                "Changes that wait to be written; those that are being written are not counted.",
-            )?,
-            marks_waiting: IntGauge::new(
-                "marks_waiting",
-                "Groups to be marked because something about them was missed: more than a few only while the database is away.",
-            )?,
-            spool_entries: IntGauge::new(
-                "spool_entries",
-                "Changes and rejected bodies that wait in the spool for the database.",
-            )?,
-            spool_bytes: IntGauge::new(
-                "spool_bytes",
-                "What these take (SPOOL_MAX_BYTES at most).",
-            )?,
-            spool_oldest: IntGauge::new(
-                "spool_oldest_seconds",
-                "How long the first of them has waited; 0 where there is none.",
-            )?,
-            spooled: IntCounter::new(
-                "spool_spooled_total",
-                "Changes and rejected bodies that went to the spool.",
-            )?,
-            drained: IntCounter::new(
-                "spool_drained_total",
-                "Changes and rejected bodies that are done with: written to the database out of the spool or, where one was damaged, given up.",
-            )?,
-            spool_refused: IntCounter::new(
-                "spool_refused_total",
-                "Changes and rejected bodies that the spool did not take: it was full, or the disk refused.",
-            )?,
-            spool_rejected: IntCounter::new(
-                "spool_rejected_total",
-                "Changes that the database refused for good when they came out of the spool: they were answered as done, and are with the rejected callbacks.",
-            )?,
-            spool_usable: IntGauge::new(
-                "spool_usable",
-                "1: the spool's folder can be used. 0: it cannot, and callbacks are refused while the database is away.",
-            )?,
-            spool_blocked: IntGauge::new(
-                "spool_blocked",
-                "1: an entry of a newer version of the service is the first that waits in the spool, and nothing is written past it. 0: nothing of that kind.",
-            )?,
-            openim_calls: IntCounterVec::new(
-                Opts::new(
-                    "openim_calls_total",
-                    "Calls of OpenIM's API, tries counted one by one, by path and outcome: ok, unreachable (also: the service behind the API is away), keys (the administrator or the secret is not accepted), refused (another error of OpenIM's own), too_many (its rate limit) or unreadable.",
-                ),
-                &["path", "outcome"],
-            )?,
-            cycles: IntCounterVec::new(
-                Opts::new(
-                    "reconcile_cycles_total",
-                    "Comparisons of all groups with OpenIM, by outcome: ok, or why one did not come to its end or left members whom OpenIM does not have.",
-                ),
-                &["outcome"],
-            )?,
-            interval: IntGauge::new(
-                "reconcile_interval_seconds",
-                "From one comparison of all groups to the next (RECONCILE_INTERVAL_SECS); 0 where this process does none.",
-            )?,
-            last_cycle: IntGauge::new(
-                "reconcile_last_cycle_timestamp_seconds",
-                "When the last comparison of all groups came to its end, in seconds since 1970; 0 where this process has done none.",
-            )?,
-            compared: IntCounter::new(
-                "reconcile_groups_compared_total",
-                "Groups that were read from OpenIM and compared; those that have not changed are not read.",
-            )?,
-            repairs: IntCounterVec::new(
-                Opts::new(
-                    "reconcile_repairs_total",
-                    "Rows that were not as in OpenIM and were made so, by kind.",
-                ),
-                &["kind"],
-            )?,
-            check_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "reconcile_check_delay_seconds",
-                    "Time from the mark of a group to the end of its comparison.",
-                )
-                .buckets(CHECK_BUCKETS.to_vec()),
-            )?,
-            checks_wanted: IntGauge::new(
-                "reconcile_checks_wanted",
-                "Groups that want a check, counted every few seconds where this process compares.",
-            )?,
-            oldest_check: IntGauge::new(
-                "reconcile_oldest_check_timestamp_seconds",
-                "Since when the first of them does, in seconds since 1970; 0 where there is none.",
-            )?,
-            text: Mutex::default(),
-            registry,
-        };
-        let build_info = IntGaugeVec::new(
-            Opts::new("build_info", "1, with the version as a label."),
-            &["version"],
-        )?;
-        build_info
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
-        let Inner {
-            registry,
-            callbacks,
-            callback_seconds,
-            reads,
-            read_seconds,
-            rejected,
-            passed_over,
-            hints,
-            looks,
-            look_calls,
-            hint_seconds,
-            older_keys,
-            connections,
-            accept_errors,
-            pool,
-            pool_max,
-            body_memory,
-            answer_memory,
-            waiting,
-            marks_waiting,
-            spool_entries,
-            spool_bytes,
-            spool_oldest,
-            spooled,
-            drained,
-            spool_refused,
-            spool_rejected,
-            spool_usable,
-            spool_blocked,
-            openim_calls,
-            cycles,
-            interval,
-            last_cycle,
-            compared,
-            repairs,
-            check_seconds,
-            checks_wanted,
-            oldest_check,
-            text: _,
-        } = &inner;
-        let all: [Box<dyn Collector>; 38] = [
-            Box::new(callbacks.clone()),
-            Box::new(callback_seconds.clone()),
-            Box::new(reads.clone()),
-            Box::new(read_seconds.clone()),
-            Box::new(rejected.clone()),
-            Box::new(passed_over.clone()),
-            Box::new(hints.clone()),
-            Box::new(looks.clone()),
-            Box::new(look_calls.clone()),
-            Box::new(hint_seconds.clone()),
-            Box::new(older_keys.clone()),
-            Box::new(connections.clone()),
-            Box::new(accept_errors.clone()),
-            Box::new(pool.clone()),
-            Box::new(pool_max.clone()),
-            Box::new(body_memory.clone()),
-            Box::new(answer_memory.clone()),
-            Box::new(waiting.clone()),
-            Box::new(marks_waiting.clone()),
-            Box::new(spool_entries.clone()),
-            Box::new(spool_bytes.clone()),
-            Box::new(spool_oldest.clone()),
-            Box::new(spooled.clone()),
-            Box::new(drained.clone()),
-            Box::new(spool_refused.clone()),
-            Box::new(spool_rejected.clone()),
-            Box::new(spool_usable.clone()),
-            Box::new(spool_blocked.clone()),
-            Box::new(openim_calls.clone()),
-            Box::new(cycles.clone()),
-            Box::new(interval.clone()),
-            Box::new(last_cycle.clone()),
-            Box::new(compared.clone()),
-            Box::new(repairs.clone()),
-            Box::new(check_seconds.clone()),
-            Box::new(checks_wanted.clone()),
-            Box::new(oldest_check.clone()),
-            Box::new(build_info),
-        ];
-        for collector in all {
-            registry.register(collector)?;
-        }
-        Ok(Self(Arc::new(inner)))
+        let table = Table::new()?;
+        table.build_info.set([env!("CARGO_PKG_VERSION")], 1);
+        Ok(Self(Arc::new(table)))
     }
 
-    /// Counts an answer.
-    pub fn answered(&self, answer: Answer<'_>, took: Duration) {
-        let (count, seconds) = match answer {
-            Answer::Callback { command, outcome } => (
-                self.0.callbacks.with_label_values(&[command, outcome]),
-                self.0.callback_seconds.with_label_values(&[command]),
-            ),
-            Answer::Read { route, status } => (
-                self.0.reads.with_label_values(&[route, status]),
-                self.0.read_seconds.with_label_values(&[route]),
-            ),
-        };
-        count.inc();
-        seconds.observe(took.as_secs_f64());
-    }
-
-    /// Starts the counts of a callback at zero: Prometheus sees an increase only where it has seen
-    /// what was before, and already the first callback that fails is one to hear of.
-    pub fn begin_callback<'a>(&self, command: &str, outcomes: impl Iterator<Item = &'a str>) {
-        for outcome in outcomes {
-            self.0.callbacks.with_label_values(&[command, outcome]);
-        }
-        self.0.callback_seconds.with_label_values(&[command]);
-    }
-
-    /// The same for reads that fail.
-    pub fn begin_read<'a>(&self, route: &str, statuses: impl Iterator<Item = &'a str>) {
-        for status in statuses {
-            self.0.reads.with_label_values(&[route, status]);
-        }
-        self.0.read_seconds.with_label_values(&[route]);
-    }
-
-    /// The same for callbacks that could not be understood.
-    pub fn begin_rejected<'a>(&self, codes: impl Iterator<Item = &'a str>) {
-        for code in codes {
-            for kept in ["yes", "no"] {
-                self.0.rejected.with_label_values(&[code, kept]);
-            }
-        }
-    }
-
-    /// The same for callbacks that say nothing of the mirror.
-    pub fn begin_passed_over<'a>(&self, commands: impl Iterator<Item = &'a str>) {
-        for command in commands {
-            self.0.passed_over.with_label_values(&[command]);
-        }
-    }
-
-    /// Counts a callback that could not be understood.
-    pub fn rejected(&self, code: &str, kept: bool) {
-        let kept = if kept { "yes" } else { "no" };
-        self.0.rejected.with_label_values(&[code, kept]).inc();
-    }
-
-    /// Counts a callback that says nothing of the mirror.
-    pub fn passed_over(&self, command: &str) {
-        self.0.passed_over.with_label_values(&[command]).inc();
-    }
-
-    /// The same for notifications.
-    pub fn begin_hinted<'a>(&self, outcomes: impl Iterator<Item = &'a str>) {
-        for outcome in outcomes {
-            for kind in HintKind::ALL {
-                let labels = [kind.label(), outcome];
-                self.0.hints.with_label_values(&labels);
-            }
-        }
-    }
-
-    /// Counts a notification.
-    pub fn hinted(&self, kind: HintKind, outcome: &str) {
-        self.0
-            .hints
-            .with_label_values(&[kind.label(), outcome])
-            .inc();
-    }
-
-    /// Starts the counts of looks at zero.
-    pub fn begin_looks<'a>(&self, outcomes: impl Iterator<Item = &'a str>) {
-        for outcome in outcomes {
-            self.0.looks.with_label_values(&[outcome]);
-        }
-    }
-
-    /// Counts a look at a group that a hint has asked for so long ago, if it was one.
-    pub fn looked(&self, outcome: &str, since: Option<Duration>) {
-        self.0.looks.with_label_values(&[outcome]).inc();
-        if let Some(since) = since {
-            self.0.hint_seconds.observe(since.as_secs_f64());
-        }
-    }
-
-    /// Counts a call of OpenIM's API for such a look.
-    pub fn look_called(&self) {
-        self.0.look_calls.inc();
-    }
-
-    /// Counts a request that was let in by a key that is to be dropped.
-    pub fn older_key(&self, is_callback: bool) {
-        let door = if is_callback { "callbacks" } else { "reads" };
-        self.0.older_keys.with_label_values(&[door]).inc();
-    }
-
-    /// Tells that all groups are compared with OpenIM every `interval`, and starts the counts of that
-    /// at zero. `failures`: why a comparison may not come to its end.
+    /// Sets the interval of runs, and starts the series of runs at zero. `failures`: outcomes beside ok.
     pub fn begin_comparing(&self, interval: Duration, failures: &[&str]) {
         let seconds = i64::try_from(interval.as_secs()).unwrap_or(i64::MAX);
-        self.0.interval.set(seconds);
-        for kind in RepairKind::ALL {
-            self.0.repairs.with_label_values(&[kind.name()]);
-        }
-        for outcome in ["ok"].iter().chain(failures) {
-            self.0.cycles.with_label_values(&[*outcome]);
-        }
+        self.interval.set([], seconds);
+        self.repairs.begin([&RepairKind::ALL.map(RepairKind::name)]);
+        self.cycles.begin([&["ok"]]);
+        self.cycles.begin([failures]);
     }
 
-    /// Counts a call of OpenIM's API.
-    pub fn called_openim(&self, path: &str, outcome: &str) {
-        self.0
-            .openim_calls
-            .with_label_values(&[path, outcome])
-            .inc();
-    }
-
-    /// Counts a comparison of all groups.
+    /// Counts a run.
     pub fn cycle_done(&self, outcome: &str) {
-        self.0.cycles.with_label_values(&[outcome]).inc();
+        self.cycles.inc([outcome]);
         if outcome == "ok" {
             let now = OffsetDateTime::now_utc().unix_timestamp();
-            self.0.last_cycle.set(now);
+            self.last_cycle.set([], now);
         }
     }
 
-    /// Counts a group that was compared.
-    pub fn compared_group(&self) {
-        self.0.compared.inc();
-    }
-
-    /// Counts rows that were made as in OpenIM.
+    /// Counts repaired rows.
     pub fn repaired(&self, counts: RepairCounts) {
         for (kind, count) in counts.kinds() {
-            let kind = kind.name();
-            self.0.repairs.with_label_values(&[kind]).inc_by(count);
+            self.repairs.add([kind.name()], count);
         }
     }
 
-    /// A mark is gone that was there for so long.
-    pub fn check_done(&self, waited: Duration) {
-        self.0.check_seconds.observe(waited.as_secs_f64());
-    }
-
-    /// So many groups want a check, the first of them since `oldest`.
+    /// Sets the number of marked groups, and the time of the oldest mark.
     pub fn checks_wanted(&self, groups: i64, oldest: Option<OffsetDateTime>) {
-        self.0.checks_wanted.set(groups);
+        self.marked.set([], groups);
         let oldest = oldest.map_or(0, OffsetDateTime::unix_timestamp);
-        self.0.oldest_check.set(oldest);
+        self.oldest_mark.set([], oldest);
     }
 
-    /// One more open HTTP connection.
-    pub fn connection_opened(&self) {
-        self.0.connections.inc();
-    }
-
-    /// One less.
-    pub fn connection_closed(&self) {
-        self.0.connections.dec();
-    }
-
-    /// Counts a connection that could not be accepted.
-    pub fn accept_error(&self) {
-        self.0.accept_errors.inc();
-    }
-
-    /// All of them in Prometheus' text format, those of the process too.
+    /// All metrics in Prometheus' text format, with those of the process.
     ///
     /// # Errors
-    /// When the text cannot be written, which would be a mistake of ours.
+    /// If the text cannot be written, which is a mistake in the table.
     pub fn text(&self, snapshot: Snapshot) -> Result<String, Error> {
-        let Snapshot {
-            pool_used,
-            pool_idle,
-            pool_max,
-            body_memory,
-            answer_memory,
-            waiting,
-            marks_waiting,
-            spool_entries,
-            spool_bytes,
-            spool_oldest,
-            spooled,
-            drained,
-            spool_refused,
-            spool_rejected,
-            spool_usable,
-            spool_blocked,
-        } = snapshot;
-        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let inner = &self.0;
-        inner
-            .pool
-            .with_label_values(&["used"])
-            .set(number(pool_used));
-        inner
-            .pool
-            .with_label_values(&["idle"])
-            .set(number(pool_idle));
-        inner.pool_max.set(number(pool_max));
-        inner.body_memory.set(number(body_memory));
-        inner.answer_memory.set(number(answer_memory));
-        inner.waiting.set(number(waiting));
-        inner.marks_waiting.set(number(marks_waiting));
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        inner.spool_entries.set(number(spool_entries));
-        inner.spool_bytes.set(number(spool_bytes));
-        inner.spool_oldest.set(number(spool_oldest.as_secs()));
-        inner.spool_usable.set(spool_usable.into());
-        inner.spool_blocked.set(spool_blocked.into());
-        {
-            let _one = inner.text.lock().unwrap_or_else(PoisonError::into_inner);
-            for (counter, total) in [
-                (&inner.spooled, spooled),
-                (&inner.drained, drained),
-                (&inner.spool_refused, spool_refused),
-                (&inner.spool_rejected, spool_rejected),
-            ] {
-                counter.inc_by(total.saturating_sub(counter.get()));
-            }
-        }
-        let mut families = inner.registry.gather();
+        let mut families = self.registry.gather();
+        families.extend(snapshot.collect()?);
         families.extend(process());
         TextEncoder::new().encode_to_string(&families)
     }
@@ -666,12 +423,91 @@ impl Metrics {
 
 /// CPU, memory and open files of the process, by the names that every Prometheus client uses.
 #[cfg(target_os = "linux")]
-fn process() -> Vec<prometheus::proto::MetricFamily> {
+fn process() -> Vec<MetricFamily> {
     prometheus::process_collector::ProcessCollector::for_self().collect()
 }
 
-/// Read from /proc, so on Linux only.
+/// Empty: the values are read from /proc, which only Linux has.
 #[cfg(not(target_os = "linux"))]
-fn process() -> Vec<prometheus::proto::MetricFamily> {
+fn process() -> Vec<MetricFamily> {
     Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Metrics that the dashboard does not show, each with the reason.
+    const NOT_IN_DASHBOARD: &[(&str, &str)] = &[
+        ("older_keys_total", "of use only while keys are changed"),
+        (
+            "reconcile_interval_seconds",
+            "a setting; the alert on late runs uses it",
+        ),
+        ("spool_blocked", "an alert; 0 as a rule"),
+        ("spool_bytes", "spool_entries is shown"),
+        ("spool_drained_total", "spool_entries is shown"),
+        ("spool_rejected_total", "an alert; 0 as a rule"),
+        ("spool_spooled_total", "spool_entries is shown"),
+        ("spool_usable", "an alert; 1 as a rule"),
+    ];
+
+    /// The names of our metrics in a text, without the suffixes of histograms.
+    fn names_in(text: &str) -> BTreeSet<&str> {
+        let is_of_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        text.split(&format!("{PREFIX}_"))
+            .skip(1)
+            .map(|rest| &rest[..rest.find(|c| !is_of_name(c)).unwrap_or(rest.len())])
+            .map(|name| name.strip_suffix("_bucket").unwrap_or(name))
+            .collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_of_the_table() {
+        let table: BTreeSet<&str> = NAMES.iter().copied().collect();
+        let dashboard = names_in(include_str!("../../deploy/grafana-dashboard.json"));
+        let alerts = names_in(include_str!("../../deploy/prometheus-alerts.yml"));
+        assert!(dashboard.len() >= 20 && alerts.len() >= 15);
+        for names in [&dashboard, &alerts] {
+            assert_eq!(names.difference(&table).next(), None);
+        }
+        let excepted: BTreeSet<&str> = NOT_IN_DASHBOARD.iter().map(|(name, _)| *name).collect();
+        let missing: Vec<_> = table.difference(&dashboard).copied().collect();
+        assert_eq!(missing, excepted.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn series_with_known_labels_are_there_at_zero() {
+        let metrics = Metrics::new().unwrap();
+        metrics.rejected.begin([&["field_type"], &["yes", "no"]]);
+        metrics.hint_seconds.observe([], Duration::from_millis(20));
+        let text = metrics
+            .text(Snapshot {
+                connections: [1, 2],
+                spool_oldest: Duration::from_millis(10_900),
+                spooled: 11,
+                spool_usable: true,
+                ..Snapshot::default()
+            })
+            .unwrap();
+        for line in [
+            "# HELP openim_group_mirror_rejected_callbacks_total Callbacks with a body that could not be \
+             understood, by code. The label kept says if the body was kept.",
+            "# TYPE openim_group_mirror_spool_spooled_total counter",
+            "openim_group_mirror_rejected_callbacks_total{code=\"field_type\",kept=\"no\"} 0",
+            "openim_group_mirror_older_keys_total{door=\"reads\"} 0",
+            "openim_group_mirror_look_calls_total 0",
+            "openim_group_mirror_hint_delay_seconds_bucket{le=\"0.01\"} 0",
+            "openim_group_mirror_hint_delay_seconds_bucket{le=\"0.025\"} 1",
+            "openim_group_mirror_database_connections{state=\"used\"} 1",
+            "openim_group_mirror_database_connections{state=\"idle\"} 2",
+            "openim_group_mirror_spool_oldest_seconds 10",
+            "openim_group_mirror_spool_spooled_total 11",
+            "openim_group_mirror_spool_usable 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! What the service tells of itself: logs and metrics.
+//! Logs and metrics of the service.
 
 mod logs;
 mod metrics;
 
-pub use logs::init;
-pub use metrics::{Answer, Error, Metrics, Snapshot};
+pub use logs::{LogFormat, LogSettings, init};
+pub use metrics::{Error, Metrics, Snapshot};

@@ -93,7 +93,7 @@ fn only_config_reads_the_environment() {
 
 #[test]
 fn only_openim_and_the_healthcheck_make_requests() {
-    assert_only_in("reqwest", &["openim/", "app/commands.rs"]);
+    assert_only_in("reqwest", &["openim/", "app/healthcheck.rs"]);
     // What is wrong with a database's certificate is an error of rustls in one of sqlx.
     assert_only_in("rustls", &["openim/", "store/postgres/tls.rs"]);
 }
@@ -134,8 +134,8 @@ fn the_spool_imports_the_domain_only() {
 
 #[test]
 fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
-    assert_only_in("crate::http", &["app/"]);
-    // The configuration is made of its parts' own settings.
+    // The configuration fills the settings of the parts.
+    assert_only_in("crate::http", &["app/", "config/"]);
     assert_only_in("crate::openim", &["app/", "config/"]);
     let rooms = ["app/", "http/", "openim/", "config/", "ingest/"];
     assert_only_in("crate::ingest", &rooms);
@@ -173,10 +173,6 @@ fn whatever_goes_on_is_looked_after() {
             "tasks.rs",
             // Waits for signals; without it the service ends.
             "main.rs",
-            // The schema; the drain does it again, and tells its errors.
-            "app/mod.rs",
-            // Tells systemd that the service is alive; systemd sees where it does not.
-            "app/systemd.rs",
             // Changes and bodies under way, for which whoever brought them waits.
             "ingest/mod.rs",
             // Questions; whoever has asked one is told where it is dropped.

@@ -36,7 +36,7 @@ async fn half_chunked(app: &TestApp, sent: usize) -> TcpStream {
 
 #[tokio::test]
 async fn a_body_has_to_arrive_in_time() {
-    let app = TestApp::start_on(TestDb::new().await, |config| config.patience.body = SHORT).await;
+    let app = TestApp::start_on(TestDb::new().await, |config| config.timeouts.body = SHORT).await;
     let mut connection = half(&app, 1000, 500).await;
     let answer = answer(&mut connection).await;
     assert!(
@@ -74,7 +74,7 @@ async fn app_with_little_memory(patience: Duration) -> TestApp {
     TestApp::start_on(TestDb::new().await, |config| {
         config.body.max_bytes = 1 << 20;
         config.body.max_memory = 4 << 20;
-        config.patience.memory = patience;
+        config.timeouts.memory = patience;
     })
     .await
 }
@@ -239,7 +239,7 @@ async fn app_with_half_open(bytes: u32, half: impl AsyncFn(&TestApp) -> TcpStrea
 #[tokio::test]
 async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
-        config.patience.head = Duration::from_secs(2);
+        config.timeouts.head = Duration::from_secs(2);
     })
     .await;
     // One that is kept open between two requests, as OpenIM does it.
@@ -284,7 +284,7 @@ async fn slow_half_open_and_garbage_connections_cost_only_themselves() {
 
 #[tokio::test]
 async fn an_answer_that_nobody_takes_ends_its_connection() {
-    let app = TestApp::start_on(TestDb::new().await, |config| config.patience.answer = SHORT).await;
+    let app = TestApp::start_on(TestDb::new().await, |config| config.timeouts.answer = SHORT).await;
     app.db
         .execute(
             "insert into group_members (group_id, user_id, ex, created_at, updated_at, last_callback_at)
@@ -325,7 +325,7 @@ async fn end_of(connection: &mut TcpStream) -> Vec<u8> {
 /// Nobody waits for long here, so what is closed is closed for what it said.
 async fn patient_app() -> TestApp {
     TestApp::start_on(TestDb::new().await, |config| {
-        config.patience.head = Duration::from_secs(600);
+        config.timeouts.head = Duration::from_secs(600);
         config.stop.timeout = Duration::from_secs(600);
     })
     .await

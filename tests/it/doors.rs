@@ -250,7 +250,7 @@ async fn no_answer_to_a_callback_has_a_field_that_openim_takes_over() {
 #[tokio::test]
 async fn no_answer_to_a_stranger_or_a_slow_sender_has_a_field_that_openim_takes_over() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
-        config.patience.body = Duration::from_millis(300);
+        config.timeouts.body = Duration::from_millis(300);
     })
     .await;
     let mut seen = Seen::default();
@@ -283,7 +283,7 @@ async fn no_answer_for_want_of_memory_or_of_the_database_has_a_field_that_openim
     let app = TestApp::start_on(TestDb::new().await, |config| {
         config.body.max_bytes = 1 << 20;
         config.body.max_memory = 4 << 20;
-        config.patience.memory = Duration::from_millis(10);
+        config.timeouts.memory = Duration::from_millis(10);
     })
     .await;
     let mut seen = Seen::default();

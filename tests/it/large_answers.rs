@@ -238,7 +238,7 @@ async fn a_membership_query_answers_all_and_leaves_out_members_that_are_too_larg
 async fn answers_beyond_the_memory_wait_and_then_are_answered_503() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
         config.max_answer_memory = 40 << 20;
-        config.patience.memory = Duration::from_millis(300);
+        config.timeouts.memory = Duration::from_millis(300);
     })
     .await;
     fill(&app, 2 * MIB).await;
@@ -277,7 +277,7 @@ async fn answers_beyond_the_memory_wait_and_then_are_answered_503() {
 async fn large_reads_at_the_same_time_are_all_answered() {
     let app = TestApp::start_on(TestDb::new().await, |config| {
         // They wait for each other, and never until somebody gives up.
-        config.patience.memory = Duration::from_secs(20);
+        config.timeouts.memory = Duration::from_secs(20);
         config.max_answer_memory = 32 << 20;
     })
     .await;

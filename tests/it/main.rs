@@ -45,6 +45,7 @@ mod recordings;
 mod rejected;
 mod routing;
 mod schema;
+mod settings;
 mod snapshots;
 mod spool_folder;
 mod spool_log;

@@ -527,14 +527,14 @@ fn settings_come_from_dotenv_in_this_folder_only_and_all_errors_are_told_at_once
     };
     assert_eq!(
         in_folder(&folder),
-        "openim-group-mirror: the configuration is not usable:\n  \
+        "openim-group-mirror: the settings are not valid:\n  \
          DATABASE_POOL_SIZE: expected a whole number from 2 to 1000\n  \
          MAX_BODY_BYTES: expected a whole number from 1024 to 1073741824\n  \
          LOG_FORMAT: expected text or json\n"
     );
     assert_eq!(
         in_folder(&inner),
-        "openim-group-mirror: the configuration is not usable:\n  \
+        "openim-group-mirror: the settings are not valid:\n  \
          DATABASE_POOL_SIZE: expected a whole number from 2 to 1000\n"
     );
     std::fs::write(
@@ -757,7 +757,7 @@ async fn a_task_that_ends_early_is_named_and_ends_the_service() {
         "compares marked groups",
         "compares all groups",
     ];
-    let is_named = |name: &&str| log.contains(&format!("{told}{name} has ended before its time"));
+    let is_named = |name: &&str| log.contains(&format!("{told}{name} ended early"));
     assert!(named.iter().any(is_named), "{log}");
     // In order, as at a signal.
     assert!(log.contains("stopping"), "{log}");
@@ -783,7 +783,7 @@ async fn what_cannot_be_noted_beside_serving_is_told() {
         .header("content-type", "application/json")
         .body(member_info("g", "u", json!({})));
     assert_eq!(callback.send().await.unwrap().status(), 200);
-    let told = "whom callbacks have named cannot be noted; it is tried again";
+    let told = "the task that notes touched groups failed; it is tried again";
     wait_for("it is told", SOON, || service.log().contains(told));
 }
 

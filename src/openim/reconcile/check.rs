@@ -520,7 +520,7 @@ impl Inner {
 
     fn count(&self, differences: &Differences, pass: &Pass<'_>) {
         pass.tally.compared(differences.compared);
-        self.metrics.compared_group();
+        self.metrics.compared.inc([]);
     }
 
     async fn settle_dry(
@@ -682,8 +682,8 @@ impl Inner {
         let finished = finished.await?;
         if let Some(since) = finished.wanted_since.filter(|_| finished.is_cleared) {
             let waited = finished.finished_at - since;
-            self.metrics
-                .check_done(waited.try_into().unwrap_or_default());
+            let waited = waited.try_into().unwrap_or_default();
+            self.metrics.mark_seconds.observe([], waited);
         }
         let is_wanted = finished.wanted_since.is_some() && !finished.is_cleared;
         Ok(match is_wanted {

@@ -86,8 +86,11 @@ impl<'a> Looked<'a> {
     fn end_as(mut self, end: LookEnd, outcome: &str) {
         self.is_ended = true;
         let since = self.due.hinted_since.filter(|_| outcome == COMPARED);
-        let took = since.map(|since| since.elapsed());
-        self.inner.metrics.looked(outcome, took);
+        let metrics = &self.inner.metrics;
+        metrics.looks.inc([outcome]);
+        if let Some(since) = since {
+            metrics.hint_seconds.observe([], since.elapsed());
+        }
         self.inner.ingest.hints().looked(self.group(), end);
     }
 }
@@ -95,7 +98,7 @@ impl<'a> Looked<'a> {
 impl Drop for Looked<'_> {
     fn drop(&mut self) {
         if !self.is_ended {
-            self.inner.metrics.looked(FAILED, None);
+            self.inner.metrics.looks.inc([FAILED]);
             let hints = self.inner.ingest.hints();
             hints.looked(&self.due.group_id, LookEnd::Failed);
         }

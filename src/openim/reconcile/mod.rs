@@ -238,7 +238,7 @@ impl Reconciler {
 
     /// From now on hints are kept.
     fn begin_looks(&self) {
-        self.0.metrics.begin_looks(hinted::OUTCOMES.into_iter());
+        self.0.metrics.looks.begin([&hinted::OUTCOMES]);
         self.0.ingest.hints().begin_looks();
     }
 

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use openim_group_mirror::app;
-use openim_group_mirror::config::{
-    AccessSettings, BodySettings, Config, DatabaseSettings, LogFormat, Patience, SpoolSettings,
-    StopSettings,
-};
+use openim_group_mirror::config::{Config, DatabaseSettings, SpoolSettings, StopSettings};
 use openim_group_mirror::domain::MAX_KEPT_BYTES;
+use openim_group_mirror::http::{AccessSettings, BodySettings, HttpTimeouts};
 use openim_group_mirror::ingest::Retention;
 use openim_group_mirror::openim;
+use openim_group_mirror::telemetry::{LogFormat, LogSettings};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -104,9 +103,11 @@ impl TestApp {
                 delay: Duration::ZERO,
                 timeout: Duration::from_secs(5),
             },
-            patience: Patience::default(),
-            log_format: LogFormat::Text,
-            log_filter: "info".into(),
+            timeouts: HttpTimeouts::default(),
+            log: LogSettings {
+                format: LogFormat::Text,
+                filter: "info".into(),
+            },
         };
         adjust(&mut config);
         let listener = TcpListener::bind(config.listen_addr).await.unwrap();
