@@ -43,6 +43,8 @@ pub mod http;
 pub mod ingest;
 pub mod local_postgres;
 pub mod openim;
+pub mod reconcile;
+pub mod secret;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -2,9 +2,7 @@
 
 mod announce;
 mod commands;
-mod comparing;
 mod database;
-mod progress;
 mod reconcile;
 mod rejected;
 mod spool;
@@ -23,6 +21,7 @@ use crate::http::{self, Stopping};
 use crate::ingest::{self, Ingest};
 use crate::local_postgres;
 use crate::openim;
+use crate::reconcile::{self as reconciling, Background};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::EndedEarly;
 use crate::telemetry::{self, Metrics};
@@ -107,10 +106,10 @@ pub enum Error {
     Rejected(String),
     /// OpenIM's API cannot be used.
     #[error(transparent)]
-    OpenIm(#[from] openim::ClientError),
+    OpenIm(#[from] openim::Error),
     /// The mirror was not compared with OpenIM to the end.
     #[error("not compared to the end: {0}")]
-    Reconcile(#[from] openim::Error),
+    Reconcile(#[from] reconciling::Error),
     /// There is nothing to compare the mirror with.
     #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
     NoOpenIm,
@@ -197,10 +196,10 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let comparing = comparing::start(
+    let background = Background::start(
         client,
         config.reconcile,
-        openim::Parts {
+        reconciling::Parts {
             store: store.clone(),
             ingest: ingest.clone(),
             metrics: metrics.clone(),
@@ -267,8 +266,8 @@ pub async fn run(
         // then the database.
         let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
         let close = async {
-            if let Some(comparing) = comparing {
-                comparing.end().await;
+            if let Some(background) = background {
+                background.end().await;
             }
             parts.ingest.close().await;
             parts.store.close().await;

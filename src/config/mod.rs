@@ -17,6 +17,8 @@ use crate::domain::Operators;
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
+use crate::reconcile;
+use crate::secret::Secret;
 
 /// Every setting, parsed.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ pub struct Config {
     /// How to reach OpenIM; unset: the mirror is not compared with it.
     pub openim: Option<openim::Access>,
     /// When it is compared.
-    pub reconcile: openim::Settings,
+    pub reconcile: reconcile::Settings,
     /// How long rejected callbacks are kept.
     pub rejected: Retention,
     /// How to stop.
@@ -153,29 +155,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// A value that prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The value itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// Every configuration error, one a line.

@@ -11,12 +11,14 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use super::flags::{BASE_URL, Settings, is_base_url};
 use super::{
     AccessSettings, BodySettings, Command, Config, DatabaseSettings, Errors, LogFormat, Patience,
-    Secret, SpoolSettings, StopSettings,
+    SpoolSettings, StopSettings,
 };
 use crate::domain::{Operators, UserId};
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
+use crate::reconcile;
+use crate::secret::Secret;
 use crate::store;
 
 /// How long one call of OpenIM's API may take. Nobody has to set it: a page of members takes a moment.
@@ -318,11 +320,11 @@ impl Settings {
                 callback_next_code: i32::try_from(next_code?).ok()?,
                 operators: operators?,
                 openim,
-                reconcile: openim::Settings {
+                reconcile: reconcile::Settings {
                     interval: Duration::from_secs(interval?),
                     full_interval: Duration::from_secs(full_interval?),
                     delay: Duration::from_millis(check_delay?),
-                    settling: openim::SETTLING,
+                    settling: reconcile::SETTLING_TIMEOUT,
                     concurrency: usize::try_from(concurrency?).ok()?,
                 },
                 rejected: Retention {

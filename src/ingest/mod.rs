@@ -21,13 +21,13 @@ use crate::domain::{Change, CheckReason, Event, GroupId, Hint, Rejected, Repair,
 use crate::store::{self, Store};
 use crate::tasks::{Task, Tasks};
 use drain::Drain;
-use hints::Heard;
+use hints::HintAction;
 use lanes::Lanes;
 use marks::Marks;
 use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
-pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
+pub use hints::{DueLook, HintOutcome, Hints, Kinds, LookEnd};
 pub use rejected::Retention;
 pub use spool::{OpenError, Refused, Spool, SpoolState};
 
@@ -196,7 +196,7 @@ impl Ingest {
     pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
         let group = change.group_id.clone();
         let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
-        let is_looked_after = self.hints.is_looked_after(&group);
+        let is_looked_after = self.hints.is_watched(&group);
         let told = Told {
             hints: &self.hints,
             group: &group,
@@ -220,41 +220,41 @@ impl Ingest {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn hint(&self, hint: Hint) -> Result<Hinted, Error> {
+    pub async fn hint(&self, hint: Hint) -> Result<HintOutcome, Error> {
         match self.hear(&hint) {
-            Heard::Done(done) => Ok(done),
+            HintAction::Done(done) => Ok(done),
             heard => {
                 self.mark(hint, heard).await?;
-                Ok(Hinted::Marked)
+                Ok(HintOutcome::Marked)
             }
         }
     }
 
     /// The same without waiting for the mark.
-    pub fn hint_unwaited(&self, hint: Hint) -> Hinted {
+    pub fn hint_unwaited(&self, hint: Hint) -> HintOutcome {
         match self.hear(&hint) {
-            Heard::Done(done) => done,
+            HintAction::Done(done) => done,
             heard => {
                 let ingest = self.clone();
                 // What is not written marks its group itself.
                 self.under_way
                     .spawn(async move { ingest.mark(hint, heard).await });
-                Hinted::Marked
+                HintOutcome::Marked
             }
         }
     }
 
-    fn hear(&self, hint: &Hint) -> Heard {
+    fn hear(&self, hint: &Hint) -> HintAction {
         let is_spooling = self.spool.as_ref().is_some_and(Spool::is_open);
-        self.hints.hear(hint, is_spooling)
+        self.hints.receive(hint, is_spooling)
     }
 
-    async fn mark(&self, hint: Hint, heard: Heard) -> Result<(), Error> {
+    async fn mark(&self, hint: Hint, heard: HintAction) -> Result<(), Error> {
         let reason = CheckReason::Notified;
         let (event, key) = match heard {
-            Heard::Done(_) => return Ok(()),
-            Heard::Mark(key) => (Event::WantCheck(reason), key),
-            Heard::MarkIfDismissed => (Event::WantCheckIfDismissed(reason), None),
+            HintAction::Done(_) => return Ok(()),
+            HintAction::Mark(key) => (Event::WantCheck(reason), key),
+            HintAction::MarkIfDismissed => (Event::WantCheckIfDismissed(reason), None),
         };
         let change = Change::new(hint.group_id.clone(), hint.received_at, event);
         self.submit(change).await?;
@@ -266,7 +266,7 @@ impl Ingest {
 
     /// Takes back the mark of somebody who entered, for the callback has told who.
     async fn take_back_mark(&self, group: &GroupId) {
-        if let Err(error) = self.store.take_back_mark(group).await {
+        if let Err(error) = self.store.undo_mark(group).await {
             // It is one that need not be, and no more.
             let error = error.to_string();
             tracing::debug!(error, "a mark that has turned out to be unfounded stays");

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use time::OffsetDateTime;
 
-use super::checks::fence;
+use super::marks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, Text, UserId, Version};
 use crate::store::read::{Found, Page, PageSql, PgQuery, Room, Texts, page};
 use crate::store::stored::{StoredGroup, StoredMember};

@@ -9,7 +9,7 @@ use openim_group_mirror::config::{
 };
 use openim_group_mirror::domain::MAX_KEPT_BYTES;
 use openim_group_mirror::ingest::Retention;
-use openim_group_mirror::openim;
+use openim_group_mirror::reconcile;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -88,7 +88,7 @@ impl TestApp {
             callback_next_code: 1,
             operators: openim_group_mirror::domain::Operators::default(),
             openim: None,
-            reconcile: openim::Settings {
+            reconcile: reconcile::Settings {
                 // The model's rows are as its versions.
                 settling: Duration::ZERO,
                 interval: Duration::from_secs(600),
