@@ -17,7 +17,7 @@ pub(super) struct Drifts {
     pub(super) compares: bool,
 }
 
-/// How equal the mirror is to OpenIM.
+/// Equality of the mirror and OpenIM.
 #[derive(Object, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
@@ -53,7 +53,7 @@ macro_rules! documented_run {
             ended_at: Option<OffsetDateTime>,
             /// True if each group was read whole, and not only the groups that had changed.
             is_full: bool,
-            /// Why the run was not complete (openim_unavailable, database_unavailable, spooling,
+            /// Reason why the run was not complete (openim_unavailable, database_unavailable, spooling,
             /// stopped, turn_lost) or did not repair all (too_many_removals). null if it did.
             #[oai(nullable)]
             stopped_by: Option<String>,
@@ -159,7 +159,7 @@ impl Example for Drift {
 impl Drifts {
     /// Is the mirror equal to OpenIM?
     ///
-    /// What the last run has found and repaired, and the number of marked groups by reason. Reads of the
+    /// Shows what the last run has found and repaired, and the number of marked groups by reason. Reads of the
     /// mirror say nothing about that: they answer what the mirror has.
     #[oai(path = "/drift", method = "get", operation_id = "drift")]
     async fn drift(&self, _key: ReadKey) -> Result<Written<Drift>, ReadFailure> {

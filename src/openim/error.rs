@@ -156,7 +156,7 @@ impl Error {
             | Self::Unexpected(_, Mismatch::NoToken)
             | Self::Refused(_)
             | Self::Setup(_) => false,
-            // One group may take its service too long. Without the service no group can be read.
+            // A single group may take its service too long. Without the service no group can be read.
             Self::Away { code, .. } => *code == DEADLINE_EXCEEDED,
             Self::OpenIm { code, .. } => *code != NO_PERMISSION,
             _ => true,

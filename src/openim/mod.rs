@@ -1,4 +1,4 @@
-//! OpenIM's REST API: what OpenIM says. Only this room calls OpenIM.
+//! Client of OpenIM's REST API, and snapshots of groups. Only this room calls OpenIM.
 
 mod calls;
 mod client;
@@ -18,7 +18,7 @@ pub use snapshot::ReadError;
 pub(crate) use snapshot::{GroupState, Incomplete, MAX_DELTA_LEAVES, NOT_FOUND, Reader, Snapshot};
 pub(crate) use wire::{Delta, GroupInfo};
 
-/// How to reach OpenIM.
+/// Address and credentials of OpenIM's API.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Base URL, for example `http://openim:10002`. A path in it comes before OpenIM's own paths.

@@ -76,7 +76,7 @@ pub(crate) struct Snapshot {
     pub(crate) is_whole: bool,
     /// `None` if the snapshot is incomplete.
     pub(crate) version: Option<Version>,
-    /// Why some of the group is missing.
+    /// The reason, if some of the group is missing.
     pub(crate) incomplete: Option<Incomplete>,
     /// Permit for the members in memory.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
@@ -113,7 +113,7 @@ impl Unlisted {
     }
 }
 
-/// Why a snapshot does not have all of its group.
+/// Reason why a snapshot does not have all of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Incomplete {
     /// OpenIM counts more members than it lists.

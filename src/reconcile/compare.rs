@@ -29,7 +29,7 @@ pub(super) struct Differences {
     pub(super) logged_leaves: u64,
     /// Version of the group in OpenIM.
     pub(super) version: Option<Version>,
-    /// Why some of the group is not compared.
+    /// The reason, if some of the group is not compared.
     pub(super) incomplete: Option<Incomplete>,
     is_of_changes: bool,
     /// All values that differ, for a dry run.

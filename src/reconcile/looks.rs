@@ -212,7 +212,7 @@ impl Inner {
         let mut infos = Vec::new();
         match client.group_infos(&unknown).await {
             Ok(all) => infos.extend(all),
-            // One group fails the call for all.
+            // A single group fails the call for all.
             Err(error) if error.is_of_call() => {
                 for group in &unknown {
                     match client.group_infos(&[*group]).await {
@@ -409,7 +409,7 @@ impl Inner {
         }
         let here = match self.store.count_members_of(&ids).await {
             Ok(here) => here,
-            // One of the groups may be too large to count. The others have to go on.
+            // A single group may be too large to count. The others have to go on.
             Err(error) if error.is_of_time() => HashMap::new(),
             Err(error) => return Err(error.into()),
         };

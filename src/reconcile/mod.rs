@@ -81,7 +81,7 @@ pub enum Error {
     /// A call of OpenIM failed.
     #[error(transparent)]
     Client(#[from] openim::Error),
-    /// One group cannot be read.
+    /// A group cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The database failed.

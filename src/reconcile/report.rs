@@ -96,7 +96,7 @@ impl DriftEntry {
     }
 }
 
-/// What hints say about a group.
+/// Content of the hints about a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HintSummary {
     /// Members that have left.

@@ -66,7 +66,7 @@ struct Listed {
     too_large: Vec<u64>,
 }
 
-/// What a run does after each part of the groups.
+/// Step after each part of the groups.
 pub(super) enum Checkpoint<'a> {
     /// Checks the lease.
     KeepLease(&'a mut Lease),
@@ -375,7 +375,7 @@ impl Inner {
                         let second = rest.split_off(before / 2);
                         parts.extend([second, rest]);
                     }
-                    // One group fails the call for all.
+                    // A single group fails the call for all.
                     Err(error) if error.code() == Some(NOT_FOUND) && before > 1 => {
                         alone.append(&mut rest);
                     }
@@ -457,7 +457,7 @@ impl Inner {
                     openim.extend(infos.map(|info| (info.group_id.clone(), info.into_domain())));
                 }
                 Err(error) if error.is_too_large() => too_large.extend(halves.split(part)),
-                // One group fails the call for all.
+                // A single group fails the call for all.
                 Err(error) if error.is_of_call() => {}
                 Err(error) => return Err(error.into()),
             }

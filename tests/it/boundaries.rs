@@ -135,7 +135,14 @@ fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
     assert_only_in("crate::reconcile", &["app/", "config/"]);
     let rooms = ["app/", "http/", "reconcile/", "config/", "ingest/"];
     assert_only_in("crate::ingest", &rooms);
-    let rooms = ["app/", "http/", "reconcile/", "ingest/", "config/", "store/"];
+    let rooms = [
+        "app/",
+        "http/",
+        "reconcile/",
+        "ingest/",
+        "config/",
+        "store/",
+    ];
     assert_only_in("crate::store", &rooms);
 }
 

@@ -90,7 +90,7 @@ impl Default for Shared {
     }
 }
 
-/// What the receiver of a hint has to do.
+/// Action that a hint asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HintAction {
     /// Nothing.

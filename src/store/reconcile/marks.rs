@@ -19,7 +19,7 @@ VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (group_id) DO UPDATE SET
     compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
 RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
-    /// The same after OpenIM was asked for the changes since a version. Changes no row if another reconcile of
+    /// As BEGIN_GROUP, after OpenIM was asked for the changes since a version. Changes no row if another reconcile of
     /// the group has begun since the version was read.
     BEGIN_UPDATE = "
 UPDATE group_checks AS stored SET
@@ -123,7 +123,7 @@ SELECT user_id
    AND last_callback_xid >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint
    AND NOT pg_visible_in_snapshot(last_callback_xid::text::xid8, $2::pg_snapshot)
  LIMIT $3";
-    /// The same for several groups. LATERAL, because for a join the planner might read all members.
+    /// As NAMED_SINCE, for several groups. LATERAL, because for a join the planner might read all members.
     NAMED_SINCE_ALL = "
 WITH known AS MATERIALIZED (
     SELECT group_id, fence::pg_snapshot AS fence,

@@ -1,5 +1,4 @@
-//! What a reconcile reads from Postgres, and what it records there. It changes rows of members and groups
-//! only through the lanes.
+//! Reads and records of a reconcile in Postgres. It changes rows of members and groups only through the lanes.
 
 mod compared;
 mod marks;
