@@ -30,7 +30,7 @@ const NO_ROWS: Page = Page { number: 1, size: 0 };
 /// Members in memory at a time, of a few hundred bytes each. A group that has more is read alone.
 pub(super) const MAX_MEMBERS_IN_MEMORY: u32 = 100_000;
 /// Most rows of a list that can be too large for an answer. With more, the reason is not the rows.
-const MAX_TOO_LARGE_MEMBERS: u64 = 1000;
+const MAX_TOO_LARGE_ROWS: usize = 1000;
 
 impl Client {
     /// Reads a page of all groups that are not dismissed, the newest first.
@@ -181,29 +181,15 @@ impl MemberList {
         // Rows in a row without a new member.
         let mut rows_without_new = 0;
         loop {
-            let page = pages.page();
-            let answer = match client.members(group, page).await {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() => {
-                    if pages.shrink().is_none() {
-                        continue;
-                    }
-                    if list.too_large == 0 && list.pages == 0 {
-                        // No page may come that has the total.
-                        list.total = client.count_members(group).await?;
-                    }
-                    list.too_large += 1;
-                    if list.too_large > MAX_TOO_LARGE_MEMBERS {
-                        return Err(error);
-                    }
-                    if pages.start() >= list.total {
-                        return Ok(list);
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let read = |page| client.members(group, page);
+            let count = client.count_members(group);
+            let next = pages.next(read, count).await?;
+            list.too_large = pages.too_large.len() as u64;
+            let Some((page, answer)) = next else {
+                list.total = pages.total.unwrap_or_default();
+                return Ok(list);
             };
-            pages.advance();
+            pages.total = Some(answer.total);
             list.total = answer.total;
             if list.pages == 0 {
                 // The first page has the total, so it stays in memory without a permit meanwhile.
@@ -286,15 +272,58 @@ pub(crate) struct Pages {
     size_index: usize,
     /// Pages of this size in a row.
     run: u32,
+    /// Rows that OpenIM counts. Set by the caller after each page.
+    pub(crate) total: Option<u64>,
+    /// Places in the list, from 1, of rows that are too large for an answer.
+    pub(crate) too_large: Vec<u64>,
 }
 
 impl Pages {
+    /// Reads the next page with `read`. If an answer is too large, asks for smaller pages, and leaves out rows
+    /// that are too large alone. `count` is awaited if no page has come that has the total. `None`: the list
+    /// ends with rows that are too large.
+    pub(crate) async fn next<T, R: Future<Output = Result<T, Error>>>(
+        &mut self,
+        read: impl Fn(Page) -> R,
+        count: impl Future<Output = Result<u64, Error>>,
+    ) -> Result<Option<(Page, T)>, Error> {
+        // Awaited at most once: the total is known then.
+        let mut count = Some(count);
+        loop {
+            let page = self.page();
+            match read(page).await {
+                Ok(answer) => {
+                    self.advance();
+                    return Ok(Some((page, answer)));
+                }
+                Err(error) if error.is_too_large() => {
+                    let Some(place) = self.shrink() else {
+                        continue;
+                    };
+                    self.too_large.push(place + 1);
+                    if self.too_large.len() > MAX_TOO_LARGE_ROWS {
+                        return Err(error);
+                    }
+                    if self.total.is_none()
+                        && let Some(count) = count.take()
+                    {
+                        self.total = Some(count.await?);
+                    }
+                    if self.total.is_none_or(|total| self.start >= total) {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     fn size(&self) -> u64 {
         PAGE_SIZES[self.size_index]
     }
 
     /// The next page.
-    pub(crate) fn page(&self) -> Page {
+    fn page(&self) -> Page {
         Page {
             number: self.start / self.size() + 1,
             size: self.size(),
@@ -307,7 +336,7 @@ impl Pages {
     }
 
     /// Moves on after a page that was read.
-    pub(crate) fn advance(&mut self) {
+    fn advance(&mut self) {
         self.start += self.size();
         self.run += 1;
         self.grow();
@@ -315,7 +344,7 @@ impl Pages {
 
     /// Makes the page smaller after an answer that is too large. A page of one row is left out: returns its
     /// place in the list, from 0.
-    pub(crate) fn shrink(&mut self) -> Option<u64> {
+    fn shrink(&mut self) -> Option<u64> {
         if self.size_index + 1 < PAGE_SIZES.len() {
             self.size_index += 1;
             self.run = 0;

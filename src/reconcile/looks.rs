@@ -117,7 +117,7 @@ struct Limits {
 
 impl Inner {
     /// Looks at groups when they are due, until `closing`.
-    pub(super) async fn watch_hints(&self, closing: &CancellationToken) {
+    pub(super) async fn watch_hints(self: Arc<Self>, closing: CancellationToken) {
         let limits = Mutex::new(Limits::default());
         let mut looks = FuturesUnordered::new();
         let has_room = |looks: usize| looks < self.settings.concurrency;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::StreamExt;
@@ -50,7 +51,7 @@ struct State {
 
 impl Inner {
     /// Reconciles marked groups until `closing`.
-    pub(super) async fn watch_marks(&self, closing: &CancellationToken) {
+    pub(super) async fn watch_marks(self: Arc<Self>, closing: CancellationToken) {
         let interval = (self.settings.delay / 4).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL);
         let mut state = State::default();
         let mut pause = interval;
@@ -77,7 +78,7 @@ impl Inner {
     }
 
     /// Counts the marked groups for the metrics, in every instance, until `closing`.
-    pub(super) async fn count_marks(&self, closing: &CancellationToken) {
+    pub(super) async fn count_marks(self: Arc<Self>, closing: CancellationToken) {
         let count = async {
             loop {
                 // Without the database the last count stays.

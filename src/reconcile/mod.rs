@@ -220,18 +220,10 @@ impl Reconciler {
         self.0.metrics.begin_looks(looks::OUTCOMES.into_iter());
         self.0.ingest.hints().begin_looks();
         Background([
-            self.start_task("reconciles all groups", |inner, closing| async move {
-                inner.schedule_runs(&closing).await;
-            }),
-            self.start_task("reconciles marked groups", |inner, closing| async move {
-                inner.watch_marks(&closing).await;
-            }),
-            self.start_task("looks at groups", |inner, closing| async move {
-                inner.watch_hints(&closing).await;
-            }),
-            self.start_task("counts marked groups", |inner, closing| async move {
-                inner.count_marks(&closing).await;
-            }),
+            self.start_task("reconciles all groups", Inner::schedule_runs),
+            self.start_task("reconciles marked groups", Inner::watch_marks),
+            self.start_task("looks at groups", Inner::watch_hints),
+            self.start_task("counts marked groups", Inner::count_marks),
         ])
     }
 

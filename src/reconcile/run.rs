@@ -21,8 +21,6 @@ use crate::store::{KnownGroup, Lease, LeaseOf, TOO_MANY_REMOVALS};
 const GROUPS_PER_CALL: usize = 100;
 /// Times that the list of groups is read if it changes meanwhile.
 const MAX_SCANS: usize = 3;
-/// Most groups of the list that can be too large for an answer. With more, the reason is not the groups.
-const MAX_TOO_LARGE_GROUPS: usize = 1000;
 /// Most places in the list that a text names.
 const MAX_NAMED_PLACES: usize = 10;
 /// Time limit of recording the end of a run.
@@ -55,15 +53,6 @@ impl Seen {
     fn count(&self) -> u64 {
         self.hashes.len() as u64
     }
-}
-
-/// Result of reading OpenIM's list of groups.
-#[derive(Default)]
-struct Listed {
-    /// Groups that OpenIM counts.
-    total: u64,
-    /// Places in the list, from 1, of groups that are too large for an answer.
-    too_large: Vec<u64>,
 }
 
 /// Step after each part of the groups.
@@ -132,13 +121,14 @@ impl Inner {
             self.store.note_touched().await?;
         }
         let mut seen = Seen::new();
-        let mut listed = Listed::default();
+        let mut places = Vec::new();
         for _ in 0..MAX_SCANS {
-            listed = self
+            let pages = self
                 .reconcile_listed(&mut seen, job, &mut checkpoint)
                 .await?;
+            places = pages.too_large;
             // A dismissal meanwhile moves other groups to pages that were read already.
-            if seen.count() + listed.too_large.len() as u64 >= listed.total {
+            if seen.count() + places.len() as u64 >= pages.total.unwrap_or_default() {
                 break;
             }
         }
@@ -146,7 +136,6 @@ impl Inner {
             self.has_recovered_touched.store(true, Ordering::Relaxed);
         }
         let named = self.reconcile_unlisted(&seen, job, &mut checkpoint).await?;
-        let places = listed.too_large;
         // The mirror knows the others, so they were reconciled by their ids.
         let unnamed = (places.len() as u64).saturating_sub(named);
         if unnamed > 0 {
@@ -175,42 +164,22 @@ impl Inner {
         }
     }
 
-    /// Reconciles the groups that OpenIM lists, except those in `seen`.
+    /// Reconciles the groups that OpenIM lists, except those in `seen`. Returns the pages that were read.
     async fn reconcile_listed(
         &self,
         seen: &mut Seen,
         job: &Job<'_>,
         checkpoint: &mut Checkpoint<'_>,
-    ) -> Result<Listed, Error> {
+    ) -> Result<Pages, Error> {
         let client = &self.reader.client;
-        let mut listed = Listed::default();
         let mut pages = Pages::default();
         loop {
-            let page = pages.page();
-            let answer = match client.groups(page).await {
-                Ok(answer) => answer,
-                Err(error) if error.is_too_large() => {
-                    let Some(place) = pages.shrink() else {
-                        continue;
-                    };
-                    listed.too_large.push(place + 1);
-                    if listed.too_large.len() > MAX_TOO_LARGE_GROUPS {
-                        return Err(error.into());
-                    }
-                    if listed.total == 0 {
-                        // No page may come that has the total.
-                        listed.total = client.count_groups().await?;
-                    }
-                    if pages.start() >= listed.total {
-                        return Ok(listed);
-                    }
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
+            let next = pages.next(|page| client.groups(page), client.count_groups());
+            let Some((page, answer)) = next.await? else {
+                return Ok(pages);
             };
-            pages.advance();
+            pages.total = Some(answer.total);
             job.has_read();
-            listed.total = answer.total;
             job.report.expect(answer.total);
             let count = answer.groups.len() as u64;
             let mut groups: Vec<(GroupId, GroupInfo)> = Vec::new();
@@ -229,8 +198,8 @@ impl Inner {
             }
             self.reconcile_page(groups, job, checkpoint).await?;
             // The second condition ends a list that has full pages for ever.
-            if count < page.size || pages.start() > listed.total {
-                return Ok(listed);
+            if count < page.size || pages.start() > answer.total {
+                return Ok(pages);
             }
         }
     }

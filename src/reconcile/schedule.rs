@@ -1,5 +1,6 @@
 //! Schedule of runs.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ enum Missed {
 
 impl Inner {
     /// Does runs at the start and at each interval, until `closing`.
-    pub(super) async fn schedule_runs(&self, closing: &CancellationToken) {
+    pub(super) async fn schedule_runs(self: Arc<Self>, closing: CancellationToken) {
         let mut failures = 0;
         let mut missed = Missed::UntilNow;
         let mut spooled = self.spooled();
@@ -35,7 +36,7 @@ impl Inner {
             if self.ingest.hints().take_needs_run() {
                 missed = Missed::UntilNow;
             }
-            let pause = match self.run_if_due(&mut missed, closing).await {
+            let pause = match self.run_if_due(&mut missed, &closing).await {
                 Ok(pause) => {
                     failures = 0;
                     missed = Missed::Nothing;
