@@ -1,10 +1,8 @@
 //! The composition root: it builds the parts, runs them and stops them in order. One file a subcommand.
 
 mod announce;
-mod comparing;
 mod database;
 mod healthcheck;
-mod progress;
 mod reconcile;
 mod rejected;
 mod serve;
@@ -18,6 +16,7 @@ use std::time::Duration;
 use crate::ingest;
 use crate::local_postgres;
 use crate::openim;
+use crate::reconcile as reconciling;
 use crate::store::{self, OpenError};
 use crate::tasks::EndedEarly;
 use crate::telemetry;
@@ -99,10 +98,10 @@ pub enum Error {
     Rejected(String),
     /// OpenIM's API cannot be used.
     #[error(transparent)]
-    OpenIm(#[from] openim::ClientError),
+    OpenIm(#[from] openim::Error),
     /// A run has stopped before its end.
     #[error("not compared to the end: {0}")]
-    Reconcile(#[from] openim::Error),
+    Reconcile(#[from] reconciling::Error),
     /// There is no access to OpenIM's API.
     #[error("OPENIM_API_URL, OPENIM_ADMIN_USER_ID and OPENIM_SECRET are not set")]
     NoOpenIm,

@@ -9,11 +9,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::database::{self, Private};
 use super::spool::{self, Unusable};
-use super::{Error, PRIVATE_STOP_TIMEOUT, announce, comparing, systemd};
+use super::{Error, PRIVATE_STOP_TIMEOUT, announce, systemd};
 use crate::config::Config;
 use crate::http::{self, Stopping};
 use crate::ingest::Ingest;
-use crate::openim;
+use crate::reconcile::{self as reconciling, Background};
 use crate::store::Store;
 use crate::tasks::detached;
 use crate::telemetry::Metrics;
@@ -65,7 +65,7 @@ pub async fn run(
     let metrics = Metrics::new()?;
     // An error here ends the start before there is anything to stop.
     let client = match config.openim.clone() {
-        Some(access) => Some(openim::Client::new(access, metrics.clone())?),
+        Some(access) => Some(crate::openim::Client::new(access, metrics.clone())?),
         None => None,
     };
     let start = async {
@@ -91,10 +91,10 @@ pub async fn run(
         started = start => started?,
         () = &mut shutdown => return Ok(()),
     };
-    let comparing = comparing::start(
+    let background = Background::start(
         client,
         config.reconcile,
-        openim::Parts {
+        reconciling::Parts {
             store: store.clone(),
             ingest: ingest.clone(),
             metrics: metrics.clone(),
@@ -160,8 +160,8 @@ pub async fn run(
         let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
         let server = private.end().await;
         let close = async {
-            if let Some(comparing) = comparing {
-                comparing.end().await;
+            if let Some(background) = background {
+                background.end().await;
             }
             parts.ingest.close().await;
             parts.store.close().await;

@@ -14,7 +14,6 @@ mod settings;
 mod table;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 
 use clap::{CommandFactory, FromArgMatches};
 
@@ -23,29 +22,6 @@ pub use cli::{
 };
 pub use settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
 pub use table::{Errors, GROUPS, Group, Setting};
-
-/// A value that prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The value itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self(value)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// Reads `./.env` into the environment. A variable that is set already stays as it is. Call it while the
 /// process has one thread. Returns the names in the file that are no settings, which may be misspelt.

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Secret;
 use super::cli::Command;
 use super::form::list;
 use super::settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
@@ -14,6 +13,8 @@ use crate::http::{AccessSettings, BodySettings, HttpTimeouts};
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
+use crate::reconcile;
+use crate::secret::Secret;
 use crate::store;
 use crate::telemetry::LogSettings;
 
@@ -132,11 +133,11 @@ fn assemble(values: Values) -> Option<Config> {
             }),
             _ => None,
         },
-        reconcile: openim::Settings {
+        reconcile: reconcile::Settings {
             interval: values.RECONCILE_INTERVAL_SECS?,
             full_interval: values.RECONCILE_FULL_INTERVAL_SECS?,
             delay: values.RECONCILE_DELAY_MS?,
-            settling: openim::SETTLING,
+            settling: reconcile::SETTLING_TIMEOUT,
             concurrency: values.RECONCILE_CONCURRENCY?,
         },
         rejected: Retention {

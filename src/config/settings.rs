@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Secret;
 use crate::domain::Operators;
 use crate::http::{AccessSettings, BodySettings, HttpTimeouts};
 use crate::ingest::Retention;
 use crate::local_postgres::Search;
 use crate::openim;
+use crate::reconcile;
+use crate::secret::Secret;
 use crate::telemetry::LogSettings;
 
 /// All settings.
@@ -40,7 +41,7 @@ pub struct Config {
     /// Access to OpenIM's API. Unset: the mirror is not compared with OpenIM.
     pub openim: Option<openim::Access>,
     /// Intervals and limits of runs.
-    pub reconcile: openim::Settings,
+    pub reconcile: reconcile::Settings,
     /// Limits of rejected callbacks.
     pub rejected: Retention,
     /// Times of the stop.

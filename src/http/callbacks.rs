@@ -11,7 +11,7 @@ use super::reply::{CallbackFailure, CallbackReply};
 use super::written::Written;
 use super::{Tag, commands};
 use crate::domain::{Change, MarkReason, Operators};
-use crate::ingest::{Hinted, Ingest};
+use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
 
 pub(super) struct Callbacks {
@@ -78,7 +78,7 @@ const FAILED: &str = "failed";
 
 /// Every outcome of a hint.
 pub(super) fn hint_outcomes() -> impl Iterator<Item = &'static str> {
-    let taken = Hinted::ALL.into_iter().map(Hinted::label);
+    let taken = HintOutcome::ALL.into_iter().map(HintOutcome::label);
     taken.chain([UNREADABLE, FAILED])
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::Secret;
+use crate::secret::Secret;
 
 /// Keys of callbacks and reads.
 #[derive(Clone, Debug)]

@@ -23,13 +23,13 @@ use crate::spool::SpoolError;
 use crate::store::{self, Store};
 use crate::tasks::{Period, Task, Tasks};
 use drain::Drain;
-use hints::Heard;
+use hints::HintAction;
 use lanes::Lanes;
 use marks::Marks;
 use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
-pub use hints::{Due, Hinted, Hints, Kinds, LookEnd};
+pub use hints::{DueLook, HintOutcome, Hints, Kinds, LookEnd};
 pub use intake::{Spool, SpoolState};
 pub use rejected::Retention;
 
@@ -217,7 +217,7 @@ impl Ingest {
     pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
         let group = change.group_id.clone();
         let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
-        let is_looked_after = self.hints.is_looked_after(&group);
+        let is_looked_after = self.hints.is_watched(&group);
         let told = Told {
             hints: &self.hints,
             group: &group,
@@ -241,41 +241,41 @@ impl Ingest {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn hint(&self, hint: Hint) -> Result<Hinted, Error> {
+    pub async fn hint(&self, hint: Hint) -> Result<HintOutcome, Error> {
         match self.hear(&hint) {
-            Heard::Done(done) => Ok(done),
+            HintAction::Done(done) => Ok(done),
             heard => {
                 self.mark(hint, heard).await?;
-                Ok(Hinted::Marked)
+                Ok(HintOutcome::Marked)
             }
         }
     }
 
     /// The same without waiting for the mark.
-    pub fn hint_unwaited(&self, hint: Hint) -> Hinted {
+    pub fn hint_unwaited(&self, hint: Hint) -> HintOutcome {
         match self.hear(&hint) {
-            Heard::Done(done) => done,
+            HintAction::Done(done) => done,
             heard => {
                 let ingest = self.clone();
                 // What is not written marks its group itself.
                 self.under_way
                     .spawn(async move { ingest.mark(hint, heard).await });
-                Hinted::Marked
+                HintOutcome::Marked
             }
         }
     }
 
-    fn hear(&self, hint: &Hint) -> Heard {
+    fn hear(&self, hint: &Hint) -> HintAction {
         let is_spooling = self.spool.as_ref().is_some_and(Spool::is_diverting);
-        self.hints.hear(hint, is_spooling)
+        self.hints.receive(hint, is_spooling)
     }
 
-    async fn mark(&self, hint: Hint, heard: Heard) -> Result<(), Error> {
+    async fn mark(&self, hint: Hint, heard: HintAction) -> Result<(), Error> {
         let reason = MarkReason::Notified;
         let (event, key) = match heard {
-            Heard::Done(_) => return Ok(()),
-            Heard::Mark(key) => (Event::Mark(reason), key),
-            Heard::MarkIfDismissed => (Event::MarkIfDismissed(reason), None),
+            HintAction::Done(_) => return Ok(()),
+            HintAction::Mark(key) => (Event::Mark(reason), key),
+            HintAction::MarkIfDismissed => (Event::MarkIfDismissed(reason), None),
         };
         let change = Change::new(hint.group_id.clone(), hint.received_at, event);
         self.submit(change).await?;
@@ -287,7 +287,7 @@ impl Ingest {
 
     /// Takes back the mark of somebody who entered, for the callback has told who.
     async fn take_back_mark(&self, group: &GroupId) {
-        if let Err(error) = self.store.take_back_mark(group).await {
+        if let Err(error) = self.store.undo_mark(group).await {
             // It is one that need not be, and no more.
             let error = error.to_string();
             tracing::debug!(error, "a mark that has turned out to be unfounded stays");

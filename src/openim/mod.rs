@@ -1,36 +1,32 @@
-//! The door that pulls: asks OpenIM what it holds, and has repaired what the mirror holds else. The
-//! only place that calls OpenIM.
+//! Client of OpenIM's REST API, and snapshots of groups. Only this room calls OpenIM.
 
 mod calls;
 mod client;
 mod error;
-mod fetch;
-mod list;
-mod pace;
-mod pages;
-mod reconcile;
-mod view;
+mod snapshot;
 mod wire;
 
 use std::time::Duration;
 
-use crate::config::Secret;
+use crate::secret::Secret;
 
+pub(crate) use calls::{Halves, LARGEST_PAGE, Pages};
 pub use client::{Client, choose_cryptography};
-pub use error::Error as ClientError;
-pub use reconcile::{
-    Comparing, DriftOf, Error, Mode, Parts, Reconciler, SETTLING, Settings, Tally,
-};
+pub(crate) use client::{Pace, paced};
+pub use error::Error;
+pub use snapshot::ReadError;
+pub(crate) use snapshot::{GroupState, Incomplete, MAX_DELTA_LEAVES, NOT_FOUND, Reader, Snapshot};
+pub(crate) use wire::{Delta, GroupInfo};
 
-/// How to reach OpenIM.
+/// Address and credentials of OpenIM's API.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// Such as `http://openim:10002`; a path in it comes before OpenIM's own.
+    /// Base URL, for example `http://openim:10002`. A path in it comes before OpenIM's own paths.
     pub url: String,
-    /// One of OpenIM's administrators.
+    /// User id of an OpenIM administrator.
     pub admin_user_id: String,
-    /// What OpenIM's config/share.yml calls `secret`.
+    /// The value of `secret` in OpenIM's config/share.yml.
     pub secret: Secret,
-    /// How long one call may take.
+    /// Time limit of one call.
     pub timeout: Duration,
 }

@@ -1,17 +1,17 @@
-//! OpenIM's answers, exactly as sent: Go's `encoding/json` of its structs, so numbers are numbers,
-//! zero values are there and lists without anything in them are null.
+//! OpenIM's answers in JSON. OpenIM writes its structs with Go's `encoding/json`: numbers are numbers, zero
+//! values are present, and empty lists are null.
 
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 use time::{Duration, OffsetDateTime};
 
-use super::error::Oddity;
+use super::error::Mismatch;
 use crate::domain::{
     GroupId, GroupProfile, IdError, OpenImGroup, OpenImMember, Text, UserId, Version, to_micros,
 };
 
-/// Around every answer, whatever its HTTP status says.
+/// Envelope of every answer.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Envelope<T> {
@@ -20,7 +20,7 @@ pub(super) struct Envelope<T> {
     pub(super) err_msg: String,
     #[serde(default)]
     pub(super) err_dlt: String,
-    /// Not there on an error, nor where there is nothing to tell.
+    /// Absent on an error, or if there is no data.
     pub(super) data: Option<T>,
 }
 
@@ -35,44 +35,37 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// Whether it can be sent: in the head of a request only so it is what it was.
-    pub(super) fn check(&self) -> Result<(), Oddity> {
+    /// Refuses a token that an HTTP header cannot hold unchanged.
+    pub(super) fn check(&self) -> Result<(), Mismatch> {
         let mut bytes = self.token.bytes();
         match !self.token.is_empty() && bytes.all(|byte| byte.is_ascii_graphic()) {
             true => Ok(()),
-            false => Err(Oddity::NoToken),
+            false => Err(Mismatch::NoToken),
         }
     }
 }
 
+/// Page of all groups.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Groups {
+pub(crate) struct GroupPage {
     #[serde(default)]
-    pub(super) total: u64,
+    pub(crate) total: u64,
     #[serde(default, deserialize_with = "list")]
-    pub(super) groups: Vec<GroupEntry>,
+    pub(crate) groups: Vec<GroupEntry>,
 }
 
+/// Group in a page of all groups.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct GroupEntry {
-    group_info: Group,
+pub(crate) struct GroupEntry {
+    group_info: GroupInfo,
     #[serde(default, rename = "groupOwnerUserID")]
     owner_user_id: String,
 }
 
-impl GroupInfos {
-    /// Whether they are some of these, each once.
-    pub(super) fn check(&self, groups: &[&GroupId]) -> Result<(), Oddity> {
-        let groups = groups.iter().map(|group| group.as_str());
-        let infos = self.group_infos.iter().map(|info| info.group_id.as_str());
-        are_among(infos, groups, Oddity::OtherGroup)
-    }
-}
-
 impl GroupEntry {
-    /// The group, with its owner, who is told beside it too.
-    pub(super) fn into_group(self) -> Group {
+    /// The group with its owner, which OpenIM may send only beside it.
+    pub(crate) fn into_group(self) -> GroupInfo {
         let mut group = self.group_info;
         if group.owner_user_id.is_empty() {
             group.owner_user_id = self.owner_user_id;
@@ -83,62 +76,72 @@ impl GroupEntry {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct GroupInfos {
+pub(super) struct GroupInfoList {
     #[serde(default, deserialize_with = "list")]
-    pub(super) group_infos: Vec<Group>,
+    pub(super) group_infos: Vec<GroupInfo>,
 }
 
+impl GroupInfoList {
+    /// Refuses groups that the request does not name, and duplicates.
+    pub(super) fn check(&self, groups: &[&GroupId]) -> Result<(), Mismatch> {
+        let groups = groups.iter().map(|group| group.as_str());
+        let infos = self.group_infos.iter().map(|info| info.group_id.as_str());
+        are_among(infos, groups, Mismatch::OtherGroup)
+    }
+}
+
+/// Page of a group's members, or the members that a call names.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Members {
+pub(super) struct MemberPage {
     #[serde(default)]
     pub(super) total: u64,
     #[serde(default, deserialize_with = "list")]
-    pub(super) members: Vec<Member>,
+    pub(super) members: Vec<MemberInfo>,
 }
 
-impl Members {
-    /// Whether they are this group's.
-    pub(super) fn check(&self, group: &GroupId) -> Result<(), Oddity> {
+impl MemberPage {
+    /// Refuses members of another group.
+    pub(super) fn check(&self, group: &GroupId) -> Result<(), Mismatch> {
         are_of(&self.members, group)
     }
 
-    /// The same, and each one of these users.
-    pub(super) fn check_named(&self, group: &GroupId, users: &[&UserId]) -> Result<(), Oddity> {
+    /// Refuses members of another group, users that the request does not name, and duplicates.
+    pub(super) fn check_named(&self, group: &GroupId, users: &[&UserId]) -> Result<(), Mismatch> {
         self.check(group)?;
         let users = users.iter().map(|user| user.as_str());
         let members = self.members.iter().map(|member| member.user_id.as_str());
-        are_among(members, users, Oddity::OtherUser)
+        are_among(members, users, Mismatch::OtherUser)
     }
 }
 
-fn are_of(members: &[Member], group: &GroupId) -> Result<(), Oddity> {
+fn are_of(members: &[MemberInfo], group: &GroupId) -> Result<(), Mismatch> {
     let mut members = members.iter();
     match members.all(|member| member.group_id == group.as_str()) {
         true => Ok(()),
-        false => Err(Oddity::OtherGroup),
+        false => Err(Mismatch::OtherGroup),
     }
 }
 
-/// Whether each that is told was asked for, and is told once.
+/// Refuses ids that were not asked for, and duplicates.
 fn are_among<'a>(
-    told: impl Iterator<Item = &'a str>,
+    answered: impl Iterator<Item = &'a str>,
     asked: impl Iterator<Item = &'a str>,
-    else_is: Oddity,
-) -> Result<(), Oddity> {
+    mismatch: Mismatch,
+) -> Result<(), Mismatch> {
     let asked: HashSet<&str> = asked.collect();
     let mut seen = HashSet::new();
-    for id in told {
+    for id in answered {
         if !asked.contains(id) {
-            return Err(else_is);
+            return Err(mismatch);
         }
         if !seen.insert(id) {
-            return Err(Oddity::Twice);
+            return Err(Mismatch::Twice);
         }
     }
     Ok(())
 }
 
-/// Who the members are.
+/// Ids of a group's members.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct MemberIds {
@@ -150,12 +153,12 @@ pub(super) struct MemberIds {
 }
 
 impl MemberIds {
-    /// Whether each is told once: how many there are counts. Whose they are the answer does not say.
-    pub(super) fn check(&self) -> Result<(), Oddity> {
+    /// Refuses duplicates, because the number of ids counts. The answer does not name its group.
+    pub(super) fn check(&self) -> Result<(), Mismatch> {
         let mut seen = HashSet::with_capacity(self.user_ids.len());
         match self.user_ids.iter().all(|id| seen.insert(id)) {
             true => Ok(()),
-            false => Err(Oddity::Twice),
+            false => Err(Mismatch::Twice),
         }
     }
 
@@ -167,6 +170,7 @@ impl MemberIds {
     }
 }
 
+/// Changes of several groups.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Deltas {
@@ -175,15 +179,15 @@ pub(super) struct Deltas {
 }
 
 impl Deltas {
-    /// Whether they are of some of these groups, since these versions.
-    pub(super) fn check(&self, groups: &[(&GroupId, &Version)]) -> Result<(), Oddity> {
+    /// Refuses groups that the request does not name, and changes since other versions.
+    pub(super) fn check(&self, groups: &[(&GroupId, &Version)]) -> Result<(), Mismatch> {
         let groups = groups
             .iter()
             .map(|(group, version)| (group.as_str(), (*group, *version)));
         let groups: HashMap<&str, (&GroupId, &Version)> = groups.collect();
         for (id, delta) in self.resp_list.iter().flatten() {
             let Some((group, version)) = groups.get(id.as_str()) else {
-                return Err(Oddity::OtherGroup);
+                return Err(Mismatch::OtherGroup);
             };
             delta.check(group, Some(version))?;
         }
@@ -191,40 +195,41 @@ impl Deltas {
     }
 }
 
-/// What has changed since a version.
+/// Changes of a group since a version.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Delta {
+pub(crate) struct Delta {
     pub(super) version: u64,
     #[serde(rename = "versionID")]
     pub(super) version_id: String,
-    /// Too much has, or the version is none of this counter: the lists are empty.
-    pub(super) full: bool,
+    /// True if OpenIM cannot list the changes: they are too many, or the version has another id. The lists
+    /// are empty then.
+    pub(crate) full: bool,
     #[serde(deserialize_with = "list")]
     pub(super) delete: Vec<String>,
     #[serde(deserialize_with = "list")]
-    pub(super) insert: Vec<Member>,
+    pub(super) insert: Vec<MemberInfo>,
     #[serde(deserialize_with = "list")]
-    pub(super) update: Vec<Member>,
-    pub(super) group: Option<Group>,
+    pub(super) update: Vec<MemberInfo>,
+    pub(super) group: Option<GroupInfo>,
 }
 
 impl Delta {
-    /// Whether it is of this group, since this version. Each group has a count of versions of its own.
-    pub(super) fn check(&self, group: &GroupId, since: Option<&Version>) -> Result<(), Oddity> {
+    /// Refuses changes of another group, or since another version. Each group counts its own versions.
+    pub(super) fn check(&self, group: &GroupId, since: Option<&Version>) -> Result<(), Mismatch> {
         are_of(&self.insert, group)?;
         are_of(&self.update, group)?;
-        let told = self.group.as_ref();
-        if told.is_some_and(|told| told.group_id != group.as_str()) {
-            return Err(Oddity::OtherGroup);
+        let info = self.group.as_ref();
+        if info.is_some_and(|info| info.group_id != group.as_str()) {
+            return Err(Mismatch::OtherGroup);
         }
-        // Of another count, or of a lower version, all of the group is to be read.
+        // With another id, or a lower number, the changes say nothing: the whole group has to be read.
         let is_since = |since: &Version| {
             self.full || (self.version_id == since.id && self.version >= since.number)
         };
         match since.is_none_or(is_since) {
             true => Ok(()),
-            false => Err(Oddity::OtherVersion),
+            false => Err(Mismatch::OtherVersion),
         }
     }
 
@@ -235,17 +240,18 @@ impl Delta {
         }
     }
 
-    /// Whether nothing has changed.
-    pub(super) fn is_at(&self, version: &Version) -> bool {
+    /// True if nothing has changed since the version.
+    pub(crate) fn is_at(&self, version: &Version) -> bool {
         !self.full && self.version == version.number && self.version_id == version.id
     }
 }
 
+/// Group, without its members.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Group {
+pub(crate) struct GroupInfo {
     #[serde(rename = "groupID")]
-    pub(super) group_id: String,
+    pub(crate) group_id: String,
     group_name: String,
     notification: String,
     introduction: String,
@@ -254,7 +260,7 @@ pub(super) struct Group {
     #[serde(rename = "ownerUserID")]
     owner_user_id: String,
     create_time: i64,
-    pub(super) member_count: u64,
+    pub(crate) member_count: u64,
     ex: String,
     status: i32,
     group_type: i32,
@@ -263,9 +269,10 @@ pub(super) struct Group {
     apply_member_friend: i32,
 }
 
+/// Member of a group.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Member {
+pub(super) struct MemberInfo {
     #[serde(rename = "groupID")]
     group_id: String,
     #[serde(rename = "userID")]
@@ -284,7 +291,7 @@ pub(super) struct Member {
     inviter_user_id: String,
 }
 
-/// Milliseconds since 1970; 0, and what is no time, is none.
+/// Parses milliseconds since 1970. Numbers up to 0, or out of range, are no time.
 fn time(millis: i64) -> Option<OffsetDateTime> {
     if millis <= 0 {
         return None;
@@ -293,13 +300,14 @@ fn time(millis: i64) -> Option<OffsetDateTime> {
     Some(to_micros(time))
 }
 
-impl Group {
-    /// Its id, if the mirror can hold it.
-    pub(super) fn id(&self) -> Result<GroupId, IdError> {
+impl GroupInfo {
+    /// The group's id. Fails if the mirror cannot keep it.
+    pub(crate) fn id(&self) -> Result<GroupId, IdError> {
         GroupId::parse(self.group_id.clone())
     }
 
-    pub(super) fn held(self) -> OpenImGroup {
+    /// The group in the domain's form.
+    pub(crate) fn into_domain(self) -> OpenImGroup {
         let text = |text: String| Some(Text::parse(text));
         OpenImGroup {
             profile: GroupProfile {
@@ -312,7 +320,7 @@ impl Group {
                 look_member_info: Some(self.look_member_info),
                 apply_member_friend: Some(self.apply_member_friend),
             },
-            // Empty where the group has none.
+            // Empty if the group has none.
             owner: UserId::parse(self.owner_user_id).ok(),
             status: self.status,
             group_type: self.group_type,
@@ -321,10 +329,10 @@ impl Group {
     }
 }
 
-impl Member {
-    /// The user, if the mirror can hold the id, and what OpenIM holds.
-    pub(super) fn held(self) -> Result<(UserId, OpenImMember), IdError> {
-        let held = OpenImMember {
+impl MemberInfo {
+    /// The member in the domain's form, with its user id. Fails if the mirror cannot keep the id.
+    pub(super) fn into_domain(self) -> Result<(UserId, OpenImMember), IdError> {
+        let member = OpenImMember {
             display_nickname: Text::parse(self.nickname),
             display_face_url: Text::parse(self.face_url),
             role_level: self.role_level,
@@ -335,7 +343,7 @@ impl Member {
             operator: Text::parse(self.operator_user_id),
             mute_end_at: time(self.mute_end_time),
         };
-        Ok((UserId::parse(self.user_id)?, held))
+        Ok((UserId::parse(self.user_id)?, member))
     }
 }
 
@@ -344,14 +352,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_one_that_a_head_can_hold() {
+    fn a_token_has_to_fit_in_a_header() {
         let check = |token: &str| {
             let token = token.to_owned();
             Token { token }.check()
         };
         assert_eq!(check("eyJhbGciOiJIUzI1NiJ9.eyJVc2VySUQi-_.x~"), Ok(()));
-        for odd in ["", " ", "a b", "a\r\nb", "a\n", "\u{0}", "a\u{7f}", "ä"] {
-            assert_eq!(check(odd), Err(Oddity::NoToken), "{odd:?}");
+        for bad in ["", " ", "a b", "a\r\nb", "a\n", "\u{0}", "a\u{7f}", "ä"] {
+            assert_eq!(check(bad), Err(Mismatch::NoToken), "{bad:?}");
         }
     }
 
@@ -367,7 +375,7 @@ mod tests {
         assert_eq!(delta.version().number, u64::MAX);
         assert!(delta.is_at(&delta.version()));
         assert!(delta.insert.is_empty() && delta.delete.is_empty());
-        let members: Members = serde_json::from_str(r#"{"total":0,"members":null}"#).unwrap();
+        let members: MemberPage = serde_json::from_str(r#"{"total":0,"members":null}"#).unwrap();
         assert!(members.members.is_empty());
         let deltas: Deltas = serde_json::from_str(r#"{"respList":null}"#).unwrap();
         assert!(deltas.resp_list.is_none());
@@ -378,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_none() {
+    fn a_number_out_of_range_is_no_time() {
         assert_eq!(time(0), None);
         assert_eq!(time(-1), None);
         assert_eq!(time(i64::MAX), None);

@@ -44,9 +44,10 @@ pub use read::{
     Found, GroupFilter, GroupSummary, MemberFilter, MemberState, PAGE_BYTES, Page, RoleCount, Room,
     SHORT_ROW,
 };
+pub(crate) use reconcile::run_counters;
 pub use reconcile::{
-    Begun, ComparedMember, Finished, KnownGroup, Named, Noted, Run, RunCounts, TOO_MANY_REMOVALS,
-    Turn, TurnOf, WantedByReason, WasRead,
+    Begun, ComparedMember, Coverage, Finished, KnownGroup, KnownVersion, Lease, LeaseOf,
+    MarksByReason, Named, Run, RunCounts, TOO_MANY_REMOVALS,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer, Written};

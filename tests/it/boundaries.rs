@@ -113,6 +113,8 @@ fn the_domain_imports_nobody() {
         "app",
         "local_postgres",
         "openim",
+        "reconcile",
+        "secret",
         "tasks",
         "telemetry",
     ] {
@@ -136,31 +138,46 @@ fn the_spool_imports_the_domain_only() {
 fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
     // The configuration fills the settings of the parts.
     assert_only_in("crate::http", &["app/", "config/"]);
-    assert_only_in("crate::openim", &["app/", "config/"]);
-    let rooms = ["app/", "http/", "openim/", "config/", "ingest/"];
+    assert_only_in("crate::openim", &["app/", "config/", "reconcile/"]);
+    assert_only_in("crate::reconcile", &["app/", "config/"]);
+    let rooms = ["app/", "http/", "reconcile/", "config/", "ingest/"];
     assert_only_in("crate::ingest", &rooms);
-    let rooms = ["app/", "http/", "openim/", "ingest/", "config/", "store/"];
+    let rooms = [
+        "app/",
+        "http/",
+        "reconcile/",
+        "ingest/",
+        "config/",
+        "store/",
+    ];
     assert_only_in("crate::store", &rooms);
 }
 
+/// `openim` says what OpenIM says; `reconcile` stands above it, the queue and the store.
 #[test]
-fn the_door_that_pulls_has_what_it_needs_from_below() {
-    let may = ["domain", "ingest", "store", "tasks", "telemetry"];
-    let imports = trespasses("crate", &[]);
+fn openim_and_reconcile_import_only_rooms_below_them() {
+    let below = ["domain", "secret", "telemetry"];
+    assert_imports_only("openim/", &below, 5);
+    let below = ["domain", "ingest", "openim", "store", "tasks", "telemetry"];
+    assert_imports_only("reconcile/", &below, 15);
+}
+
+/// A room that imports fewer than `least` times is not read right.
+#[track_caller]
+fn assert_imports_only(room: &str, below: &[&str], least: usize) {
     let mut count = 0;
-    for line in imports
-        .iter()
-        .filter(|line| line.starts_with("src/openim/"))
-    {
+    for line in trespasses("crate", &[]) {
+        if !line.starts_with(&format!("src/{room}")) {
+            continue;
+        }
         let Some((_, path)) = line.split_once("crate::") else {
             continue; // pub(crate) is no import
         };
         let part = path.split([':', ';']).next().unwrap();
-        let is_allowed = may.contains(&part) || path.starts_with("config::Secret");
-        assert!(is_allowed, "{line}");
+        assert!(below.contains(&part), "{line}");
         count += 1;
     }
-    assert!(count >= 5, "{count}");
+    assert!(count >= least, "{count}");
 }
 
 /// What goes on beside serving is started by `tasks`, which sees when it ends early. What comes to its end by
@@ -183,7 +200,7 @@ fn whatever_goes_on_is_looked_after() {
             // A process, which is looked at.
             "local_postgres/cluster.rs",
             // Its tests.
-            "openim/fetch.rs",
+            "openim/snapshot/tests.rs",
         ],
     );
     for other in ["spawn_local", "JoinSet", "Builder::new_multi_thread"] {

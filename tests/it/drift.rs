@@ -302,7 +302,7 @@ async fn the_start_says_what_is_not_guaranteed_without_openim() {
     let said = |service: &Service| {
         service
             .log()
-            .contains("the mirror is not compared with OpenIM")
+            .contains("the mirror is not reconciled with OpenIM")
     };
     let without = Service::start(&[("DATABASE_URL", &db.url)]);
     wait_for("it is said", Duration::from_secs(20), || said(&without));
@@ -316,7 +316,7 @@ async fn the_start_says_what_is_not_guaranteed_without_openim() {
     ]);
     wait_for("it compares", Duration::from_secs(20), || {
         with.log()
-            .contains("compared with OpenIM: groups: 1 seen, 1 compared")
+            .contains("reconciled with OpenIM: groups: 1 seen, 1 compared")
     });
     assert!(!said(&with), "{}", with.log());
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::stream::{self, StreamExt};
-use openim_group_mirror::openim::Mode;
+use openim_group_mirror::reconcile::Mode;
 use time::OffsetDateTime;
 
 use crate::histories::{Kind, seed};

@@ -2,7 +2,7 @@
 //! balancer before it may give them. None is believed.
 
 use openim_group_mirror::domain::GroupId;
-use openim_group_mirror::openim::{Mode, Tally};
+use openim_group_mirror::reconcile::{Mode, Report};
 use openim_group_mirror::store::RunCounts;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -36,15 +36,15 @@ fn invite(user: &str) -> Operation {
 
 /// All of the group is asked for; the counts, and why groups were left.
 async fn whole(pair: &Pair) -> (RunCounts, Vec<String>) {
-    let tally = Tally::default();
+    let report = Report::default();
     let never = CancellationToken::new();
     let groups = [GroupId::parse(GROUP.into()).unwrap()];
     let compared = pair
         .reconciler
-        .compare(&groups, Mode::default(), &tally, &never);
+        .reconcile(&groups, Mode::default(), &report, &never);
     compared.await.unwrap();
-    let left = tally.left_groups().into_iter().map(|(_, why)| why);
-    (tally.counts(), left.collect())
+    let left = report.skipped().into_iter().map(|(_, why)| why);
+    (report.counts(), left.collect())
 }
 
 async fn assert_not_believed(pair: &Pair, what: &str, before: &[Value]) {

@@ -754,8 +754,8 @@ async fn a_task_that_ends_early_is_named_and_ends_the_service() {
     // Whichever reads the group first.
     let named = [
         "counts marked groups",
-        "compares marked groups",
-        "compares all groups",
+        "reconciles marked groups",
+        "reconciles all groups",
     ];
     let is_named = |name: &&str| log.contains(&format!("{told}{name} ended early"));
     assert!(named.iter().any(is_named), "{log}");

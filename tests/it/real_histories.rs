@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openim_group_mirror::openim::Mode;
+use openim_group_mirror::reconcile::Mode;
 use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;

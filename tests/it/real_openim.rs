@@ -13,7 +13,7 @@
 //! | a group without an owner has not changed | one small look, not read anew | `case_88` |
 //! | a group was dismissed | a dry run finds no difference | `case_89` |
 
-use openim_group_mirror::openim::Mode;
+use openim_group_mirror::reconcile::Mode;
 use serde_json::{Value, json};
 
 use crate::model;

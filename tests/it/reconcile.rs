@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use openim_group_mirror::openim::{Mode, Settings};
+use openim_group_mirror::reconcile::{Mode, Settings};
 use sqlx::Executor;
 
 use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values, settings, until};
@@ -1084,7 +1084,7 @@ async fn a_comparison_whose_turn_another_process_has_taken_ends() {
         other.execute(take).await.unwrap();
     });
     let error = lost.await.unwrap_err();
-    assert!(error.contains("our turn is gone"), "{error}");
+    assert!(error.contains("the lease is lost"), "{error}");
     other.close().await.unwrap();
     pair.close().await;
 }

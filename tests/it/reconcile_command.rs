@@ -322,7 +322,7 @@ async fn two_at_once_take_turns() {
     held.reached().await;
     let second = Service::spawn(&["reconcile"], &stage.variables(&[]));
     wait_for("the second waits", Duration::from_secs(20), || {
-        second.log().contains("another process compares just now")
+        second.log().contains("another instance reconciles now")
     });
     held.release();
     for mut process in [first, second] {

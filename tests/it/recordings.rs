@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openim_group_mirror::http::understand;
-use openim_group_mirror::openim::Mode;
+use openim_group_mirror::reconcile::Mode;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 

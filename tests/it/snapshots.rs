@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use openim_group_mirror::domain::{GroupId, MarkReason};
-use openim_group_mirror::openim::{Mode, Settings};
+use openim_group_mirror::reconcile::{Mode, Settings};
 use serde_json::json;
 use sqlx::{Executor, Postgres, Transaction};
 

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use openim_group_mirror::domain::GroupId;
-use openim_group_mirror::openim::{Client, DriftOf, Mode, Parts, Reconciler, Tally};
+use openim_group_mirror::openim::Client;
+use openim_group_mirror::reconcile::{DriftEntry, Mode, Parts, Reconciler, Report};
 use openim_group_mirror::store::RunCounts;
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ async fn whole(pair: &Pair) -> RunCounts {
 
 /// The counts, and what is told of groups that were left.
 async fn told(pair: &Pair, groups: &[&str]) -> (RunCounts, Vec<(Option<String>, String)>) {
-    let tally = Tally::default();
+    let report = Report::default();
     let never = CancellationToken::new();
     let groups: Vec<GroupId> = groups
         .iter()
@@ -81,11 +82,11 @@ async fn told(pair: &Pair, groups: &[&str]) -> (RunCounts, Vec<(Option<String>, 
         .collect();
     let compared = pair
         .reconciler
-        .compare(&groups, Mode::default(), &tally, &never);
+        .reconcile(&groups, Mode::default(), &report, &never);
     compared.await.unwrap();
-    let left = tally.left_groups().into_iter();
+    let left = report.skipped().into_iter();
     let left = left.map(|(group, why)| (group.map(|group| group.as_str().to_owned()), why));
-    (tally.counts(), left.collect())
+    (report.counts(), left.collect())
 }
 
 async fn ex_of(pair: &Pair, user: &str) -> usize {
@@ -454,13 +455,13 @@ async fn who_is_counted_and_not_shown_stays_and_the_others_are_compared() {
 async fn a_dry_run_does_not_tell_of_who_is_not_shown() {
     let pair = pair_of(4).await;
     with_somebody_unshown(&pair).await;
-    let (mut users, tally) = (vec![], Tally::default());
-    let mut tell = |drift: DriftOf| users.extend(drift.user_id);
-    let looked = pair.reconciler.drift(&[], &tally, &mut tell).await;
+    let (mut users, report) = (vec![], Report::default());
+    let mut tell = |drift: DriftEntry| users.extend(drift.user_id);
+    let looked = pair.reconciler.dry_run(&[], &report, &mut tell).await;
     looked.unwrap();
     let users: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
     assert_eq!(users, ["new"]);
-    assert_eq!(tally.counts().groups_left, 1);
+    assert_eq!(report.counts().groups_left, 1);
     pair.close().await;
 }
 
@@ -488,7 +489,7 @@ fn patient_for(mut pair: Pair, patience: Duration) -> Pair {
         metrics: Metrics::new().unwrap(),
     };
     let client = Client::new(access(&pair.server), parts.metrics.clone()).unwrap();
-    pair.reconciler = Reconciler::new(client.with_patience(patience), settings(), parts);
+    pair.reconciler = Reconciler::new(client.with_away_timeout(patience), settings(), parts);
     pair
 }
 

@@ -1,61 +1,60 @@
-//! What becomes of hints where OpenIM's API cannot be asked: some mark their group, for no callback tells
-//! of what they announce.
+//! Marks by hints, for instances without access to OpenIM's API. A hint marks its group if no callback says the
+//! same.
 //!
-//! That somebody has entered is told by a callback where the user came by itself, and by none where the
-//! user was approved. Which it is shows by whether that callback comes. So the group is marked, unless
-//! the callback came before; and where it comes after, the mark is taken back.
+//! If a user enters a group by itself, OpenIM sends a callback too; if the user was approved, it sends none. So
+//! an entry marks the group, unless its callback came before. If the callback comes after, the mark is undone.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::recent::{Key, Recent};
+use super::{Key, Recent};
 use crate::domain::HintKind;
 
-/// How long a callback of the same change may come before or after its notification.
-const TOGETHER: Duration = Duration::from_secs(5);
+/// Longest time between the callback and the notification of one change.
+const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a hint does to its group.
+/// Effect of a hint on its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Always,
-    /// Only where the mirror holds it dismissed: then it has come back.
+    /// Only if the mirror has the group as dismissed: then it exists again.
     IfDismissed,
     Never,
 }
 
-/// How far the mark of somebody who entered is.
+/// Progress of the mark of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     BeingWritten,
     Written,
-    /// The callback came before the mark was written.
+    /// The callback came before the mark was written, so the mark has to be undone.
     Unfounded,
 }
 
-/// Changes of which half was heard.
+/// Changes with only a callback or only a notification yet.
 #[derive(Debug)]
 pub(super) struct Marking {
     joins: Recent,
     entries: HashMap<Key, (Instant, Progress)>,
-    /// In the order of time; may name some that are gone.
+    /// Sorted by time. May have keys that are no longer in `entries`.
     order: VecDeque<(Instant, Key)>,
-    most: usize,
+    max_entries: usize,
 }
 
 impl Marking {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max_entries: usize) -> Self {
         Self {
-            joins: Recent::new(TOGETHER, most),
+            joins: Recent::new(PAIRING_TIMEOUT, max_entries),
             entries: HashMap::new(),
             order: VecDeque::new(),
-            most,
+            max_entries,
         }
     }
 
-    /// A hint has come. `key` is that of its group and operation, if it names one.
-    pub(super) fn hear(&mut self, kind: HintKind, key: Option<Key>, now: Instant) -> Mark {
+    /// Takes a hint. `key`: its group and operation, if it names one.
+    pub(super) fn receive(&mut self, kind: HintKind, key: Option<Key>, now: Instant) -> Mark {
         match kind {
             HintKind::MemberInvited => Mark::Always,
             HintKind::GroupMuted | HintKind::GroupCancelMuted => Mark::IfDismissed,
@@ -71,16 +70,16 @@ impl Marking {
         if self.joins.has(key, now) {
             return Mark::Never;
         }
-        self.forget(now);
-        // Of more than can be kept the marks stay.
-        if self.order.len() < self.most {
+        self.expire(now);
+        // Without room, the mark stays.
+        if self.order.len() < self.max_entries {
             self.entries.insert(key, (now, Progress::BeingWritten));
             self.order.push_back((now, key));
         }
         Mark::Always
     }
 
-    /// The mark of somebody who entered is written. Whether it is to be taken back.
+    /// Records that the mark of an entry is written. Returns true if it has to be undone.
     pub(super) fn marked(&mut self, key: Key) -> bool {
         match self.entries.get_mut(&key) {
             Some((_, Progress::Unfounded)) => {
@@ -95,10 +94,10 @@ impl Marking {
         }
     }
 
-    /// The callback of a join is written. Whether a mark is to be taken back.
+    /// Records that the callback of a join is written. Returns true if a mark has to be undone.
     pub(super) fn joined(&mut self, key: Key, now: Instant) -> bool {
         self.joins.add(key, now);
-        self.forget(now);
+        self.expire(now);
         match self.entries.get_mut(&key) {
             Some((_, Progress::Written)) => {
                 self.entries.remove(&key);
@@ -112,9 +111,9 @@ impl Marking {
         }
     }
 
-    fn forget(&mut self, now: Instant) {
+    fn expire(&mut self, now: Instant) {
         while let Some((at, key)) = self.order.front().copied()
-            && now.saturating_duration_since(at) > TOGETHER
+            && now.saturating_duration_since(at) > PAIRING_TIMEOUT
         {
             self.order.pop_front();
             if self.entries.get(&key).is_some_and(|entry| entry.0 == at) {
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_callback_tells_marks() {
+    fn only_hints_without_a_callback_mark() {
         let (mut marking, now) = marking();
         for kind in HintKind::ALL {
             let expected = match kind.code() {
@@ -145,31 +144,31 @@ mod tests {
                 1514 | 1515 => Mark::IfDismissed,
                 _ => Mark::Never,
             };
-            assert_eq!(marking.hear(*kind, None, now), expected, "{kind:?}");
+            assert_eq!(marking.receive(*kind, None, now), expected, "{kind:?}");
         }
     }
 
     #[test]
-    fn whose_callback_came_within_5_s_before_is_no_reason_for_a_mark() {
+    fn an_entry_does_not_mark_within_5_s_after_its_callback() {
         let (mut marking, now) = marking();
         assert!(!marking.joined(1, now));
-        let mut enter = |key, at| marking.hear(HintKind::MemberEnter, Some(key), at);
+        let mut enter = |key, at| marking.receive(HintKind::MemberEnter, Some(key), at);
         assert_eq!(enter(1, now + secs(5)), Mark::Never);
         assert_eq!(enter(2, now + secs(5)), Mark::Always);
         assert_eq!(enter(1, now + secs(6)), Mark::Always);
     }
 
     #[test]
-    fn whose_callback_comes_within_5_s_after_loses_the_mark_once_it_is_written() {
+    fn a_callback_within_5_s_after_an_entry_undoes_its_mark_once() {
         let (mut marking, now) = marking();
         for key in [1, 2, 3] {
-            let mark = marking.hear(HintKind::MemberEnter, Some(key), now);
+            let mark = marking.receive(HintKind::MemberEnter, Some(key), now);
             assert_eq!(mark, Mark::Always);
         }
         assert!(!marking.marked(1));
         assert!(marking.joined(1, now + secs(5)));
         assert!(!marking.joined(1, now + secs(5)), "once");
-        // The callback is faster than the mark.
+        // The callback comes before the mark is written.
         assert!(!marking.joined(2, now));
         assert!(marking.marked(2));
         // Too late.
@@ -179,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_the_marks_stay() {
+    fn marks_stay_if_there_is_no_room() {
         let (mut marking, now) = marking();
         for key in 0..20 {
-            let mark = marking.hear(HintKind::MemberEnter, Some(key), now);
+            let mark = marking.receive(HintKind::MemberEnter, Some(key), now);
             assert_eq!(mark, Mark::Always);
             marking.marked(key);
         }

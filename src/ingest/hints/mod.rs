@@ -1,55 +1,55 @@
-//! Hints: OpenIM's notifications, as far as they say that something has happened to a group.
+//! Hints: notifications of OpenIM that say that something happened to a group.
 //!
-//! They are kept in memory only. What is lost of them, at a restart, while the spool is open or where there
-//! are too many, is made up for by a comparison of all groups.
+//! Hints are kept in memory only. Some are lost at a restart, while diverting, or if there are too many. A run
+//! makes up for them.
 
 mod marking;
-mod recent;
 mod table;
 
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::domain::{GroupId, Hint};
 use marking::{Mark, Marking};
-use recent::Key;
-use table::{Table, Taken};
+use table::{Added, Table};
 
-pub use table::{Due, Kinds, LookEnd};
+pub use table::{DueLook, Kinds, LookEnd};
 
-/// Most groups that are looked after, and most changes that are remembered.
-const MOST: usize = 100_000;
+/// Most groups, and most recent callbacks, in memory.
+const MAX_ENTRIES: usize = 100_000;
 
-/// What became of a hint.
+/// Outcome of a hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hinted {
-    /// The group is to be looked at.
+pub enum HintOutcome {
+    /// A look at the group is due.
     Due,
-    /// It was to be looked at already.
+    /// A look at the group was due already.
     Merged,
-    /// It is not kept, and all groups are compared instead.
+    /// The hint is lost; a run follows instead.
     Dropped,
-    /// The group is marked, as far as it has to be: OpenIM's API cannot be asked.
+    /// The group is marked if necessary. No access to OpenIM's API.
     Marked,
-    /// It says nothing that callbacks do not tell; OpenIM's API cannot be asked.
+    /// Callbacks say the same. No access to OpenIM's API.
     Ignored,
 }
 
-impl Hinted {
+impl HintOutcome {
     /// Every outcome.
-    pub const ALL: [Hinted; 5] = [
-        Hinted::Due,
-        Hinted::Merged,
-        Hinted::Dropped,
-        Hinted::Marked,
-        Hinted::Ignored,
+    pub const ALL: [HintOutcome; 5] = [
+        HintOutcome::Due,
+        HintOutcome::Merged,
+        HintOutcome::Dropped,
+        HintOutcome::Marked,
+        HintOutcome::Ignored,
     ];
 
-    /// As it is counted.
+    /// Label of the metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::Due => "due",
@@ -61,7 +61,7 @@ impl Hinted {
     }
 }
 
-/// What is known from hints. Shared by its clones.
+/// Memory of hints. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Hints(Arc<Shared>);
 
@@ -70,45 +70,45 @@ struct Shared {
     table: Mutex<Table>,
     marking: Mutex<Marking>,
     hasher: RandomState,
-    /// The next look may be due earlier than it was.
+    /// The time of the next look has changed.
     changed: Notify,
-    /// Whether somebody looks.
+    /// True if this instance looks at groups: it has access to OpenIM's API.
     has_looks: AtomicBool,
-    wants_cycle: AtomicBool,
+    needs_run: AtomicBool,
 }
 
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            table: Mutex::new(Table::new(MOST)),
-            marking: Mutex::new(Marking::new(MOST)),
+            table: Mutex::new(Table::new(MAX_ENTRIES)),
+            marking: Mutex::new(Marking::new(MAX_ENTRIES)),
             hasher: RandomState::new(),
             changed: Notify::new(),
             has_looks: AtomicBool::new(false),
-            wants_cycle: AtomicBool::new(false),
+            needs_run: AtomicBool::new(false),
         }
     }
 }
 
-/// What a hint asks of whoever has taken it.
+/// Action that a hint asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// Nothing any more.
-    Done(Hinted),
-    /// To mark the group; with the key, if there is one, of a mark that may have to be taken back.
+pub(super) enum HintAction {
+    /// Nothing.
+    Done(HintOutcome),
+    /// Mark the group. A key is of a mark that may have to be undone.
     Mark(Option<Key>),
-    /// To mark it where it is dismissed.
+    /// Mark the group if it is dismissed.
     MarkIfDismissed,
 }
 
 impl Hints {
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes whoever waits for the next look where it is due at another time now. Most callbacks wake
-    /// nobody.
+    /// Changes the table. Wakes [`Self::due`] only if the next look is due at another time: most callbacks do
+    /// not change that.
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table();
         let before = table.next();
@@ -130,7 +130,7 @@ impl Hints {
         operation_id.map(|operation| self.0.hasher.hash_one((group, operation)))
     }
 
-    /// From now on somebody looks at what is due: OpenIM's API can be asked.
+    /// Starts looks. From now on [`Self::due`] has to be called.
     pub fn begin_looks(&self) {
         self.0.has_looks.store(true, Ordering::Relaxed);
     }
@@ -139,87 +139,82 @@ impl Hints {
         self.0.has_looks.load(Ordering::Relaxed)
     }
 
-    /// Whether all groups are to be compared, for hints were dropped.
-    pub fn wants_cycle(&self) -> bool {
-        self.0.wants_cycle.load(Ordering::Relaxed)
+    /// True if hints were dropped, so that a run has to make up for them.
+    pub fn needs_run(&self) -> bool {
+        self.0.needs_run.load(Ordering::Relaxed)
     }
 
-    /// The same, and from now on it is so no more.
-    pub fn take_wants_cycle(&self) -> bool {
-        self.0.wants_cycle.swap(false, Ordering::Relaxed)
+    /// As [`Self::needs_run`]; false from then on.
+    pub fn take_needs_run(&self) -> bool {
+        self.0.needs_run.swap(false, Ordering::Relaxed)
     }
 
-    fn want_cycle(&self) {
-        self.0.wants_cycle.store(true, Ordering::Relaxed);
+    fn set_needs_run(&self) {
+        self.0.needs_run.store(true, Ordering::Relaxed);
     }
 
-    /// `is_spooling`: callbacks wait for the database, and are written before anything is looked at.
-    pub(super) fn hear(&self, hint: &Hint, is_spooling: bool) -> Heard {
+    /// Takes a hint. While diverting, hints are dropped: spooled callbacks are written before any look.
+    pub(super) fn receive(&self, hint: &Hint, is_diverting: bool) -> HintAction {
         let now = Instant::now();
         let key = self.key(&hint.group_id, hint.operation_id.as_deref());
         if !self.has_looks() {
-            return match self.marking().hear(hint.kind, key, now) {
-                Mark::Always => Heard::Mark(key),
-                Mark::IfDismissed => Heard::MarkIfDismissed,
-                Mark::Never => Heard::Done(Hinted::Ignored),
+            return match self.marking().receive(hint.kind, key, now) {
+                Mark::Always => HintAction::Mark(key),
+                Mark::IfDismissed => HintAction::MarkIfDismissed,
+                Mark::Never => HintAction::Done(HintOutcome::Ignored),
             };
         }
-        if is_spooling {
-            self.want_cycle();
-            return Heard::Done(Hinted::Dropped);
+        if is_diverting {
+            self.set_needs_run();
+            return HintAction::Done(HintOutcome::Dropped);
         }
         let taken = self.change(|table| table.hint(&hint.group_id, hint.kind, key, now));
-        Heard::Done(match taken {
-            Taken::Due => Hinted::Due,
-            Taken::Merged => Hinted::Merged,
-            Taken::Full => {
-                self.want_cycle();
-                Hinted::Dropped
+        HintAction::Done(match taken {
+            Added::Due => HintOutcome::Due,
+            Added::Merged => HintOutcome::Merged,
+            Added::Full => {
+                self.set_needs_run();
+                HintOutcome::Dropped
             }
         })
     }
 
-    /// The mark of somebody who entered is written. Whether it is to be taken back.
+    /// Records that the mark of an entry is written. Returns true if it has to be undone.
     pub(super) fn marked(&self, key: Key) -> bool {
         self.marking().marked(key)
     }
 
-    /// The callback of a join is written. Whether a mark is to be taken back.
+    /// Records that the callback of a join is written. Returns true if a mark has to be undone.
     pub(super) fn joined(&self, group: &GroupId, operation_id: Option<&str>) -> bool {
         let key = self.key(group, operation_id).filter(|_| !self.has_looks());
         key.is_some_and(|key| self.marking().joined(key, Instant::now()))
     }
 
-    /// Whether what does not fit in a callback of the group is seen to without a mark.
-    pub(super) fn is_looked_after(&self, group: &GroupId) -> bool {
-        self.has_looks() && self.table().is_looked_after(group, Instant::now())
+    /// True if a callback that does not fit the rows needs no mark, because a look follows.
+    pub(super) fn is_watched(&self, group: &GroupId) -> bool {
+        self.has_looks() && self.table().is_watched(group, Instant::now())
     }
 
-    /// A callback is written, or may be. `was_looked_after`: what did not fit has not marked the group.
-    pub(super) fn written(
-        &self,
-        group: &GroupId,
-        operation_id: Option<&str>,
-        was_looked_after: bool,
-    ) {
+    /// Records that a callback is written, or may be. `was_watched`: it has not marked the group.
+    pub(super) fn written(&self, group: &GroupId, operation_id: Option<&str>, was_watched: bool) {
         if !self.has_looks() {
             return;
         }
         let key = self.key(group, operation_id);
         let now = Instant::now();
-        let taken = self.change(|table| table.written(group, key, was_looked_after, now));
-        if taken == Taken::Full {
-            self.want_cycle();
+        let taken = self.change(|table| table.written(group, key, was_watched, now));
+        if taken == Added::Full {
+            self.set_needs_run();
         }
     }
 
-    /// Waits until groups are due, and gives up to `most` of them. Each is to be given back by
-    /// [`Hints::looked`]; until then it is not given again.
-    pub async fn due(&self, most: usize) -> Vec<Due> {
+    /// Waits until looks are due, and returns up to `limit` of them. Each has to end with [`Self::looked`];
+    /// until then no other look at its group is due.
+    pub async fn due(&self, limit: usize) -> Vec<DueLook> {
         loop {
             let next = {
                 let mut table = self.table();
-                let due = table.take(most, Instant::now());
+                let due = table.take(limit, Instant::now());
                 if !due.is_empty() {
                     return due;
                 }
@@ -236,8 +231,94 @@ impl Hints {
         }
     }
 
-    /// A look at a group has ended.
+    /// Records the end of a look.
     pub fn looked(&self, group: &GroupId, end: LookEnd) {
         self.change(|table| table.looked(group, end, Instant::now()));
+    }
+}
+
+/// Hash of a callback's group and operation. Two equal hashes make one look come a second too early; with a
+/// million callbacks a second that happens once in some hundred years.
+pub(super) type Key = u64;
+
+/// Keys of recent callbacks, each kept for a time.
+#[derive(Debug)]
+struct Recent {
+    kept_for: Duration,
+    max_entries: usize,
+    /// Sorted by time.
+    order: VecDeque<(Instant, Key)>,
+    /// Number of times that each key is in `order`.
+    counts: HashMap<Key, u32>,
+}
+
+impl Recent {
+    fn new(kept_for: Duration, max_entries: usize) -> Self {
+        Self {
+            kept_for,
+            max_entries,
+            order: VecDeque::new(),
+            counts: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, key: Key, now: Instant) {
+        self.expire(now, self.max_entries.saturating_sub(1));
+        self.order.push_back((now, key));
+        *self.counts.entry(key).or_default() += 1;
+    }
+
+    fn has(&mut self, key: Key, now: Instant) -> bool {
+        self.expire(now, self.max_entries);
+        self.counts.contains_key(&key)
+    }
+
+    /// Removes keys that are too old, and the oldest of more than `limit`.
+    fn expire(&mut self, now: Instant, limit: usize) {
+        while let Some((at, key)) = self.order.front().copied() {
+            if self.order.len() <= limit && now.saturating_duration_since(at) <= self.kept_for {
+                return;
+            }
+            self.order.pop_front();
+            if let Some(count) = self.counts.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_kept_for_its_time() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let mut recent = Recent::new(5 * second, 3);
+        recent.add(1, start);
+        recent.add(1, start + second);
+        assert!(recent.has(1, start + 6 * second));
+        assert!(!recent.has(1, start + 7 * second));
+        assert!(!recent.has(2, start));
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_keys_are_removed() {
+        let start = Instant::now();
+        let mut recent = Recent::new(Duration::from_secs(5), 3);
+        for key in [1, 2, 2, 3] {
+            recent.add(key, start);
+        }
+        assert!(!recent.has(1, start));
+        assert!(recent.has(2, start) && recent.has(3, start));
+        recent.add(4, start);
+        assert!(recent.has(2, start));
+        recent.add(5, start);
+        assert!(!recent.has(2, start));
+        assert_eq!(recent.counts.len(), 3);
     }
 }

@@ -1,48 +1,48 @@
-//! When which group is to be looked at. Rules only: whoever calls says what time it is.
+//! Schedule of looks at groups. Rules only: the caller passes the time.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::recent::{Key, Recent};
+use super::{Key, Recent};
 use crate::domain::{GroupId, HintKind};
 
-/// How long after most hints the callback of the same change is waited for.
-const SOON: Duration = Duration::from_millis(50);
-/// The same where the callback always comes after the hint: in the recordings up to 0.26 s.
-const LEAVE: Duration = Duration::from_secs(1);
-/// How long the callbacks of changes are remembered for hints that come after them.
-const TOGETHER: Duration = Duration::from_secs(5);
-/// From one look at a group to the next: however many the hints, there are five a second.
-const APART: Duration = Duration::from_millis(200);
-/// A callback that is written so soon after a look may tell of something that was before it.
-const OVERTAKEN: Duration = Duration::from_secs(15);
-/// After a look without another there is one more: what OpenIM told may have been a moment old, though it
-/// said otherwise.
-const ONCE_MORE: Duration = Duration::from_secs(4);
+/// Delay of a look after most hints, so that the callback of the same change comes first.
+const CALLBACK_DELAY: Duration = Duration::from_millis(50);
+/// Longest delay after the hint of a leave. Its callback always comes later: up to 0.26 s in the recordings.
+const LEAVE_DELAY: Duration = Duration::from_secs(1);
+/// Time for which callbacks are remembered, for hints that come after them.
+const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shortest interval between looks at one group: at most five a second.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// A callback that is written within this time after a look may be from before the look.
+const LATE_CALLBACK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Delay of the second look after a look without another: OpenIM's answer may have been out of date, though it
+/// named a newer version.
+const SECOND_LOOK_DELAY: Duration = Duration::from_secs(4);
 /// Pauses after looks that failed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Operations of a group whose callbacks are waited for.
-const MOST_AWAITED: usize = 64;
-/// So many members at most are named by one request to remove some.
-const KICKED: u64 = 1000;
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Most operations of a group whose callbacks a look waits for.
+const MAX_AWAITED: usize = 64;
+/// Most members that one request can kick.
+const MAX_KICKED: u64 = 1000;
 
-/// A group that is to be looked at now.
+/// A look that is due now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// Which.
+pub struct DueLook {
+    /// The group.
     pub group_id: GroupId,
-    /// So many members have left, by the hints: that they are gone is no surprise.
-    pub announced: u64,
-    /// When the first hint came that no look has followed. `None`: only a callback wants the look.
+    /// Members that have left, by the hints. These leaves are no surprise.
+    pub announced_leaves: u64,
+    /// Time of the first hint since the last look. `None`: only a callback asks for the look.
     pub hinted_since: Option<Instant>,
-    /// What the hints were about.
+    /// Kinds of the hints.
     pub kinds: Kinds,
 }
 
-/// A set of kinds.
+/// Set of kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kinds(u32);
 
@@ -51,120 +51,119 @@ impl Kinds {
         self.0 |= 1 << (kind.code() - 1501);
     }
 
-    /// Whether it is one of them.
+    /// True if the set has the kind.
     pub fn has(self, kind: HintKind) -> bool {
         self.0 & (1 << (kind.code() - 1501)) != 0
     }
 
-    /// Whether one of them is about the group itself.
+    /// True if one of the kinds is about the group itself.
     pub fn has_group(self) -> bool {
         let mut kinds = HintKind::ALL.iter();
         kinds.any(|kind| self.has(*kind) && kind.is_of_group())
     }
 }
 
-/// How a look ended.
+/// End of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookEnd {
-    /// The group is as in OpenIM, or left as it is for a reason that another look would not change.
+    /// The group is as in OpenIM, or another look would change nothing.
     Done,
-    /// Somebody else is just looking, and may have begun too early.
+    /// Another task reconciles the group, and may have begun too early.
     Again,
-    /// Nothing was learned.
+    /// The look failed.
     Failed,
 }
 
-/// What the table made of a hint.
+/// Result of a new hint or callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// The group is to be looked at.
+pub(super) enum Added {
+    /// A look at the group is due.
     Due,
-    /// It was to be looked at already.
+    /// A look was due already, or none is necessary.
     Merged,
-    /// There is no room.
+    /// The table is full.
     Full,
 }
 
-/// Groups that are looked after: those that are to be looked at, and those that were a moment ago.
+/// Watched groups: a look at them is due, or was done a moment ago.
 #[derive(Debug)]
 pub(super) struct Table {
     groups: HashMap<GroupId, Entry>,
-    /// Those whose look is due, and when.
+    /// Groups with a due look, sorted by its time.
     queue: BTreeSet<(Instant, GroupId)>,
-    /// Those that were looked at, in the order of time; some may have been again.
+    /// Looks that were done, sorted by time. A group may have a later one.
     looked: VecDeque<(Instant, GroupId)>,
     /// Callbacks that were written.
     written: Recent,
-    most: usize,
+    max_groups: usize,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// The next look.
-    next: Option<Next>,
-    /// What the look under way is about.
-    looking: Option<Next>,
-    /// When the last look began.
+    next: Option<NextLook>,
+    /// The current look.
+    current: Option<NextLook>,
+    /// Start of the last look.
     started_at: Option<Instant>,
-    /// When the last ended that did not fail.
+    /// End of the last look that did not fail.
     looked_at: Option<Instant>,
     failures: u32,
-    /// After a failure, not before this.
+    /// End of the pause after a failure.
     pause_until: Option<Instant>,
-    /// Its place in the queue.
+    /// The group's time in the queue.
     queued: Option<Instant>,
 }
 
-/// A look that is wanted.
+/// A look that has not begun.
 #[derive(Debug)]
-struct Next {
+struct NextLook {
     at: Instant,
     hinted_since: Option<Instant>,
-    announced: u64,
+    announced_leaves: u64,
     kinds: Kinds,
-    /// Callbacks with which it is due at once.
+    /// Callbacks that make the look due at once.
     awaited: Vec<Key>,
-    /// Nothing has come since the last look.
-    is_once_more: bool,
+    /// True for a second look without a hint or callback since the first.
+    is_second: bool,
 }
 
-impl Next {
+impl NextLook {
     fn at(at: Instant) -> Self {
         Self {
             at,
             hinted_since: None,
-            announced: 0,
+            announced_leaves: 0,
             kinds: Kinds::default(),
             awaited: Vec::new(),
-            is_once_more: false,
+            is_second: false,
         }
     }
 
-    /// One look does for both.
+    /// Makes one look of two.
     fn merge(&mut self, other: Self) {
         let Self {
             at,
             hinted_since,
-            announced,
+            announced_leaves,
             kinds,
             awaited,
-            is_once_more,
+            is_second,
         } = other;
-        // One that is wanted for something new waits for its callback, however soon the other would be.
-        self.at = match (self.is_once_more, is_once_more) {
+        // A look for something new waits for its callback, even if the second look would come earlier.
+        self.at = match (self.is_second, is_second) {
             (true, false) => at,
             (false, true) => self.at,
             _ => self.at.min(at),
         };
-        self.is_once_more &= is_once_more;
+        self.is_second &= is_second;
         self.hinted_since = [self.hinted_since, hinted_since]
             .into_iter()
             .flatten()
             .min();
-        self.announced = self.announced.saturating_add(announced);
+        self.announced_leaves = self.announced_leaves.saturating_add(announced_leaves);
         self.kinds.0 |= kinds.0;
         for key in awaited {
-            if self.awaited.len() < MOST_AWAITED && !self.awaited.contains(&key) {
+            if self.awaited.len() < MAX_AWAITED && !self.awaited.contains(&key) {
                 self.awaited.push(key);
             }
         }
@@ -172,92 +171,91 @@ impl Next {
 }
 
 impl Entry {
-    fn want(&mut self, next: Next) {
+    fn schedule(&mut self, next: NextLook) {
         match &mut self.next {
-            Some(wanted) => wanted.merge(next),
+            Some(scheduled) => scheduled.merge(next),
             none => *none = Some(next),
         }
     }
 
-    /// When the next look may begin.
+    /// Time from which the next look may begin.
     fn due(&self) -> Option<Instant> {
-        let next = self.next.as_ref().filter(|_| self.looking.is_none())?;
-        let spaced = self.started_at.map(|at| at + APART);
+        let next = self.next.as_ref().filter(|_| self.current.is_none())?;
+        let spaced = self.started_at.map(|at| at + LOOK_INTERVAL);
         [Some(next.at), spaced, self.pause_until]
             .into_iter()
             .flatten()
             .max()
     }
 
-    fn was_looked_at(&self, now: Instant) -> bool {
+    fn was_recent(&self, now: Instant) -> bool {
         self.looked_at
-            .is_some_and(|at| now.saturating_duration_since(at) <= OVERTAKEN)
+            .is_some_and(|at| now.saturating_duration_since(at) <= LATE_CALLBACK_TIMEOUT)
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        self.next.is_none() && self.looking.is_none() && !self.was_looked_at(now)
+        self.next.is_none() && self.current.is_none() && !self.was_recent(now)
     }
 }
 
 impl Table {
-    /// Of so many groups at most.
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max_groups: usize) -> Self {
         Self {
             groups: HashMap::new(),
             queue: BTreeSet::new(),
             looked: VecDeque::new(),
-            written: Recent::new(TOGETHER, most),
-            most,
+            written: Recent::new(PAIRING_TIMEOUT, max_groups),
+            max_groups,
         }
     }
 
-    /// A hint has come. `key` is that of its group and operation, if it names one.
+    /// Adds a hint. `key`: its group and operation, if it names one.
     pub(super) fn hint(
         &mut self,
         group: &GroupId,
         kind: HintKind,
         key: Option<Key>,
         now: Instant,
-    ) -> Taken {
-        let mut next = Next::at(now);
+    ) -> Added {
+        let mut next = NextLook::at(now);
         next.hinted_since = Some(now);
         next.kinds.add(kind);
         match kind {
-            // Of these no callback tells.
+            // OpenIM sends no callback for these.
             HintKind::MemberInvited
             | HintKind::MemberEnter
             | HintKind::GroupMemberMuted
             | HintKind::GroupMemberCancelMuted
             | HintKind::GroupMuted
             | HintKind::GroupCancelMuted => {}
-            // So that who has left is known from the callback, which says more.
+            // The callback says more about a leave than OpenIM's API, so it comes first.
             HintKind::MemberQuit | HintKind::MemberKicked => {
                 let is_written = key.is_some_and(|key| self.written.has(key, now));
                 if !is_written {
-                    next.at = now + LEAVE;
+                    next.at = now + LEAVE_DELAY;
                     next.awaited.extend(key);
                 }
             }
-            _ => next.at = now + SOON,
+            _ => next.at = now + CALLBACK_DELAY,
         }
-        next.announced = match kind {
+        next.announced_leaves = match kind {
             HintKind::MemberQuit => 1,
-            HintKind::MemberKicked => KICKED,
+            HintKind::MemberKicked => MAX_KICKED,
             HintKind::GroupDismissed => u64::MAX,
             _ => 0,
         };
-        self.want(group, next, now)
+        self.schedule(group, next, now)
     }
 
-    /// A callback of the group was written. `was_looked_after`: that was so when it came, so nothing else
-    /// sees to what did not fit.
+    /// Adds a callback that was written. `was_watched`: the group was watched when it came, so it has not
+    /// marked the group.
     pub(super) fn written(
         &mut self,
         group: &GroupId,
         key: Option<Key>,
-        was_looked_after: bool,
+        was_watched: bool,
         now: Instant,
-    ) -> Taken {
+    ) -> Added {
         if let Some(key) = key {
             self.written.add(key, now);
         }
@@ -269,26 +267,25 @@ impl Table {
             self.place(group);
         }
         let entry = self.groups.get(group);
-        let is_late =
-            entry.is_some_and(|entry| entry.looking.is_some() || entry.was_looked_at(now));
+        let is_late = entry.is_some_and(|entry| entry.current.is_some() || entry.was_recent(now));
         let next = entry.and_then(|entry| entry.next.as_ref());
-        let has_next = next.is_some_and(|next| !next.is_once_more);
-        match (is_late || was_looked_after) && !has_next {
-            true => self.want(group, Next::at(now + SOON), now),
-            false => Taken::Merged,
+        let has_next = next.is_some_and(|next| !next.is_second);
+        match (is_late || was_watched) && !has_next {
+            true => self.schedule(group, NextLook::at(now + CALLBACK_DELAY), now),
+            false => Added::Merged,
         }
     }
 
-    /// Whether what does not fit is seen to without a mark.
-    pub(super) fn is_looked_after(&self, group: &GroupId, now: Instant) -> bool {
+    /// True if a look at the group follows, or was done a moment ago.
+    pub(super) fn is_watched(&self, group: &GroupId, now: Instant) -> bool {
         let entry = self.groups.get(group);
         entry.is_some_and(|entry| !entry.is_over(now))
     }
 
-    /// Begins looks at groups that are due, those that have been for longest first.
-    pub(super) fn take(&mut self, most: usize, now: Instant) -> Vec<Due> {
+    /// Begins up to `limit` looks that are due, the earliest first.
+    pub(super) fn take(&mut self, limit: usize, now: Instant) -> Vec<DueLook> {
         let mut taken = Vec::new();
-        while taken.len() < most
+        while taken.len() < limit
             && self.queue.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, group_id)) = self.queue.pop_first()
         {
@@ -300,76 +297,76 @@ impl Table {
                 continue;
             };
             entry.started_at = Some(now);
-            taken.push(Due {
+            taken.push(DueLook {
                 group_id,
-                announced: next.announced,
+                announced_leaves: next.announced_leaves,
                 hinted_since: next.hinted_since,
                 kinds: next.kinds,
             });
-            entry.looking = Some(next);
+            entry.current = Some(next);
         }
         taken
     }
 
-    /// When the next look is due, as far as is known.
+    /// Time of the next look.
     pub(super) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// A look has ended.
+    /// Ends a look.
     pub(super) fn looked(&mut self, group: &GroupId, end: LookEnd, now: Instant) {
-        self.forget(now);
+        self.expire(now);
         let Some(entry) = self.groups.get_mut(group) else {
             return;
         };
-        let looking = entry.looking.take();
-        match (end, looking) {
-            (LookEnd::Done, looking) => {
+        let current = entry.current.take();
+        match (end, current) {
+            (LookEnd::Done, current) => {
                 (entry.failures, entry.pause_until) = (0, None);
                 entry.looked_at = Some(now);
-                if looking.is_some_and(|looking| !looking.is_once_more) {
-                    entry.want(Next {
-                        is_once_more: true,
-                        ..Next::at(now + ONCE_MORE)
+                if current.is_some_and(|current| !current.is_second) {
+                    entry.schedule(NextLook {
+                        is_second: true,
+                        ..NextLook::at(now + SECOND_LOOK_DELAY)
                     });
                 }
                 self.looked.push_back((now, group.clone()));
             }
-            (LookEnd::Again, looking) => {
-                let mut next = looking.unwrap_or_else(|| Next::at(now));
-                next.at = now + SOON;
-                entry.want(next);
+            (LookEnd::Again, current) => {
+                let mut next = current.unwrap_or_else(|| NextLook::at(now));
+                next.at = now + CALLBACK_DELAY;
+                entry.schedule(next);
             }
-            (LookEnd::Failed, looking) => {
+            (LookEnd::Failed, current) => {
                 let pause = FIRST_PAUSE * 2_u32.saturating_pow(entry.failures.min(16));
                 entry.failures += 1;
-                entry.pause_until = Some(now + pause.min(LONGEST_PAUSE));
-                entry.want(looking.unwrap_or_else(|| Next::at(now)));
+                entry.pause_until = Some(now + pause.min(MAX_PAUSE));
+                entry.schedule(current.unwrap_or_else(|| NextLook::at(now)));
             }
         }
         self.place(group);
     }
 
-    fn want(&mut self, group: &GroupId, next: Next, now: Instant) -> Taken {
-        self.forget(now);
+    fn schedule(&mut self, group: &GroupId, next: NextLook, now: Instant) -> Added {
+        self.expire(now);
         if !self.groups.contains_key(group) {
-            if self.groups.len() >= self.most {
-                return Taken::Full;
+            if self.groups.len() >= self.max_groups {
+                return Added::Full;
             }
             self.groups.insert(group.clone(), Entry::default());
         }
-        let mut taken = Taken::Due;
+        let mut taken = Added::Due;
         if let Some(entry) = self.groups.get_mut(group) {
-            if entry.next.as_ref().is_some_and(|next| !next.is_once_more) {
-                taken = Taken::Merged;
+            if entry.next.as_ref().is_some_and(|next| !next.is_second) {
+                taken = Added::Merged;
             }
-            entry.want(next);
+            entry.schedule(next);
         }
         self.place(group);
         taken
     }
 
-    /// Puts a group into its place in the queue.
+    /// Moves a group to its place in the queue.
     fn place(&mut self, group: &GroupId) {
         let Some(entry) = self.groups.get_mut(group) else {
             return;
@@ -387,10 +384,10 @@ impl Table {
         entry.queued = due;
     }
 
-    /// Forgets the groups that were looked at long enough ago.
-    fn forget(&mut self, now: Instant) {
+    /// Removes groups that no longer have to be watched.
+    fn expire(&mut self, now: Instant) {
         while let Some((at, _)) = self.looked.front()
-            && now.saturating_duration_since(*at) > OVERTAKEN
+            && now.saturating_duration_since(*at) > LATE_CALLBACK_TIMEOUT
             && let Some((_, group)) = self.looked.pop_front()
         {
             if self.groups.get(&group).is_some_and(|e| e.is_over(now)) {

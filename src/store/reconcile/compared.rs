@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use time::OffsetDateTime;
 
-use super::checks::fence;
+use super::marks::fence;
 use crate::domain::{Fence, Group, GroupId, Member, Text, UserId, Version};
 use crate::store::columns::{Columns, PageRow, PgQuery, read_group, read_member};
 use crate::store::read::{Found, Page, PageSql, Room, page};

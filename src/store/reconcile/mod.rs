@@ -1,22 +1,19 @@
-//! What a comparison with OpenIM asks of the database, and what it notes there. Rows of members and
-//! groups it changes through the lanes alone.
+//! Reads and records of a reconcile in Postgres. It changes rows of members and groups only through the lanes.
 
-mod checks;
 mod compared;
+mod marks;
 mod runs;
-mod turn;
 
-pub use checks::{Begun, Finished, Named, Noted, WantedByReason, WasRead};
 pub use compared::{ComparedMember, KnownGroup};
-pub use runs::{Run, RunCounts, TOO_MANY_REMOVALS};
-pub use turn::{Turn, TurnOf};
+pub use marks::{Begun, Coverage, Finished, KnownVersion, MarksByReason, Named};
+pub(crate) use runs::run_counters;
+pub use runs::{Lease, LeaseOf, Run, RunCounts, TOO_MANY_REMOVALS};
 
 /// Every statement of these files, by name.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    checks::STATEMENTS
+    compared::STATEMENTS
         .iter()
-        .chain(compared::STATEMENTS)
         .chain(compared::PAGES)
+        .chain(marks::STATEMENTS)
         .chain(runs::STATEMENTS)
-        .chain(turn::STATEMENTS)
 }

@@ -7,7 +7,7 @@ use openim_group_mirror::config::{Config, DatabaseSettings, SpoolSettings, StopS
 use openim_group_mirror::domain::MAX_KEPT_BYTES;
 use openim_group_mirror::http::{AccessSettings, BodySettings, HttpTimeouts};
 use openim_group_mirror::ingest::Retention;
-use openim_group_mirror::openim;
+use openim_group_mirror::reconcile;
 use openim_group_mirror::telemetry::{LogFormat, LogSettings};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -87,7 +87,7 @@ impl TestApp {
             callback_next_code: 1,
             operators: openim_group_mirror::domain::Operators::default(),
             openim: None,
-            reconcile: openim::Settings {
+            reconcile: reconcile::Settings {
                 // The model's rows are as its versions.
                 settling: Duration::ZERO,
                 interval: Duration::from_secs(600),

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use openim_group_mirror::config::Secret;
 use openim_group_mirror::domain::{DISMISSED, GroupId};
 use openim_group_mirror::http::understand;
 use openim_group_mirror::ingest::{Ingest, Retention, Spool};
-use openim_group_mirror::openim::{
-    Access, Client, DriftOf, Error, Mode, Parts, Reconciler, Settings, Tally,
+use openim_group_mirror::openim::{Access, Client};
+use openim_group_mirror::reconcile::{
+    DriftEntry, Error, Mode, Parts, Reconciler, Report, Settings,
 };
+use openim_group_mirror::secret::Secret;
 use openim_group_mirror::store::{RunCounts, Store};
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
@@ -168,18 +169,21 @@ impl Pair {
 
     pub async fn compare(&self, groups: &[&str], mode: Mode) -> Result<RunCounts, Error> {
         let groups: Vec<GroupId> = groups.iter().map(|group| id(group)).collect();
-        let tally = Tally::default();
+        let report = Report::default();
         let never = CancellationToken::new();
-        let compared = self.reconciler.compare(&groups, mode, &tally, &never).await;
-        compared.map(|()| tally.counts())
+        let compared = self
+            .reconciler
+            .reconcile(&groups, mode, &report, &never)
+            .await;
+        compared.map(|()| report.counts())
     }
 
     /// What a dry run tells.
-    pub async fn drift(&self) -> Vec<DriftOf> {
+    pub async fn drift(&self) -> Vec<DriftEntry> {
         let mut all = Vec::new();
-        let tally = Tally::default();
+        let report = Report::default();
         let mut tell = |drift| all.push(drift);
-        let looked = self.reconciler.drift(&[], &tally, &mut tell).await;
+        let looked = self.reconciler.dry_run(&[], &report, &mut tell).await;
         looked.unwrap();
         all
     }

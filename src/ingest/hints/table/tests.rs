@@ -14,7 +14,7 @@ fn kind(code: i64) -> HintKind {
     HintKind::of_code(code).unwrap()
 }
 
-/// A table, and the time by its clock.
+/// A table with a clock in milliseconds.
 struct Clocked {
     table: Table,
     start: Instant,
@@ -25,9 +25,9 @@ impl Clocked {
         Self::of(100)
     }
 
-    fn of(most: usize) -> Self {
+    fn of(max_groups: usize) -> Self {
         Self {
-            table: Table::new(most),
+            table: Table::new(max_groups),
             start: Instant::now(),
         }
     }
@@ -36,23 +36,23 @@ impl Clocked {
         self.start + millis(ms)
     }
 
-    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<Key>) -> Taken {
+    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<Key>) -> Added {
         let at = self.at(ms);
         self.table.hint(&group(id), kind(code), key, at)
     }
 
-    fn written(&mut self, ms: u64, id: &str, key: Option<Key>) -> Taken {
+    fn written(&mut self, ms: u64, id: &str, key: Option<Key>) -> Added {
         let at = self.at(ms);
         self.table.written(&group(id), key, false, at)
     }
 
-    /// The groups whose looks begin.
+    /// Begins looks; returns their groups.
     fn take(&mut self, ms: u64) -> Vec<String> {
         let due = self.table.take(10, self.at(ms));
         due.iter().map(|due| due.group_id.as_str().into()).collect()
     }
 
-    fn take_one(&mut self, ms: u64) -> Due {
+    fn take_one(&mut self, ms: u64) -> DueLook {
         let mut due = self.table.take(10, self.at(ms));
         assert_eq!(due.len(), 1);
         due.remove(0)
@@ -63,7 +63,7 @@ impl Clocked {
         self.table.looked(&group(id), end, at);
     }
 
-    /// When the next look is due.
+    /// Time of the next look.
     fn next(&self) -> Option<u64> {
         let next = self.table.next()?;
         Some(u64::try_from((next - self.start).as_millis()).unwrap())
@@ -71,7 +71,7 @@ impl Clocked {
 }
 
 #[test]
-fn when_a_look_is_due() {
+fn the_kind_of_a_hint_decides_when_a_look_is_due() {
     for code in 1501..=1520 {
         let mut clocked = Clocked::new();
         clocked.hint(1000, "g", code, Some(1));
@@ -99,49 +99,49 @@ fn a_leave_waits_for_the_callback_of_its_operation() {
     }
 }
 
-/// As it is on the way of a callback that was faster than its notification.
+/// The callback can be faster than the notification.
 #[test]
 fn a_leave_whose_callback_is_written_is_due_at_once() {
     let mut clocked = Clocked::new();
     clocked.written(0, "g", Some(1));
     clocked.hint(5000, "g", 1504, Some(1));
     assert_eq!(clocked.next(), Some(5000));
-    // Of long ago.
+    // The callback is too old.
     let mut clocked = Clocked::new();
     clocked.written(0, "g", Some(1));
     clocked.hint(5001, "g", 1504, Some(1));
     assert_eq!(clocked.next(), Some(6001));
-    // Without an operation nothing is known to be of the same change.
+    // Without an operation id no callback is known to be of the same change.
     clocked.hint(5001, "h", 1504, None);
     assert_eq!(clocked.take(6000), [""; 0]);
     assert_eq!(clocked.take(6001), ["g", "h"]);
 }
 
 #[test]
-fn hints_of_a_group_are_one_look_that_is_due_when_the_first_of_them_is() {
+fn hints_of_a_group_make_one_look_at_the_earliest_time() {
     let mut clocked = Clocked::new();
-    assert_eq!(clocked.hint(0, "g", 1508, Some(1)), Taken::Due);
-    assert_eq!(clocked.hint(10, "g", 1504, Some(2)), Taken::Merged);
-    assert_eq!(clocked.hint(20, "g", 1516, None), Taken::Merged);
+    assert_eq!(clocked.hint(0, "g", 1508, Some(1)), Added::Due);
+    assert_eq!(clocked.hint(10, "g", 1504, Some(2)), Added::Merged);
+    assert_eq!(clocked.hint(20, "g", 1516, None), Added::Merged);
     assert_eq!(clocked.next(), Some(70));
-    assert_eq!(clocked.hint(30, "g", 1509, None), Taken::Merged);
+    assert_eq!(clocked.hint(30, "g", 1509, None), Added::Merged);
     let due = clocked.take_one(30);
     assert_eq!(due.hinted_since, Some(clocked.at(0)));
-    assert_eq!(due.announced, 1001);
+    assert_eq!(due.announced_leaves, 1001);
     for code in 1501..=1520 {
         let is_of_look = [1504, 1508, 1509, 1516].contains(&code);
         assert_eq!(due.kinds.has(kind(code)), is_of_look, "{code}");
     }
     assert_eq!(clocked.next(), None);
-    // A dismissal takes everybody along.
+    // A dismissal announces the leave of all members.
     clocked.looked(40, "g", LookEnd::Done);
     clocked.hint(50, "g", 1511, None);
     clocked.hint(50, "g", 1504, None);
-    assert_eq!(clocked.take_one(5000).announced, u64::MAX);
+    assert_eq!(clocked.take_one(5000).announced_leaves, u64::MAX);
 }
 
 #[test]
-fn there_are_five_looks_a_second_at_a_group_and_one_at_a_time() {
+fn a_group_has_five_looks_a_second_and_one_at_a_time() {
     let mut clocked = Clocked::new();
     let mut looks = Vec::new();
     for ms in 0..1000 {
@@ -152,7 +152,7 @@ fn there_are_five_looks_a_second_at_a_group_and_one_at_a_time() {
         }
     }
     assert_eq!(looks, [0, 200, 400, 600, 800]);
-    // A slow one holds up the next.
+    // The next look waits for a slow one.
     assert_eq!(clocked.take(1000), ["g"]);
     clocked.hint(1100, "g", 1509, None);
     assert_eq!(clocked.take(5000), [""; 0]);
@@ -161,10 +161,10 @@ fn there_are_five_looks_a_second_at_a_group_and_one_at_a_time() {
 }
 
 #[test]
-fn a_callback_that_is_written_within_15_s_after_a_look_wants_another() {
+fn a_callback_within_15_s_after_a_look_asks_for_another() {
     let mut clocked = Clocked::new();
     clocked.written(0, "g", Some(1));
-    assert_eq!(clocked.next(), None, "nobody has looked at it");
+    assert_eq!(clocked.next(), None, "there was no look");
     clocked.hint(100, "g", 1509, None);
     clocked.written(100, "g", Some(2));
     assert_eq!(clocked.take(100), ["g"]);
@@ -173,14 +173,14 @@ fn a_callback_that_is_written_within_15_s_after_a_look_wants_another() {
     clocked.looked(400, "g", LookEnd::Done);
     assert_eq!(clocked.next(), Some(300));
     let due = clocked.take_one(400);
-    assert_eq!((due.hinted_since, due.announced), (None, 0));
+    assert_eq!((due.hinted_since, due.announced_leaves), (None, 0));
     clocked.looked(1000, "g", LookEnd::Done);
-    // Once more, though nothing has come.
+    // A second look, without a hint or callback.
     assert_eq!(clocked.next(), Some(5000));
     clocked.take(5000);
     clocked.looked(5000, "g", LookEnd::Done);
     assert_eq!(clocked.next(), None);
-    // After it, and before that would be once more.
+    // A callback before the second look.
     clocked.written(16_000, "g", Some(4));
     assert_eq!(clocked.next(), Some(16_050));
     clocked.take(16_050);
@@ -197,9 +197,9 @@ fn a_callback_that_is_written_within_15_s_after_a_look_wants_another() {
 }
 
 #[test]
-fn a_group_is_looked_after_until_15_s_after_its_last_look() {
+fn a_group_is_watched_until_15_s_after_its_last_look() {
     let mut clocked = Clocked::new();
-    let is = |clocked: &Clocked, ms| clocked.table.is_looked_after(&group("g"), clocked.at(ms));
+    let is = |clocked: &Clocked, ms| clocked.table.is_watched(&group("g"), clocked.at(ms));
     assert!(!is(&clocked, 0));
     clocked.hint(0, "g", 1516, None);
     assert!(is(&clocked, 0));
@@ -210,29 +210,29 @@ fn a_group_is_looked_after_until_15_s_after_its_last_look() {
     clocked.looked(104_000, "g", LookEnd::Done);
     assert!(is(&clocked, 119_000));
     assert!(!is(&clocked, 119_001));
-    // Somebody relied on it when a callback came.
+    // A callback came while the group was watched, so it has set no mark.
     let (group, at) = (group("g"), clocked.at(119_001));
     clocked.table.written(&group, None, true, at);
     assert_eq!(clocked.next(), Some(119_051));
 }
 
 #[test]
-fn a_look_that_failed_is_due_again_after_longer_and_longer_pauses() {
+fn a_failed_look_is_due_again_after_growing_pauses() {
     let mut clocked = Clocked::new();
     clocked.hint(0, "g", 1508, None);
     let mut now = 1000;
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
         let due = clocked.take_one(now);
         assert_eq!(
-            (due.announced, due.hinted_since),
+            (due.announced_leaves, due.hinted_since),
             (1000, Some(clocked.at(0)))
         );
         clocked.looked(now, "g", LookEnd::Failed);
-        // Another hint is no reason to be faster, nor to forget what was announced.
+        // Another hint does not shorten the pause and keeps the announced leaves.
         clocked.hint(now, "g", 1509, None);
         assert_eq!(clocked.next(), Some(now + pause * 1000));
         now += pause * 1000;
-        assert!(clocked.table.is_looked_after(&group("g"), clocked.at(now)));
+        assert!(clocked.table.is_watched(&group("g"), clocked.at(now)));
     }
     clocked.take(now);
     clocked.looked(now, "g", LookEnd::Done);
@@ -243,18 +243,21 @@ fn a_look_that_failed_is_due_again_after_longer_and_longer_pauses() {
 }
 
 #[test]
-fn who_looked_too_early_is_followed_by_another() {
+fn a_look_that_began_too_early_is_followed_by_another() {
     let mut clocked = Clocked::new();
     clocked.hint(0, "g", 1504, Some(1));
     clocked.take(1000);
     clocked.looked(1001, "g", LookEnd::Again);
     assert_eq!(clocked.next(), Some(1200));
     let due = clocked.take_one(1200);
-    assert_eq!((due.announced, due.hinted_since), (1, Some(clocked.at(0))));
+    assert_eq!(
+        (due.announced_leaves, due.hinted_since),
+        (1, Some(clocked.at(0)))
+    );
 }
 
 #[test]
-fn those_that_have_been_due_for_longest_are_first() {
+fn the_look_that_is_due_for_longest_is_first() {
     let mut clocked = Clocked::new();
     clocked.hint(0, "c", 1516, None);
     clocked.hint(10, "b", 1509, None);
@@ -266,22 +269,22 @@ fn those_that_have_been_due_for_longest_are_first() {
 }
 
 #[test]
-fn there_is_a_bound_and_what_is_over_makes_room() {
+fn the_table_is_bounded_and_old_groups_make_room() {
     let mut clocked = Clocked::of(2);
-    assert_eq!(clocked.hint(0, "a", 1509, None), Taken::Due);
-    assert_eq!(clocked.hint(0, "b", 1516, None), Taken::Due);
-    assert_eq!(clocked.hint(0, "c", 1509, None), Taken::Full);
-    assert_eq!(clocked.hint(0, "b", 1509, None), Taken::Merged);
+    assert_eq!(clocked.hint(0, "a", 1509, None), Added::Due);
+    assert_eq!(clocked.hint(0, "b", 1516, None), Added::Due);
+    assert_eq!(clocked.hint(0, "c", 1509, None), Added::Full);
+    assert_eq!(clocked.hint(0, "b", 1509, None), Added::Merged);
     clocked.take(0);
     clocked.looked(0, "a", LookEnd::Done);
     clocked.take(4000);
     clocked.looked(4000, "a", LookEnd::Done);
-    assert_eq!(clocked.hint(19_000, "c", 1509, None), Taken::Full);
-    assert_eq!(clocked.hint(19_001, "c", 1509, None), Taken::Due);
+    assert_eq!(clocked.hint(19_000, "c", 1509, None), Added::Full);
+    assert_eq!(clocked.hint(19_001, "c", 1509, None), Added::Due);
     assert_eq!(clocked.table.groups.len(), 2);
 }
 
-/// What happens to a table.
+/// Input of a table.
 #[derive(Clone, Debug)]
 enum Step {
     Hint(usize, i64, Option<Key>),
@@ -309,7 +312,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn every_hint_is_followed_by_a_look_and_nothing_is_kept_for_ever(
+    fn a_look_follows_every_hint_and_every_group_is_removed_at_last(
         steps in proptest::collection::vec(step(), 0..200),
     ) {
         let ids = ["a", "b", "c", "d"].map(group);
@@ -323,7 +326,7 @@ proptest! {
             match step {
                 Step::Hint(g, code, key) => {
                     let taken = clocked.hint(ms, ids[g].as_str(), code, key);
-                    is_hinted[g] |= taken != Taken::Full;
+                    is_hinted[g] |= taken != Added::Full;
                 }
                 Step::Written(g, key, was) => {
                     let at = clocked.at(ms);
@@ -348,11 +351,11 @@ proptest! {
             prop_assert!(clocked.table.groups.len() <= 3);
             for g in 0..4 {
                 if is_hinted[g] || is_looking[g] {
-                    prop_assert!(clocked.table.is_looked_after(&ids[g], clocked.at(ms)));
+                    prop_assert!(clocked.table.is_watched(&ids[g], clocked.at(ms)));
                 }
             }
         }
-        // In the end everything is looked at.
+        // At last there is a look at each group.
         for g in 0..4 {
             if is_looking[g] {
                 clocked.looked(ms, ids[g].as_str(), LookEnd::Done);
@@ -367,7 +370,7 @@ proptest! {
         }
         prop_assert_eq!(is_hinted, [false; 4]);
         prop_assert_eq!(clocked.next(), None);
-        clocked.table.forget(clocked.at(ms + 15_001));
+        clocked.table.expire(clocked.at(ms + 15_001));
         prop_assert!(clocked.table.groups.is_empty() && clocked.table.looked.is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! Comparisons of single groups: when each began, what it came to, whom callbacks have named since,
-//! and which are wanted.
+//! Reconciles of single groups: the start and the result of each, the users that callbacks have named since,
+//! and marks.
 
 use std::time::Duration;
 
@@ -11,41 +11,39 @@ use crate::store::touched::{GROUP_ITSELF, TouchedUsers};
 use crate::store::{Error, Store};
 
 statements! {
-    /// What is known of the group stays until the end: where there is none, all of it is to be read.
-    /// The identity of a comparison is its time, later than that of the one before whatever the clock
-    /// says.
-    BEGIN_CHECK = "
+    /// Keeps what is known of the group until the end. The time identifies a reconcile of the group: it is
+    /// later than the one before, whatever the clock says.
+    BEGIN_GROUP = "
 INSERT INTO group_checks AS stored (group_id, compared_at, read_at)
 VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (group_id) DO UPDATE SET
     compared_at = greatest(EXCLUDED.compared_at, stored.compared_at + interval '1 microsecond')
 RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
-    /// The same where OpenIM was asked already what has changed since a version, unless another
-    /// comparison has begun since that was known.
+    /// As BEGIN_GROUP, after OpenIM was asked for the changes since a version. Changes no row if another reconcile of
+    /// the group has begun since the version was read.
     BEGIN_UPDATE = "
 UPDATE group_checks AS stored SET
     compared_at = greatest(clock_timestamp(), stored.compared_at + interval '1 microsecond')
  WHERE group_id = $1 AND compared_at = $2 AND version = $3 AND version_id = $4
 RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
     FENCE = "SELECT pg_current_snapshot()::text";
-    /// Groups before their checks, as lanes lock them.
+    /// Locks the group before its row in group_checks, in the order of the lanes.
     LOCK_MARK = "SELECT FROM groups WHERE group_id = $1 AND check_wanted_since IS NOT NULL FOR UPDATE";
-    /// Before that which is to see what others have written meanwhile: whoever touches a check has the
-    /// row before or after, but not between. In the order of the ids, as everybody who locks several.
+    /// Runs before a statement that has to see the writes of others. In the order of ids, as all statements
+    /// that lock several rows.
     LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
-    /// Notes the version, unless another comparison has begun since; that of changes only after another
-    /// comparison some time later, which asks for the same changes once more. Whom callbacks have named since
-    /// stays noted. Takes the mark away, unless the group was marked again since, or so shortly before
-    /// that what it announced may have come after. (A mark of the future is one of a clock that was set
-    /// back.)
-    FINISH_CHECK = "
+    /// Records the version, unless another reconcile of the group has begun since. The version of changes is
+    /// recorded only by a later reconcile, which asks for the same changes again. Users that callbacks have
+    /// named since stay. Removes the mark, unless it was set again since, or so shortly before that the
+    /// announced change may have come after. (A mark in the future is from a clock that was set back.)
+    FINISH_GROUP = "
 WITH marked AS MATERIALIZED (
     SELECT check_wanted_since, check_marked_at, check_marked_xid
       FROM groups
      WHERE group_id = $1 AND check_wanted_since IS NOT NULL),
 last AS MATERIALIZED (
     SELECT group_id FROM group_checks WHERE group_id = $1 AND compared_at = $2),
-noted AS (
+recorded AS (
     UPDATE group_checks AS c SET
         version = CASE
             WHEN $8 OR $10 = 0 OR version IS NULL OR version_id IS DISTINCT FROM $4 THEN $3
@@ -78,47 +76,46 @@ cleared AS (
        AND (marked.check_marked_xid IS NULL
          OR pg_visible_in_snapshot(marked.check_marked_xid::text::xid8, $6::pg_snapshot))
     RETURNING g.group_id)
-SELECT (SELECT check_wanted_since FROM marked) AS wanted_since,
+SELECT (SELECT check_wanted_since FROM marked) AS marked_since,
        clock_timestamp() AS finished_at,
        EXISTS (SELECT FROM cleared) AS is_cleared";
-    /// Where nothing else has marked the group, before or since, nor the mark made its row: of a group that
-    /// is known by it alone nothing else is known.
-    TAKE_BACK_MARK = "
+    /// Only if nothing else has marked the group, before or since, and the mark has not made its row: for a
+    /// group that only the mark made, nothing else is known.
+    UNDO_MARK = "
 UPDATE groups SET
     check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
  WHERE group_id = $1 AND check_reason = $2 AND check_marked_at = check_wanted_since
    AND created_at < check_wanted_since";
-    /// Walks groups_check_wanted.
-    WANTED = "
+    /// Uses the index groups_check_wanted.
+    MARKED = "
 SELECT group_id
   FROM groups
  WHERE group_id > $1 AND check_wanted_since IS NOT NULL
    AND (check_wanted_since <= now() - $3 * interval '1 millisecond' OR check_wanted_since > now())
  ORDER BY group_id
  LIMIT $2";
-    /// Walks groups_check_wanted.
-    WANTED_BY_REASON = "
+    /// Uses the index groups_check_wanted.
+    MARKS_BY_REASON = "
 SELECT check_reason AS reason, count(*) AS groups, min(check_wanted_since) AS since
   FROM groups
  WHERE check_wanted_since IS NOT NULL
  GROUP BY check_reason
  ORDER BY check_reason";
-    /// Notes whom callbacks have named. NULL stands for too many to say.
+    /// Adds the users that callbacks have named. NULL: too many to keep.
     TOUCH = "
 UPDATE group_checks AS c SET
     touches = c.touches + 1,
     touched = CASE
-        WHEN told.has_all AND cardinality(c.touched) + told.count <= $3
-        THEN c.touched || told.users
+        WHEN added.has_all AND cardinality(c.touched) + added.count <= $3
+        THEN c.touched || added.users
     END
   FROM (SELECT group_id, array_agg(user_id) AS users, count(*) AS count,
                bool_and(user_id IS NOT NULL) AS has_all
           FROM unnest($1::text[], $2::text[]) AS named (group_id, user_id)
-         GROUP BY group_id) AS told
- WHERE c.group_id = told.group_id";
+         GROUP BY group_id) AS added
+ WHERE c.group_id = added.group_id";
     FORGET = "UPDATE group_checks SET version = NULL, version_id = NULL WHERE group_id = ANY($1)";
-    /// Whom callbacks have named in a group since its version was noted, by what is stored. Reads the
-    /// whole group.
+    /// Finds the users that callbacks have named since the version, by their rows. Reads the whole group.
     NAMED_SINCE = "
 SELECT user_id
   FROM group_members
@@ -126,15 +123,15 @@ SELECT user_id
    AND last_callback_xid >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint
    AND NOT pg_visible_in_snapshot(last_callback_xid::text::xid8, $2::pg_snapshot)
  LIMIT $3";
-    /// The same of several groups. As a join the planner might read all members.
+    /// As NAMED_SINCE, for several groups. LATERAL, because for a join the planner might read all members.
     NAMED_SINCE_ALL = "
-WITH noted AS MATERIALIZED (
+WITH known AS MATERIALIZED (
     SELECT group_id, fence::pg_snapshot AS fence,
            pg_snapshot_xmin(fence::pg_snapshot)::text::bigint AS first
       FROM group_checks
      WHERE group_id = ANY($1) AND version IS NOT NULL AND fence IS NOT NULL)
 SELECT c.group_id, m.user_id
-  FROM noted AS c
+  FROM known AS c
  CROSS JOIN LATERAL
        (SELECT user_id
           FROM group_members AS m
@@ -143,69 +140,68 @@ SELECT c.group_id, m.user_id
          LIMIT $2) AS m
  UNION ALL
 SELECT c.group_id, ''
-  FROM noted AS c
+  FROM known AS c
  WHERE (SELECT true
           FROM groups AS g
          WHERE g.group_id = c.group_id AND g.last_callback_xid >= c.first
            AND NOT pg_visible_in_snapshot(g.last_callback_xid::text::xid8, c.fence))";
 }
 
-/// Groups at a time of which it is noted whom callbacks have named.
-const SOME: usize = 1000;
-/// Users of a group that are kept by their ids.
-const MOST_TOUCHED: usize = 1000;
-/// Users of a group who are looked for where too many were named to say. If there are more, to read
-/// the group is no more work.
-const MOST_NAMED: usize = 5000;
+/// Touched groups in one statement.
+const GROUPS_PER_WRITE: usize = 1000;
+/// Most touched users of a group that are kept by their ids.
+const MAX_TOUCHED: usize = 1000;
+/// Most users of a group that are found by their rows. With more, reading the whole group is no more work.
+const MAX_NAMED: usize = 5000;
 
-/// A comparison of a group that has begun.
+/// A reconcile of a group that has begun.
 #[derive(Clone, Debug)]
 pub struct Begun {
-    /// When, by the database's clock; no other of the group has the same.
+    /// Start by the database's clock. Identifies the reconcile among those of the group.
     pub at: OffsetDateTime,
-    /// What was written before OpenIM was asked.
+    /// Covers what was written before OpenIM was asked.
     pub fence: Fence,
-    /// What is known of the group; `None`: all of it has to be read.
-    pub known: Option<Noted>,
+    /// The version that the mirror is equal to. `None`: the whole group has to be read.
+    pub known: Option<KnownVersion>,
     touches: i64,
 }
 
-/// Up to which version a group is known to be as in OpenIM.
+/// The version of OpenIM that a group in the mirror is equal to, except for touched users.
 #[derive(Clone, Debug)]
-pub struct Noted {
+pub struct KnownVersion {
     /// The version.
     pub version: Version,
-    /// When all of the group was read last.
+    /// Time when the whole group was read last.
     pub read_at: OffsetDateTime,
-    /// Whom callbacks have named since; `None`: too many to say.
+    /// Users that callbacks have named since. `None`: too many to keep.
     pub touched: Option<Named>,
     fence: Fence,
 }
 
-impl Noted {
-    /// Whether callbacks have named anybody since.
+impl KnownVersion {
+    /// True if callbacks have named users or the group since.
     pub fn is_touched(&self) -> bool {
         self.touched != Some(Named::default())
     }
 }
 
-/// What was read of a group.
+/// Part of a group that was read from OpenIM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WasRead {
-    /// All of it.
+pub enum Coverage {
+    /// The whole group.
     Whole,
-    /// What has changed since a version.
+    /// The changes since a version.
     Changes,
-    /// What OpenIM gives of it.
-    InPart,
+    /// As much of the group as OpenIM sends.
+    Incomplete,
 }
 
-/// Whom callbacks have named.
+/// Users and group that callbacks have named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
-    /// Members, or users who were.
+    /// Members, or users that were members.
     pub users: Vec<UserId>,
-    /// Whether the group itself was.
+    /// True if a callback has named the group itself.
     pub has_group: bool,
 }
 
@@ -241,7 +237,7 @@ impl BegunRow {
             .transpose()
             .map_err(unreadable)?;
         let known = match (self.version, self.version_id, fence) {
-            (Some(number), Some(id), Some(fence)) => Some(Noted {
+            (Some(number), Some(id), Some(fence)) => Some(KnownVersion {
                 version: Version {
                     id,
                     number: number.cast_unsigned(),
@@ -261,69 +257,62 @@ impl BegunRow {
     }
 }
 
-/// What is written by now.
+/// Reads the fence of everything that is written by now.
 pub(super) async fn fence(connection: &mut PgConnection) -> Result<Fence, sqlx::Error> {
     let text: String = sqlx::query_scalar(FENCE).fetch_one(connection).await?;
     text.parse().map_err(unreadable)
 }
 
-/// What the database wrote down itself, and is not as it writes it.
+/// Error of a fence that is not in Postgres' own form.
 fn unreadable(error: FenceError) -> sqlx::Error {
     sqlx::Error::Decode(error.into())
 }
 
-/// How a comparison ended.
+/// Result of a reconcile of a group.
 #[derive(Clone, Copy, Debug, FromRow)]
 pub struct Finished {
-    /// Since when the group wanted a check before.
-    pub wanted_since: Option<OffsetDateTime>,
-    /// By the database's clock.
+    /// Time of the group's mark.
+    pub marked_since: Option<OffsetDateTime>,
+    /// End by the database's clock.
     pub finished_at: OffsetDateTime,
-    /// Whether it wants none any more.
+    /// True if the mark was removed.
     pub is_cleared: bool,
 }
 
-/// Groups that want a check for one reason.
+/// Marked groups with the same last reason.
 #[derive(Clone, Debug, FromRow)]
-pub struct WantedByReason {
-    /// Its code; the last one of each group.
+pub struct MarksByReason {
+    /// Code of the reason.
     pub reason: Option<String>,
-    /// How many.
+    /// Number of groups.
     pub groups: i64,
-    /// Since when the first of them does.
+    /// Time of the oldest mark.
     pub since: OffsetDateTime,
 }
 
-/// Milliseconds as a statement takes them.
+/// A time as a parameter of a statement.
 fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Store {
-    /// Begins a comparison of a group: OpenIM is to be asked after this.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn begin_check(&self, group: &GroupId) -> Result<Begun, Error> {
-        // Whom this process has written of and not noted yet is known to it alone.
+    /// Begins the reconcile of a group. OpenIM has to be asked after this.
+    pub async fn begin_group(&self, group: &GroupId) -> Result<Begun, Error> {
+        // Touched users that are not stored yet are known to this process alone.
         self.note_touched_of(&[group]).await?;
         self.write(async |connection| {
-            let row: BegunRow = sqlx::query_as(BEGIN_CHECK)
+            let row: BegunRow = sqlx::query_as(BEGIN_GROUP)
                 .bind(group.as_str())
                 .fetch_one(&mut *connection)
                 .await?;
-            // After that: who is noted as touched is before the fence, so that whoever is looked at need
-            // not stay noted.
+            // Read after the touched users: they are before the fence, so a reconcile may clear them.
             row.begun(fence(connection).await?)
         })
         .await
     }
 
-    /// Begins one with what OpenIM, asked after `fence`, has told of changes since `version`. `None`
-    /// where another comparison has begun after the one of `compared_at`.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Begins the reconcile of a group with changes since `version` that OpenIM sent after `fence`. `None` if
+    /// another reconcile has begun after the one at `compared_at`.
     pub async fn begin_update(
         &self,
         group: &GroupId,
@@ -345,62 +334,55 @@ impl Store {
         .await
     }
 
-    /// Whom callbacks have named in a group since its version was noted; `None`: more than are worth
-    /// being asked for one by one. `is_noted`: whether it is noted whom an earlier process has written
-    /// of; else the rows are looked at.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Users and group that callbacks have named since the version. `None`: so many that the whole group has
+    /// to be read. Unless `is_recorded`, an earlier process may have written callbacks without recording
+    /// their users, and the rows are read.
     pub async fn named_since(
         &self,
         group: &GroupId,
-        noted: &Noted,
-        is_noted: bool,
+        known: &KnownVersion,
+        is_recorded: bool,
     ) -> Result<Option<Named>, Error> {
-        if let Some(named) = &noted.touched
-            && is_noted
+        if let Some(named) = &known.touched
+            && is_recorded
         {
             return Ok(Some(named.clone()));
         }
-        let most = i64::try_from(MOST_NAMED).unwrap_or(i64::MAX);
+        let limit = i64::try_from(MAX_NAMED + 1).unwrap_or(i64::MAX);
         let found = self
             .housekeep(async |connection| {
                 sqlx::query_scalar(NAMED_SINCE)
                     .bind(group.as_str())
-                    .bind(noted.fence.as_str())
-                    .bind(most + 1)
+                    .bind(known.fence.as_str())
+                    .bind(limit)
                     .fetch_all(connection)
                     .await
             })
             .await;
         let mut found: Vec<String> = match found {
-            // So large that to read OpenIM's is no more work.
+            // So large that reading it from OpenIM is no more work.
             Err(error) if error.is_timeout() => return Ok(None),
             found => found?,
         };
-        if let Some(named) = &noted.touched {
+        if let Some(named) = &known.touched {
             found.extend(named.users.iter().map(|user| user.as_str().to_owned()));
         }
         let named = Named {
             has_group: true,
             ..Named::of(found)
         };
-        Ok((named.users.len() <= MOST_NAMED).then_some(named))
+        Ok((named.users.len() <= MAX_NAMED).then_some(named))
     }
 
-    /// Ends a comparison: the group is as it was at `version` or, where there is none, all of it is to
-    /// be read by the next. A version of less than `settling` ago is not taken for all that is to be seen
-    /// at it. A mark that came less than `delay` before stays, and so does that of a group
-    /// that was read in part.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn finish_check(
+    /// Ends the reconcile of a group. The mirror is equal to OpenIM at `version`; without one the next
+    /// reconcile reads the whole group. A version that is younger than `settling` may have more to show. A
+    /// mark that came less than `delay` before stays, and so does the mark of an incomplete group.
+    pub async fn finish_group(
         &self,
         group: &GroupId,
         begun: &Begun,
         version: Option<&Version>,
-        read: WasRead,
+        coverage: Coverage,
         (delay, settling): (Duration, Duration),
     ) -> Result<Finished, Error> {
         self.write(async |connection| {
@@ -413,7 +395,7 @@ impl Store {
                 .bind([group.as_str()])
                 .execute(&mut *transaction)
                 .await?;
-            let finished = sqlx::query_as(FINISH_CHECK)
+            let finished = sqlx::query_as(FINISH_GROUP)
                 .bind(group.as_str())
                 .bind(begun.at)
                 .bind(version.map(|version| version.number.cast_signed()))
@@ -421,8 +403,8 @@ impl Store {
                 .bind(millis(delay))
                 .bind(begun.fence.as_str())
                 .bind(begun.touches)
-                .bind(read != WasRead::Changes)
-                .bind(read != WasRead::InPart)
+                .bind(coverage != Coverage::Changes)
+                .bind(coverage != Coverage::Incomplete)
                 .bind(millis(settling))
                 .fetch_one(&mut *transaction)
                 .await?;
@@ -432,13 +414,10 @@ impl Store {
         .await
     }
 
-    /// Takes away the mark of a notification that told nothing new.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn take_back_mark(&self, group: &GroupId) -> Result<(), Error> {
+    /// Removes the mark of a notification that said nothing new.
+    pub async fn undo_mark(&self, group: &GroupId) -> Result<(), Error> {
         self.write(async |connection| {
-            sqlx::query(TAKE_BACK_MARK)
+            sqlx::query(UNDO_MARK)
                 .bind(group.as_str())
                 .bind(MarkReason::Notified.code())
                 .execute(connection)
@@ -448,12 +427,9 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` groups after the group id `after` that have wanted a check for `delay` at
-    /// least, in bytewise order.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn groups_wanting_check(
+    /// Up to `limit` groups after the group id `after` that were marked at least `delay` ago, in bytewise
+    /// order.
+    pub async fn marked_groups(
         &self,
         after: &str,
         limit: i64,
@@ -461,7 +437,7 @@ impl Store {
     ) -> Result<Vec<GroupId>, Error> {
         let ids: Vec<String> = self
             .read(async |connection| {
-                sqlx::query_scalar(WANTED)
+                sqlx::query_scalar(MARKED)
                     .bind(after)
                     .bind(limit)
                     .bind(millis(delay))
@@ -469,29 +445,24 @@ impl Store {
                     .await
             })
             .await?;
-        // They are stored as they were parsed.
+        // All stored ids can be parsed.
         let ids = ids.into_iter();
         Ok(ids.filter_map(|id| GroupId::parse(id).ok()).collect())
     }
 
-    /// How many groups want a check, and why.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn checks_wanted(&self) -> Result<Vec<WantedByReason>, Error> {
-        self.read(async |connection| sqlx::query_as(WANTED_BY_REASON).fetch_all(connection).await)
+    /// Counts the marked groups by reason.
+    pub async fn marks_by_reason(&self) -> Result<Vec<MarksByReason>, Error> {
+        self.read(async |connection| sqlx::query_as(MARKS_BY_REASON).fetch_all(connection).await)
             .await
     }
 
-    /// Notes whom callbacks have named since the last call: a callback that OpenIM sent before the
-    /// group was compared may have come after it, and then the version says nothing of these members.
-    ///
-    /// # Errors
-    /// See [`Error`]; what could not be done is done by the next call.
+    /// Records the users that callbacks have named since the last call. A callback may come after a reconcile
+    /// that began later in OpenIM; then the version says nothing about its members. After an error the next
+    /// call records them.
     pub async fn note_touched(&self) -> Result<(), Error> {
         let mut rest = self.touched.take();
         while !rest.is_empty() {
-            let others = rest.split_off(rest.len().min(SOME));
+            let others = rest.split_off(rest.len().min(GROUPS_PER_WRITE));
             if let Err(error) = self.note(&rest).await {
                 self.touched.put_back(rest);
                 self.touched.put_back(others);
@@ -502,10 +473,7 @@ impl Store {
         Ok(())
     }
 
-    /// The same of these groups alone.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// As [`Self::note_touched`], for these groups alone.
     pub async fn note_touched_of(&self, groups: &[&GroupId]) -> Result<(), Error> {
         let touched = groups
             .iter()
@@ -543,10 +511,7 @@ impl Store {
         .await
     }
 
-    /// Forgets the versions of groups, so that all of them is read by the next comparison.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Forgets the versions of groups, so that the next reconcile reads them whole.
     pub async fn forget_versions(&self, groups: &[&GroupId]) -> Result<(), Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
         self.write(async |connection| {
@@ -564,18 +529,15 @@ impl Store {
         .await
     }
 
-    /// The same for these groups, by what is stored: for what an earlier process did not come to. Reads
-    /// all of their members.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// As [`Self::note_touched`], by the rows of these groups: records what an earlier process did not record.
+    /// Reads all of their members.
     pub async fn note_touched_before(&self, groups: &[&GroupId]) -> Result<(), Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
-        let most = i64::try_from(MOST_TOUCHED).unwrap_or(i64::MAX);
+        let limit = i64::try_from(MAX_TOUCHED + 1).unwrap_or(i64::MAX);
         self.housekeep(async |connection| {
             let named: Vec<(String, String)> = sqlx::query_as(NAMED_SINCE_ALL)
                 .bind(&ids)
-                .bind(most + 1)
+                .bind(limit)
                 .fetch_all(&mut *connection)
                 .await?;
             if named.is_empty() {
@@ -590,7 +552,7 @@ impl Store {
     }
 }
 
-/// Notes whom callbacks have named, in the transaction that the connection is in.
+/// Adds users that callbacks have named, in the open transaction of the connection.
 async fn touch(
     connection: &mut PgConnection,
     groups: &[&str],
@@ -603,7 +565,7 @@ async fn touch(
     sqlx::query(TOUCH)
         .bind(groups)
         .bind(users)
-        .bind(i32::try_from(MOST_TOUCHED).unwrap_or(i32::MAX))
+        .bind(i32::try_from(MAX_TOUCHED).unwrap_or(i32::MAX))
         .execute(connection)
         .await?;
     Ok(())
