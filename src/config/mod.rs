@@ -46,9 +46,9 @@ pub struct Config {
     /// Who calls OpenIM's API for others.
     pub operators: Operators,
     /// How to reach OpenIM; unset: the mirror is not compared with it.
-    pub openim: Option<openim::Access>,
+    pub openim: Option<openim::OpenimAccess>,
     /// When it is compared.
-    pub reconcile: reconcile::Settings,
+    pub reconcile: reconcile::ReconcileSettings,
     /// How long rejected callbacks are kept.
     pub rejected: Retention,
     /// How to stop.

@@ -127,7 +127,7 @@ impl Errors {
         url: Option<String>,
         admin_user_id: Option<String>,
         secret: Option<String>,
-    ) -> Option<openim::Access> {
+    ) -> Option<openim::OpenimAccess> {
         let (url, admin_user_id, secret) = (present(url), present(admin_user_id), present(secret));
         if url.as_deref().is_some_and(|url| !is_base_url(url)) {
             self.add("OPENIM_API_URL", BASE_URL);
@@ -146,7 +146,7 @@ impl Errors {
                 self.add(name, expected);
             }
         }
-        Some(openim::Access {
+        Some(openim::OpenimAccess {
             url: url?.trim_end_matches('/').to_owned(),
             admin_user_id: admin_user_id?,
             secret: secret?.into(),
@@ -320,7 +320,7 @@ impl Settings {
                 callback_next_code: i32::try_from(next_code?).ok()?,
                 operators: operators?,
                 openim,
-                reconcile: reconcile::Settings {
+                reconcile: reconcile::ReconcileSettings {
                     interval: Duration::from_secs(interval?),
                     full_interval: Duration::from_secs(full_interval?),
                     delay: Duration::from_millis(check_delay?),

@@ -6,8 +6,8 @@ use crate::domain::{
     DISMISSED, Drift, GroupId, HeldGroup, HeldMember, Member, Repair, RepairCounts, RepairKind,
     UserId, Verdict, Version, group_verdict, member_verdict,
 };
-use crate::openim::{GroupState, Incomplete, Snapshot};
-use crate::store::{self, Begun, Coverage, KnownGroup, Store};
+use crate::openim::{GroupSnapshot, GroupState, Incomplete};
+use crate::store::{self, Coverage, KnownGroup, ReconcileStart, Store};
 
 /// Most members in one repair, which locks their rows.
 const MAX_MEMBERS: usize = 1000;
@@ -159,9 +159,9 @@ impl Differences {
         store: &Store,
         group: &GroupId,
         known: Option<&KnownGroup>,
-        snapshot: Snapshot,
+        snapshot: GroupSnapshot,
     ) -> Result<(), store::Error> {
-        let Snapshot {
+        let GroupSnapshot {
             group: openim,
             mut members,
             absent,
@@ -215,7 +215,7 @@ impl Differences {
     }
 
     /// Makes the repairs, each of a bounded size.
-    pub(super) fn into_repairs(self, begun: &Begun) -> impl Iterator<Item = Repair> {
+    pub(super) fn into_repairs(self, begun: &ReconcileStart) -> impl Iterator<Item = Repair> {
         let Self {
             mut group,
             present,

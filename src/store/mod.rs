@@ -48,8 +48,8 @@ pub use read::{
 };
 pub(crate) use reconcile::run_counters;
 pub use reconcile::{
-    Begun, ComparedMember, Coverage, Finished, KnownGroup, KnownVersion, Lease, LeaseOf,
-    MarksByReason, Named, Run, RunCounts, TOO_MANY_REMOVALS,
+    ComparedMember, Coverage, Finished, KnownGroup, KnownVersion, Lease, LeaseOf, MarksByReason,
+    Named, ReconcileStart, Run, RunCounts, TOO_MANY_REMOVALS,
 };
 pub use rejected::RejectedSummary;
 pub use session::Unfit;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Key, Recent};
+use super::{CallbackKey, Recent};
 use crate::domain::{GroupId, HintKind};
 
 /// Delay of a look after most hints, so that the callback of the same change comes first.
@@ -87,8 +87,8 @@ pub(super) enum Added {
 
 /// Watched groups: a look at them is due, or was done a moment ago.
 #[derive(Debug)]
-pub(super) struct Table {
-    groups: HashMap<GroupId, Entry>,
+pub(super) struct LookTable {
+    groups: HashMap<GroupId, WatchedGroup>,
     /// Groups with a due look, sorted by its time.
     queue: BTreeSet<(Instant, GroupId)>,
     /// Looks that were done, sorted by time. A group may have a later one.
@@ -99,7 +99,7 @@ pub(super) struct Table {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct WatchedGroup {
     next: Option<NextLook>,
     /// The current look.
     current: Option<NextLook>,
@@ -122,7 +122,7 @@ struct NextLook {
     announced_leaves: u64,
     kinds: Kinds,
     /// Callbacks that make the look due at once.
-    awaited: Vec<Key>,
+    awaited: Vec<CallbackKey>,
     /// True for a second look without a hint or callback since the first.
     is_second: bool,
 }
@@ -170,7 +170,7 @@ impl NextLook {
     }
 }
 
-impl Entry {
+impl WatchedGroup {
     fn schedule(&mut self, next: NextLook) {
         match &mut self.next {
             Some(scheduled) => scheduled.merge(next),
@@ -198,7 +198,7 @@ impl Entry {
     }
 }
 
-impl Table {
+impl LookTable {
     pub(super) fn new(max_groups: usize) -> Self {
         Self {
             groups: HashMap::new(),
@@ -214,7 +214,7 @@ impl Table {
         &mut self,
         group: &GroupId,
         kind: HintKind,
-        key: Option<Key>,
+        key: Option<CallbackKey>,
         now: Instant,
     ) -> Added {
         let mut next = NextLook::at(now);
@@ -252,7 +252,7 @@ impl Table {
     pub(super) fn written(
         &mut self,
         group: &GroupId,
-        key: Option<Key>,
+        key: Option<CallbackKey>,
         was_watched: bool,
         now: Instant,
     ) -> Added {
@@ -353,7 +353,7 @@ impl Table {
             if self.groups.len() >= self.max_groups {
                 return Added::Full;
             }
-            self.groups.insert(group.clone(), Entry::default());
+            self.groups.insert(group.clone(), WatchedGroup::default());
         }
         let mut taken = Added::Due;
         if let Some(entry) = self.groups.get_mut(group) {
