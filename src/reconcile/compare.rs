@@ -14,9 +14,9 @@ const MAX_MEMBERS: usize = 1000;
 /// Most bytes in one repair: its statement has the time limit of a callback.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Differences between a group in OpenIM and its rows.
+/// GroupDifferences between a group in OpenIM and its rows.
 #[derive(Debug, Default)]
-pub(super) struct Differences {
+pub(super) struct GroupDifferences {
     group: Option<Box<HeldGroup>>,
     present: Vec<(UserId, HeldMember)>,
     absent: Vec<UserId>,
@@ -47,10 +47,10 @@ pub(super) async fn compare(
     state: GroupState,
     accepts_removals: bool,
     with_drift: bool,
-) -> Result<Option<Differences>, store::Error> {
-    let mut differences = Differences {
+) -> Result<Option<GroupDifferences>, store::Error> {
+    let mut differences = GroupDifferences {
         drift: with_drift.then(Vec::new),
-        ..Differences::default()
+        ..GroupDifferences::default()
     };
     match (state, known) {
         (GroupState::Present(snapshot), known) => {
@@ -87,7 +87,7 @@ fn dismissed(known: &KnownGroup) -> HeldGroup {
     }
 }
 
-impl Differences {
+impl GroupDifferences {
     /// Number of members that OpenIM does not have.
     pub(super) fn removed(&self) -> u64 {
         self.absent.len() as u64

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::compare::{Differences, compare};
+use super::compare::{GroupDifferences, compare};
 use super::removals::{Leaving, Removals};
 use super::report::{DriftEntry, Job};
 use super::{Claim, Core, Error};
@@ -433,14 +433,14 @@ impl Core {
         known: Option<&KnownGroup>,
         state: GroupState,
         job: &Job<'_>,
-    ) -> Result<Option<Differences>, Error> {
+    ) -> Result<Option<GroupDifferences>, Error> {
         let accepts_removals = job.removals.is_some_and(Removals::is_accepted);
         let store = &self.store;
         let compared = compare(store, group, known, state, accepts_removals, job.is_dry()).await?;
         Ok(compared)
     }
 
-    fn count(&self, differences: &Differences, job: &Job<'_>) {
+    fn count(&self, differences: &GroupDifferences, job: &Job<'_>) {
         job.report.count(|counts| {
             counts.groups_compared += 1;
             counts.members_compared += differences.compared.cast_signed();
@@ -484,7 +484,7 @@ impl Core {
         group: &GroupId,
         begun: &ReconcileStart,
         known: Option<KnownGroup>,
-        differences: Option<Differences>,
+        differences: Option<GroupDifferences>,
         job: &Job<'_>,
     ) -> Result<Outcome, Error> {
         job.has_read();
@@ -550,7 +550,7 @@ impl Core {
         &self,
         group: &GroupId,
         known: Option<&KnownGroup>,
-        differences: &Differences,
+        differences: &GroupDifferences,
         job: &Job<'_>,
     ) -> Result<Leaving, Error> {
         let is_present = known.is_some_and(|known| !known.group.is_dismissed());
@@ -576,7 +576,7 @@ impl Core {
         &self,
         group: &GroupId,
         begun: &ReconcileStart,
-        differences: Differences,
+        differences: GroupDifferences,
         written: &mut RepairCounts,
     ) -> Result<bool, Error> {
         for repair in differences.into_repairs(begun) {

@@ -16,8 +16,8 @@ const LEAVE_DELAY: Duration = Duration::from_secs(1);
 const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shortest interval between looks at one group: at most five a second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// A callback that is written within this time after a look may be from before the look.
-const LATE_CALLBACK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for which a group is watched after a look: a callback that is written then may be from before the look.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Delay of the second look after a look without another: OpenIM's answer may have been out of date, though it
 /// named a newer version.
 const SECOND_LOOK_DELAY: Duration = Duration::from_secs(4);
@@ -190,7 +190,7 @@ impl WatchedGroup {
 
     fn was_recent(&self, now: Instant) -> bool {
         self.looked_at
-            .is_some_and(|at| now.saturating_duration_since(at) <= LATE_CALLBACK_TIMEOUT)
+            .is_some_and(|at| now.saturating_duration_since(at) <= WATCH_TIMEOUT)
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -387,7 +387,7 @@ impl LookTable {
     /// Removes groups that no longer have to be watched.
     fn expire(&mut self, now: Instant) {
         while let Some((at, _)) = self.looked.front()
-            && now.saturating_duration_since(*at) > LATE_CALLBACK_TIMEOUT
+            && now.saturating_duration_since(*at) > WATCH_TIMEOUT
             && let Some((_, group)) = self.looked.pop_front()
         {
             if self.groups.get(&group).is_some_and(|e| e.is_over(now)) {
