@@ -14,7 +14,7 @@ use crate::config::{Config, Reconcile};
 use crate::domain::GroupId;
 use crate::ingest::Ingest;
 use crate::openim::Client;
-use crate::reconcile::{self as reconciling, DriftEntry, Mode, Parts, Reconciler, Report};
+use crate::reconcile::{self as reconciling, DriftEntry, Mode, ReconcileParts, Reconciler, Report};
 use crate::store::{RunCounts, run_counters};
 use crate::telemetry::Metrics;
 
@@ -45,7 +45,7 @@ pub async fn reconcile(
     let (database, server) = database::find(config, Private::Shared).await?;
     let store = database.open().await?;
     let ingest = Ingest::new(store.clone(), config.rejected, None);
-    let parts = Parts {
+    let parts = ReconcileParts {
         store: store.clone(),
         ingest: ingest.clone(),
         metrics,

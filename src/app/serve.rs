@@ -94,7 +94,7 @@ pub async fn run(
     let background = Background::start(
         client,
         config.reconcile,
-        reconciling::Parts {
+        reconciling::ReconcileParts {
             store: store.clone(),
             ingest: ingest.clone(),
             metrics: metrics.clone(),

@@ -125,7 +125,7 @@ fn assemble(values: Values) -> Option<Config> {
         callback_next_code: values.CALLBACK_NEXT_CODE?,
         operators: Operators::new(operators),
         openim: match (values.OPENIM_API_URL, admin, values.OPENIM_SECRET) {
-            (Some(url), Some(admin_user_id), Some(secret)) => Some(openim::Access {
+            (Some(url), Some(admin_user_id), Some(secret)) => Some(openim::OpenimAccess {
                 url: url.trim_end_matches('/').to_owned(),
                 admin_user_id,
                 secret: secret.into(),
@@ -133,7 +133,7 @@ fn assemble(values: Values) -> Option<Config> {
             }),
             _ => None,
         },
-        reconcile: reconcile::Settings {
+        reconcile: reconcile::ReconcileSettings {
             interval: values.RECONCILE_INTERVAL_SECS?,
             full_interval: values.RECONCILE_FULL_INTERVAL_SECS?,
             delay: values.RECONCILE_DELAY_MS?,

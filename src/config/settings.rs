@@ -39,9 +39,9 @@ pub struct Config {
     /// User ids with which backends call OpenIM's API.
     pub operators: Operators,
     /// Access to OpenIM's API. Unset: the mirror is not compared with OpenIM.
-    pub openim: Option<openim::Access>,
+    pub openim: Option<openim::OpenimAccess>,
     /// Intervals and limits of runs.
-    pub reconcile: reconcile::Settings,
+    pub reconcile: reconcile::ReconcileSettings,
     /// Limits of rejected callbacks.
     pub rejected: Retention,
     /// Times of the stop.

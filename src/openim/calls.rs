@@ -13,20 +13,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::client::Client;
 use super::error::Error;
 use super::wire::{
-    Delta, Deltas, GroupInfo, GroupInfoList, GroupPage, MemberIds, MemberInfo, MemberPage,
+    Delta, Deltas, GroupInfo, GroupInfoList, ListedGroups, ListedMembers, MemberIds, MemberInfo,
 };
 use crate::domain::{GroupId, OpenImMember, UserId, Version};
 
-/// Page sizes, the largest first. Each one divides the one before: pages are asked for by number, so the rest
+/// ListPage sizes, the largest first. Each one divides the one before: pages are asked for by number, so the rest
 /// of a page that is too large has to start at a whole smaller page.
 const PAGE_SIZES: [u64; 7] = [1000, 500, 250, 125, 25, 5, 1];
-/// Pages in a row after which the next page is larger again. With 4, at most one page in five is too large if
+/// ListPages in a row after which the next page is larger again. With 4, at most one page in five is too large if
 /// all large pages are, and one large row makes few rows come one by one.
 const PAGES_BEFORE_GROWTH: u32 = 4;
 /// Groups or members on the largest page.
 pub(crate) const LARGEST_PAGE: usize = PAGE_SIZES[0] as usize;
-/// Page without rows. OpenIM still sends the total.
-const NO_ROWS: Page = Page { number: 1, size: 0 };
+/// ListPage without rows. OpenIM still sends the total.
+const NO_ROWS: ListPage = ListPage { number: 1, size: 0 };
 /// Members in memory at a time, of a few hundred bytes each. A group that has more is read alone.
 pub(super) const MAX_MEMBERS_IN_MEMORY: u32 = 100_000;
 /// Most rows of a list that can be too large for an answer. With more, the reason is not the rows.
@@ -34,14 +34,14 @@ const MAX_TOO_LARGE_ROWS: usize = 1000;
 
 impl Client {
     /// Reads a page of all groups that are not dismissed, the newest first.
-    pub(crate) async fn groups(&self, page: Page) -> Result<GroupPage, Error> {
+    pub(crate) async fn groups(&self, page: ListPage) -> Result<ListedGroups, Error> {
         let request = json!({
             "pagination": {"pageNumber": page.number, "showNumber": page.size},
             "groupName": "",
             "groupID": "",
         });
         // No check: any group can be on the page. Callers drop duplicates.
-        self.call("/group/get_groups", &request, |_: &GroupPage| Ok(()))
+        self.call("/group/get_groups", &request, |_: &ListedGroups| Ok(()))
             .await
     }
 
@@ -60,14 +60,14 @@ impl Client {
     }
 
     /// Reads a page of a group's members. A group that OpenIM does not know has none.
-    async fn members(&self, group: &GroupId, page: Page) -> Result<MemberPage, Error> {
+    async fn members(&self, group: &GroupId, page: ListPage) -> Result<ListedMembers, Error> {
         let request = json!({
             "groupID": group.as_str(),
             "pagination": {"pageNumber": page.number, "showNumber": page.size},
             "filter": 0,
             "keyword": "",
         });
-        let check = |members: &MemberPage| members.check(group);
+        let check = |members: &ListedMembers| members.check(group);
         self.call("/group/get_group_member_list", &request, check)
             .await
     }
@@ -85,7 +85,7 @@ impl Client {
     ) -> Result<Vec<MemberInfo>, Error> {
         let ids: Vec<&str> = users.iter().map(|user| user.as_str()).collect();
         let request = json!({"groupID": group.as_str(), "userIDs": ids});
-        let check = |named: &MemberPage| named.check_named(group, users);
+        let check = |named: &ListedMembers| named.check_named(group, users);
         let named = self.call("/group/get_group_members_info", &request, check);
         Ok(named.await?.members)
     }
@@ -158,7 +158,7 @@ pub(super) struct MemberList {
     pub(super) members: HashMap<UserId, OpenImMember>,
     /// Members that OpenIM counts.
     pub(super) total: u64,
-    /// Pages that were read.
+    /// ListPages that were read.
     pub(super) pages: usize,
     /// Members whose ids the mirror cannot keep.
     unkept: u64,
@@ -177,7 +177,7 @@ impl MemberList {
         group: &GroupId,
     ) -> Result<Self, Error> {
         let mut list = Self::default();
-        let mut pages = Pages::default();
+        let mut pages = ListPages::default();
         // Rows in a row without a new member.
         let mut rows_without_new = 0;
         loop {
@@ -255,9 +255,9 @@ pub(super) fn parse_members(
     parsed.collect()
 }
 
-/// Page of a list.
+/// ListPage of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Page {
+pub(crate) struct ListPage {
     /// Number of the page, from 1.
     pub(crate) number: u64,
     pub(crate) size: u64,
@@ -265,12 +265,12 @@ pub(crate) struct Page {
 
 /// Position in a list that is read page by page.
 #[derive(Debug, Default)]
-pub(crate) struct Pages {
+pub(crate) struct ListPages {
     /// Rows before the page.
     start: u64,
     /// Index of the page size.
     size_index: usize,
-    /// Pages of this size in a row.
+    /// ListPages of this size in a row.
     run: u32,
     /// Rows that OpenIM counts. Set by the caller after each page.
     pub(crate) total: Option<u64>,
@@ -278,15 +278,15 @@ pub(crate) struct Pages {
     pub(crate) too_large: Vec<u64>,
 }
 
-impl Pages {
+impl ListPages {
     /// Reads the next page with `read`. If an answer is too large, asks for smaller pages, and leaves out rows
     /// that are too large alone. `count` is awaited if no page has come that has the total. `None`: the list
     /// ends with rows that are too large.
     pub(crate) async fn next<T, R: Future<Output = Result<T, Error>>>(
         &mut self,
-        read: impl Fn(Page) -> R,
+        read: impl Fn(ListPage) -> R,
         count: impl Future<Output = Result<u64, Error>>,
-    ) -> Result<Option<(Page, T)>, Error> {
+    ) -> Result<Option<(ListPage, T)>, Error> {
         // Awaited at most once: the total is known then.
         let mut count = Some(count);
         loop {
@@ -323,8 +323,8 @@ impl Pages {
     }
 
     /// The next page.
-    fn page(&self) -> Page {
-        Page {
+    fn page(&self) -> ListPage {
+        ListPage {
             number: self.start / self.size() + 1,
             size: self.size(),
         }
@@ -423,9 +423,9 @@ mod tests {
     /// order, the places that were left out, and the number of pages.
     fn read(rows: &[u64], limit: u64) -> (Vec<u64>, Vec<u64>, usize) {
         let (mut given, mut left, mut calls) = (vec![], vec![], 0);
-        let mut pages = Pages::default();
+        let mut pages = ListPages::default();
         while pages.start() < rows.len() as u64 {
-            let Page { number, size } = pages.page();
+            let ListPage { number, size } = pages.page();
             let first = (number - 1) * size;
             assert_eq!(first, pages.start());
             let end = (first + size).min(rows.len() as u64);

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task_local;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Access;
+use super::OpenimAccess;
 use super::error::{ARGS, Error, MAX_ANSWER_BYTES, Mismatch, NO_PERMISSION};
 use super::wire::{Envelope, Token};
 use crate::secret::Secret;
@@ -35,7 +35,7 @@ const GET_TOKEN: &str = "/auth/get_admin_token";
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
-    access: Access,
+    access: OpenimAccess,
     away_timeout: Duration,
     token: Mutex<IssuedToken>,
     /// Number of the newest token that OpenIM is known to accept.
@@ -66,7 +66,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Setup`] if the URL is of https and the system has no certificates.
-    pub fn new(access: Access, metrics: Metrics) -> Result<Self, Error> {
+    pub fn new(access: OpenimAccess, metrics: Metrics) -> Result<Self, Error> {
         choose_cryptography();
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)

@@ -50,7 +50,7 @@ pub enum ReadError {
 #[derive(Debug)]
 pub(crate) enum GroupState {
     /// The group exists. The snapshot has all of it that can be read, or its changes.
-    Present(Box<Snapshot>),
+    Present(Box<GroupSnapshot>),
     /// The group is dismissed; the members that OpenIM may still have do not count. `None`: its profile is
     /// too large to be read.
     Dismissed(Option<OpenImGroup>),
@@ -60,7 +60,7 @@ pub(crate) enum GroupState {
 
 /// A group and its members.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
+pub(crate) struct GroupSnapshot {
     /// `None`: not changed, or too large to be read.
     pub(crate) group: Option<OpenImGroup>,
     pub(crate) members: HashMap<UserId, OpenImMember>,
@@ -161,8 +161,12 @@ impl MemberList {
     }
 
     /// Makes the snapshot of a group that was read completely.
-    fn into_whole(self, group: Option<OpenImGroup>, version: Option<Version>) -> Box<Snapshot> {
-        Box::new(Snapshot {
+    fn into_whole(
+        self,
+        group: Option<OpenImGroup>,
+        version: Option<Version>,
+    ) -> Box<GroupSnapshot> {
+        Box::new(GroupSnapshot {
             group,
             members: self.members,
             absent: vec![],
@@ -176,7 +180,7 @@ impl MemberList {
     }
 
     /// Makes the snapshot of what can be read.
-    fn into_incomplete(self, group: Option<OpenImGroup>, unlisted: Unlisted) -> Box<Snapshot> {
+    fn into_incomplete(self, group: Option<OpenImGroup>, unlisted: Unlisted) -> Box<GroupSnapshot> {
         let why = match (&group, self.too_large) {
             (None, _) => Incomplete::ProfileTooLarge,
             (Some(_), 0) => Incomplete::RowsMissing {
@@ -189,7 +193,7 @@ impl MemberList {
     }
 }
 
-impl Snapshot {
+impl GroupSnapshot {
     fn incomplete(mut self: Box<Self>, why: Incomplete, unlisted: Unlisted) -> Box<Self> {
         self.version = None;
         self.incomplete = Some(why);
@@ -204,17 +208,17 @@ enum Attempt {
     /// The group has changed meanwhile.
     Moved,
     /// Rows are missing at a version that stands still. The reason may be a cache that is behind.
-    Short(Box<Snapshot>),
+    Short(Box<GroupSnapshot>),
 }
 
 impl Attempt {
-    fn present(snapshot: Box<Snapshot>) -> Self {
+    fn present(snapshot: Box<GroupSnapshot>) -> Self {
         Self::Done(GroupState::Present(snapshot))
     }
 
     /// Ends an attempt with an incomplete snapshot. Another attempt may find missing rows, but not make a
     /// large row smaller.
-    fn incomplete(snapshot: Box<Snapshot>) -> Self {
+    fn incomplete(snapshot: Box<GroupSnapshot>) -> Self {
         match snapshot.incomplete {
             Some(Incomplete::RowsMissing { .. }) => Self::Short(snapshot),
             _ => Self::present(snapshot),
@@ -365,7 +369,7 @@ impl Reader {
         group: &GroupId,
         version: &Version,
         touched: &[UserId],
-    ) -> Result<Option<Box<Snapshot>>, ReadError> {
+    ) -> Result<Option<Box<GroupSnapshot>>, ReadError> {
         match self.client.changes(group, Some(version)).await {
             Ok(delta) => self.by_delta(group, delta, touched).await,
             Err(error) if has_no_changes(&error) => Ok(None),
@@ -379,7 +383,7 @@ impl Reader {
         group: &GroupId,
         delta: Delta,
         touched: &[UserId],
-    ) -> Result<Option<Box<Snapshot>>, ReadError> {
+    ) -> Result<Option<Box<GroupSnapshot>>, ReadError> {
         let Some(mut snapshot) = snapshot_of_changes(group, delta) else {
             return Ok(None);
         };
@@ -436,7 +440,7 @@ impl Reader {
     async fn confirm_if_empty(
         &self,
         group: &GroupId,
-        snapshot: Box<Snapshot>,
+        snapshot: Box<GroupSnapshot>,
     ) -> Result<Attempt, ReadError> {
         if !snapshot.members.is_empty() {
             return Ok(Attempt::present(snapshot));
@@ -495,7 +499,7 @@ fn has_no_changes(error: &Error) -> bool {
 }
 
 /// Makes a snapshot of changes. `None`: only the whole group says enough.
-fn snapshot_of_changes(group: &GroupId, delta: Delta) -> Option<Box<Snapshot>> {
+fn snapshot_of_changes(group: &GroupId, delta: Delta) -> Option<Box<GroupSnapshot>> {
     // Many leaves are believed only beside all other members.
     if delta.full || delta.delete.len() > MAX_DELTA_LEAVES {
         return None;
@@ -513,7 +517,7 @@ fn snapshot_of_changes(group: &GroupId, delta: Delta) -> Option<Box<Snapshot>> {
     for user in &absent {
         members.remove(user);
     }
-    Some(Box::new(Snapshot {
+    Some(Box::new(GroupSnapshot {
         group: profile,
         members,
         logged_leaves: absent.len() as u64,

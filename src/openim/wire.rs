@@ -45,9 +45,9 @@ impl Token {
     }
 }
 
-/// Page of all groups.
+/// ListPage of all groups.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct GroupPage {
+pub(crate) struct ListedGroups {
     #[serde(default)]
     pub(crate) total: u64,
     #[serde(default, deserialize_with = "list")]
@@ -90,16 +90,16 @@ impl GroupInfoList {
     }
 }
 
-/// Page of a group's members, or the members that a call names.
+/// ListPage of a group's members, or the members that a call names.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct MemberPage {
+pub(super) struct ListedMembers {
     #[serde(default)]
     pub(super) total: u64,
     #[serde(default, deserialize_with = "list")]
     pub(super) members: Vec<MemberInfo>,
 }
 
-impl MemberPage {
+impl ListedMembers {
     /// Refuses members of another group.
     pub(super) fn check(&self, group: &GroupId) -> Result<(), Mismatch> {
         are_of(&self.members, group)
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(delta.version().number, u64::MAX);
         assert!(delta.is_at(&delta.version()));
         assert!(delta.insert.is_empty() && delta.delete.is_empty());
-        let members: MemberPage = serde_json::from_str(r#"{"total":0,"members":null}"#).unwrap();
+        let members: ListedMembers = serde_json::from_str(r#"{"total":0,"members":null}"#).unwrap();
         assert!(members.members.is_empty());
         let deltas: Deltas = serde_json::from_str(r#"{"respList":null}"#).unwrap();
         assert!(deltas.resp_list.is_none());

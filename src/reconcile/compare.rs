@@ -6,17 +6,17 @@ use crate::domain::{
     DISMISSED, Drift, GroupId, Member, OpenImGroup, OpenImMember, Repair, RepairCounts, RepairKind,
     UserId, Verdict, Version, compare_group, compare_member,
 };
-use crate::openim::{GroupState, Incomplete, Snapshot};
-use crate::store::{self, Begun, Coverage, KnownGroup, Store};
+use crate::openim::{GroupSnapshot, GroupState, Incomplete};
+use crate::store::{self, Coverage, KnownGroup, ReconcileStart, Store};
 
 /// Most members in one repair, which locks their rows.
 const MAX_MEMBERS: usize = 1000;
 /// Most bytes in one repair: its statement has the time limit of a callback.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Differences between a group in OpenIM and its rows.
+/// GroupDifferences between a group in OpenIM and its rows.
 #[derive(Debug, Default)]
-pub(super) struct Differences {
+pub(super) struct GroupDifferences {
     group: Option<Box<OpenImGroup>>,
     present: Vec<(UserId, OpenImMember)>,
     absent: Vec<UserId>,
@@ -47,10 +47,10 @@ pub(super) async fn compare(
     state: GroupState,
     accepts_removals: bool,
     with_drift: bool,
-) -> Result<Option<Differences>, store::Error> {
-    let mut differences = Differences {
+) -> Result<Option<GroupDifferences>, store::Error> {
+    let mut differences = GroupDifferences {
         drift: with_drift.then(Vec::new),
-        ..Differences::default()
+        ..GroupDifferences::default()
     };
     match (state, known) {
         (GroupState::Present(snapshot), known) => {
@@ -87,7 +87,7 @@ fn dismissed(known: &KnownGroup) -> OpenImGroup {
     }
 }
 
-impl Differences {
+impl GroupDifferences {
     /// Number of members that OpenIM does not have.
     pub(super) fn removed(&self) -> u64 {
         self.absent.len() as u64
@@ -159,9 +159,9 @@ impl Differences {
         store: &Store,
         group: &GroupId,
         known: Option<&KnownGroup>,
-        snapshot: Snapshot,
+        snapshot: GroupSnapshot,
     ) -> Result<(), store::Error> {
-        let Snapshot {
+        let GroupSnapshot {
             group: openim,
             mut members,
             absent,
@@ -215,7 +215,7 @@ impl Differences {
     }
 
     /// Makes the repairs, each of a bounded size.
-    pub(super) fn into_repairs(self, begun: &Begun) -> impl Iterator<Item = Repair> {
+    pub(super) fn into_repairs(self, begun: &ReconcileStart) -> impl Iterator<Item = Repair> {
         let Self {
             mut group,
             present,

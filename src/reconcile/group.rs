@@ -6,16 +6,16 @@ use std::sync::atomic::Ordering;
 use futures_util::stream::{self, Stream, StreamExt};
 use time::OffsetDateTime;
 
-use super::compare::{Differences, compare};
+use super::compare::{GroupDifferences, compare};
 use super::removals::{Leaving, Removals};
 use super::report::{DriftEntry, Job};
-use super::{Claim, Error, Inner};
+use super::{Claim, Core, Error};
 use crate::domain::{
     DISMISSED, Fence, GroupId, MarkReason, OWNER, OpenImGroup, RepairCounts, Version,
 };
 use crate::ingest;
-use crate::openim::{Delta, GroupState, MAX_DELTA_LEAVES, ReadError, Snapshot};
-use crate::store::{self, Begun, KnownGroup, KnownVersion, Named};
+use crate::openim::{Delta, GroupSnapshot, GroupState, MAX_DELTA_LEAVES, ReadError};
+use crate::store::{self, KnownGroup, KnownVersion, Named, ReconcileStart};
 
 /// Attempts with the changes of a group, before the whole group is read.
 const MAX_CHANGES_ATTEMPTS: usize = 2;
@@ -63,7 +63,7 @@ pub(super) struct ChangesAnswer {
 /// Reconcile of a touched group that has begun before OpenIM is asked for the changes.
 pub(super) struct TouchedGroup<'a> {
     _claim: Claim<'a>,
-    begun: Begun,
+    begun: ReconcileStart,
     named: Named,
     /// The version to ask for changes since.
     pub(super) version: Version,
@@ -72,7 +72,7 @@ pub(super) struct TouchedGroup<'a> {
 /// Reconcile of a group by its changes.
 struct ChangesRepair<'a> {
     group: &'a GroupId,
-    begun: &'a Begun,
+    begun: &'a ReconcileStart,
     with_group: bool,
     with_total: bool,
     /// The group itself, if it was read before.
@@ -88,7 +88,7 @@ enum ChangesResult {
     NeedsWhole,
 }
 
-impl Inner {
+impl Core {
     /// Reconciles groups, some at a time.
     pub(super) fn reconcile_each<'a>(
         &'a self,
@@ -196,7 +196,7 @@ impl Inner {
     async fn touched_since<'a>(
         &self,
         group: &GroupId,
-        begun: &'a Begun,
+        begun: &'a ReconcileStart,
         job: &Job<'_>,
     ) -> Result<Option<(&'a KnownVersion, Named)>, Error> {
         let suffices = |known: &&KnownVersion| self.changes_suffice(known.read_at, job);
@@ -284,7 +284,7 @@ impl Inner {
     async fn apply_begun(
         &self,
         query: &ChangesQuery,
-        begun: &Begun,
+        begun: &ReconcileStart,
         named: &Named,
         answer: ChangesAnswer,
         job: &Job<'_>,
@@ -330,7 +330,7 @@ impl Inner {
     async fn repair_changes(
         &self,
         repair: ChangesRepair<'_>,
-        mut snapshot: Box<Snapshot>,
+        mut snapshot: Box<GroupSnapshot>,
         job: &Job<'_>,
     ) -> Result<ChangesResult, Error> {
         let ChangesRepair {
@@ -433,14 +433,14 @@ impl Inner {
         known: Option<&KnownGroup>,
         state: GroupState,
         job: &Job<'_>,
-    ) -> Result<Option<Differences>, Error> {
+    ) -> Result<Option<GroupDifferences>, Error> {
         let accepts_removals = job.removals.is_some_and(Removals::is_accepted);
         let store = &self.store;
         let compared = compare(store, group, known, state, accepts_removals, job.is_dry()).await?;
         Ok(compared)
     }
 
-    fn count(&self, differences: &Differences, job: &Job<'_>) {
+    fn count(&self, differences: &GroupDifferences, job: &Job<'_>) {
         job.report.count(|counts| {
             counts.groups_compared += 1;
             counts.members_compared += differences.compared.cast_signed();
@@ -482,9 +482,9 @@ impl Inner {
     async fn finish(
         &self,
         group: &GroupId,
-        begun: &Begun,
+        begun: &ReconcileStart,
         known: Option<KnownGroup>,
-        differences: Option<Differences>,
+        differences: Option<GroupDifferences>,
         job: &Job<'_>,
     ) -> Result<Outcome, Error> {
         job.has_read();
@@ -550,7 +550,7 @@ impl Inner {
         &self,
         group: &GroupId,
         known: Option<&KnownGroup>,
-        differences: &Differences,
+        differences: &GroupDifferences,
         job: &Job<'_>,
     ) -> Result<Leaving, Error> {
         let is_present = known.is_some_and(|known| !known.group.is_dismissed());
@@ -575,8 +575,8 @@ impl Inner {
     async fn repair(
         &self,
         group: &GroupId,
-        begun: &Begun,
-        differences: Differences,
+        begun: &ReconcileStart,
+        differences: GroupDifferences,
         written: &mut RepairCounts,
     ) -> Result<bool, Error> {
         for repair in differences.into_repairs(begun) {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::group::{ChangesAnswer, ChangesQuery, Outcome, TouchedGroup};
 use super::removals::{Removals, RemovalsSinceRun};
 use super::report::{HintSummary, Job};
-use super::{Error, Inner, Report};
+use super::{Core, Error, Report};
 use crate::domain::{Fence, GroupId, HintKind, MarkReason, OpenImGroup};
 use crate::ingest::{DueLook, LookEnd};
 use crate::openim::{Delta, paced};
@@ -39,12 +39,12 @@ pub(super) const OUTCOMES: [&str; 5] = [COMPARED, LEFT, UNKNOWN, AGAIN, FAILED];
 #[derive(Debug)]
 struct Look<'a> {
     due: DueLook,
-    inner: &'a Inner,
+    inner: &'a Core,
     has_ended: bool,
 }
 
 impl<'a> Look<'a> {
-    fn new(due: DueLook, inner: &'a Inner) -> Self {
+    fn new(due: DueLook, inner: &'a Core) -> Self {
         Self {
             due,
             inner,
@@ -119,7 +119,7 @@ struct Limits {
     removals: Arc<Removals>,
 }
 
-impl Inner {
+impl Core {
     /// Looks at groups when they are due, until `closing`.
     pub(super) async fn watch_hints(self: Arc<Self>, closing: CancellationToken) {
         let limits = Mutex::new(Limits::default());

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::group::Outcome;
 use super::removals::{Removals, RemovalsSinceRun};
 use super::report::Job;
-use super::{Error, Inner, LEASE_RETRY_INTERVAL, Report};
+use super::{Core, Error, LEASE_RETRY_INTERVAL, Report};
 use crate::domain::GroupId;
 use crate::store::{Lease, LeaseOf};
 
@@ -40,20 +40,20 @@ struct Retry {
     failures: u32,
 }
 
-/// State that is kept between reads of the marks.
+/// MarksState that is kept between reads of the marks.
 #[derive(Debug, Default)]
-struct State {
+struct MarksState {
     /// Held as long as possible.
     lease: Option<Lease>,
     retries: HashMap<GroupId, Retry>,
     removals: RemovalsSinceRun,
 }
 
-impl Inner {
+impl Core {
     /// Reconciles marked groups until `closing`.
     pub(super) async fn watch_marks(self: Arc<Self>, closing: CancellationToken) {
         let interval = (self.settings.delay / 4).clamp(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL);
-        let mut state = State::default();
+        let mut state = MarksState::default();
         let mut pause = interval;
         let mut failures = 0;
         while timeout(pause, closing.cancelled()).await.is_err() {
@@ -94,8 +94,8 @@ impl Inner {
     }
 
     /// Reconciles all marked groups that are due.
-    async fn reconcile_marked(&self, state: &mut State) -> Result<(), Error> {
-        let State {
+    async fn reconcile_marked(&self, state: &mut MarksState) -> Result<(), Error> {
+        let MarksState {
             lease,
             retries,
             removals,

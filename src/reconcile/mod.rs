@@ -44,7 +44,7 @@ const LEASE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Times and limits.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct ReconcileSettings {
     /// Interval of runs.
     pub interval: Duration,
     /// A group is read whole if that was not done for so long, even if its version has not moved.
@@ -60,7 +60,7 @@ pub struct Settings {
 /// The parts that reconciling uses.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "their types say it")]
-pub struct Parts {
+pub struct ReconcileParts {
     pub store: Store,
     pub ingest: Ingest,
     pub metrics: Metrics,
@@ -142,7 +142,7 @@ impl Error {
 
 /// Reconciles groups. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Reconciler(Arc<Inner>);
+pub struct Reconciler(Arc<Core>);
 
 /// The tasks that reconcile while the service runs.
 #[derive(Debug)]
@@ -150,7 +150,11 @@ pub struct Background([Task; 4]);
 
 impl Background {
     /// Starts to reconcile in the background. `None` without access to OpenIM, which is logged.
-    pub fn start(client: Option<Client>, settings: Settings, parts: Parts) -> Option<Self> {
+    pub fn start(
+        client: Option<Client>,
+        settings: ReconcileSettings,
+        parts: ReconcileParts,
+    ) -> Option<Self> {
         let Some(client) = client else {
             tracing::warn!(
                 "OPENIM_API_URL is not set: the mirror is not reconciled with OpenIM. Changes that \
@@ -175,12 +179,12 @@ impl Background {
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Core {
     reader: Reader,
     store: Store,
     ingest: Ingest,
     metrics: Metrics,
-    settings: Settings,
+    settings: ReconcileSettings,
     /// Permits to read a group from OpenIM.
     read_permits: Semaphore,
     /// Permits to write a repair. Most lanes are left to callbacks.
@@ -195,13 +199,13 @@ struct Inner {
 
 impl Reconciler {
     /// Makes a reconciler. Calls nothing yet.
-    pub fn new(client: Client, settings: Settings, parts: Parts) -> Self {
-        let Parts {
+    pub fn new(client: Client, settings: ReconcileSettings, parts: ReconcileParts) -> Self {
+        let ReconcileParts {
             store,
             ingest,
             metrics,
         } = parts;
-        Self(Arc::new(Inner {
+        Self(Arc::new(Core {
             reader: Reader::new(client),
             read_permits: Semaphore::new(settings.concurrency),
             write_permits: Semaphore::new((store.lanes() / 2).max(1)),
@@ -220,17 +224,17 @@ impl Reconciler {
         self.0.metrics.looks.begin([&looks::OUTCOMES]);
         self.0.ingest.hints().begin_looks();
         Background([
-            self.start_task("reconciles all groups", Inner::schedule_runs),
-            self.start_task("reconciles marked groups", Inner::watch_marks),
-            self.start_task("looks at groups", Inner::watch_hints),
-            self.start_task("counts marked groups", Inner::count_marks),
+            self.start_task("reconciles all groups", Core::schedule_runs),
+            self.start_task("reconciles marked groups", Core::watch_marks),
+            self.start_task("looks at groups", Core::watch_hints),
+            self.start_task("counts marked groups", Core::count_marks),
         ])
     }
 
     fn start_task<F: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
-        work: impl FnOnce(Arc<Inner>, CancellationToken) -> F,
+        work: impl FnOnce(Arc<Core>, CancellationToken) -> F,
     ) -> Task {
         let task = self.0.ingest.tasks().task(name);
         task.start(|closing| work(Arc::clone(&self.0), closing));
@@ -286,7 +290,7 @@ impl Reconciler {
     }
 }
 
-impl Inner {
+impl Core {
     fn claimed(&self) -> MutexGuard<'_, HashSet<GroupId>> {
         // A set of ids is usable after a panic.
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
@@ -311,7 +315,7 @@ impl Inner {
 
 /// The right to reconcile a group.
 struct Claim<'a> {
-    inner: &'a Inner,
+    inner: &'a Core,
     group: GroupId,
 }
 

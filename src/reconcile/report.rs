@@ -15,17 +15,17 @@ const MAX_FAILURES: u32 = 5;
 
 /// Counts of a run, readable while it goes on.
 #[derive(Debug, Default)]
-pub struct Report(Mutex<Counted>);
+pub struct Report(Mutex<ReportState>);
 
 #[derive(Debug, Default)]
-struct Counted {
+struct ReportState {
     expected_groups: u64,
     counts: RunCounts,
     skipped: Vec<(Option<GroupId>, String)>,
 }
 
 impl Report {
-    fn lock(&self) -> MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, ReportState> {
         // The counts are usable after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

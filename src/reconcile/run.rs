@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::group::{ChangesAnswer, ChangesQuery};
 use super::removals::Removals;
 use super::report::{DriftEntry, Job, Report};
-use super::{Error, Inner, Mode};
+use super::{Core, Error, Mode};
 use crate::domain::{DISMISSED, Fence, GroupId, OpenImGroup, compare_group};
-use crate::openim::{Delta, GroupInfo, Halves, LARGEST_PAGE, NOT_FOUND, Pages};
+use crate::openim::{Delta, GroupInfo, Halves, LARGEST_PAGE, ListPages, NOT_FOUND};
 use crate::store::{KnownGroup, Lease, LeaseOf, TOO_MANY_REMOVALS};
 
 /// Groups in one call of OpenIM.
@@ -63,7 +63,7 @@ pub(super) enum Checkpoint<'a> {
     TellDrift(&'a mut (dyn FnMut(DriftEntry) + Send)),
 }
 
-impl Inner {
+impl Core {
     /// Does a run, with the lease.
     pub(super) async fn run(
         &self,
@@ -170,9 +170,9 @@ impl Inner {
         seen: &mut Seen,
         job: &Job<'_>,
         checkpoint: &mut Checkpoint<'_>,
-    ) -> Result<Pages, Error> {
+    ) -> Result<ListPages, Error> {
         let client = &self.reader.client;
-        let mut pages = Pages::default();
+        let mut pages = ListPages::default();
         loop {
             let next = pages.next(|page| client.groups(page), client.count_groups());
             let Some((page, answer)) = next.await? else {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Inner, LEASE_RETRY_INTERVAL, Mode, Report};
+use super::{Core, Error, LEASE_RETRY_INTERVAL, Mode, Report};
 use crate::store::Run;
 
 /// Interval of looking for a reason to do a run early.
@@ -25,7 +25,7 @@ enum Missed {
     UntilRun(i64),
 }
 
-impl Inner {
+impl Core {
     /// Does runs at the start and at each interval, until `closing`.
     pub(super) async fn schedule_runs(self: Arc<Self>, closing: CancellationToken) {
         let mut failures = 0;

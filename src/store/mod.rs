@@ -46,8 +46,8 @@ pub use read::{
 };
 pub(crate) use reconcile::run_counters;
 pub use reconcile::{
-    Begun, ComparedMember, Coverage, Finished, KnownGroup, KnownVersion, Lease, LeaseOf,
-    MarksByReason, Named, Run, RunCounts, TOO_MANY_REMOVALS,
+    ComparedMember, Coverage, Finished, KnownGroup, KnownVersion, Lease, LeaseOf, MarksByReason,
+    Named, ReconcileStart, Run, RunCounts, TOO_MANY_REMOVALS,
 };
 pub use rejected::RejectedSummary;
 pub use write::{Drainer, Failed, Writer, Written};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use openim_group_mirror::reconcile::{Mode, Settings};
+use openim_group_mirror::reconcile::{Mode, ReconcileSettings};
 use sqlx::Executor;
 
 use crate::support::{ADMIN, Creation, OWNER, Operation, Pair, RestFault, Values, settings, until};
@@ -592,7 +592,7 @@ const DISMISS: Operation = Operation::Dismiss {
 };
 
 /// So many groups of ten, told and compared.
-async fn groups_of_ten(count: usize, settings: Settings) -> Pair {
+async fn groups_of_ten(count: usize, settings: ReconcileSettings) -> Pair {
     let pair = Pair::with(settings).await;
     let members: Vec<String> = (0..9).map(|n| format!("u{n}")).collect();
     let members: Vec<&str> = members.iter().map(String::as_str).collect();
@@ -651,7 +651,7 @@ async fn a_cycle_stops_before_it_takes_a_tenth_of_the_mirror_for_gone_with_their
 /// By comparisons that did not come to their end, one after the other.
 #[tokio::test]
 async fn who_left_with_a_group_is_counted_on_where_the_cycle_has_failed() {
-    let one_by_one = Settings {
+    let one_by_one = ReconcileSettings {
         concurrency: 1,
         ..settings()
     };
@@ -949,7 +949,7 @@ async fn keys_that_openim_does_not_take_are_told_without_the_secret() {
 /// something is told of it all the while.
 #[tokio::test]
 async fn a_group_is_read_as_a_whole_after_the_full_interval() {
-    let pair = Pair::with(Settings {
+    let pair = Pair::with(ReconcileSettings {
         full_interval: Duration::from_millis(1),
         ..settings()
     })

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use openim_group_mirror::domain::{GroupId, MarkReason};
-use openim_group_mirror::reconcile::{Mode, Settings};
+use openim_group_mirror::reconcile::{Mode, ReconcileSettings};
 use serde_json::json;
 use sqlx::{Executor, Postgres, Transaction};
 
@@ -228,7 +228,7 @@ async fn after_a_dump_was_loaded_elsewhere_what_differs_is_repaired() {
 /// the version has moved.
 #[tokio::test]
 async fn a_row_that_is_older_than_the_version_it_comes_with_is_asked_for_once_more() {
-    let pair = Pair::with(Settings {
+    let pair = Pair::with(ReconcileSettings {
         settling: Duration::from_millis(200),
         ..settings()
     })
@@ -530,7 +530,7 @@ async fn a_mark_that_comes_meanwhile_is_not_taken_away() {
 /// What was announced just before OpenIM was asked may have come just after.
 #[tokio::test]
 async fn a_mark_that_came_a_moment_before_is_not_taken_away() {
-    let pair = Pair::with(Settings {
+    let pair = Pair::with(ReconcileSettings {
         delay: Duration::from_secs(60),
         ..settings()
     })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use openim_group_mirror::domain::GroupId;
 use openim_group_mirror::openim::Client;
-use openim_group_mirror::reconcile::{DriftEntry, Mode, Parts, Reconciler, Report};
+use openim_group_mirror::reconcile::{DriftEntry, Mode, ReconcileParts, Reconciler, Report};
 use openim_group_mirror::store::RunCounts;
 use openim_group_mirror::telemetry::Metrics;
 use serde_json::{Value, json};
@@ -483,7 +483,7 @@ async fn a_group_that_is_compared_in_part_is_marked_until_it_is_whole() {
 
 /// With one who waits only so long for a service that is away.
 fn patient_for(mut pair: Pair, patience: Duration) -> Pair {
-    let parts = Parts {
+    let parts = ReconcileParts {
         store: pair.store.clone(),
         ingest: pair.ingest.clone(),
         metrics: Metrics::new().unwrap(),

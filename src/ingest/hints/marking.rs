@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Key, Recent};
+use super::{CallbackKey, Recent};
 use crate::domain::HintKind;
 
 /// Longest time between the callback and the notification of one change.
@@ -24,9 +24,9 @@ pub(super) enum Mark {
     Never,
 }
 
-/// Progress of the mark of an entry.
+/// MarkProgress of the mark of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
+enum MarkProgress {
     BeingWritten,
     Written,
     /// The callback came before the mark was written, so the mark has to be undone.
@@ -37,9 +37,9 @@ enum Progress {
 #[derive(Debug)]
 pub(super) struct Marking {
     joins: Recent,
-    entries: HashMap<Key, (Instant, Progress)>,
+    entries: HashMap<CallbackKey, (Instant, MarkProgress)>,
     /// Sorted by time. May have keys that are no longer in `entries`.
-    order: VecDeque<(Instant, Key)>,
+    order: VecDeque<(Instant, CallbackKey)>,
     max_entries: usize,
 }
 
@@ -54,7 +54,12 @@ impl Marking {
     }
 
     /// Takes a hint. `key`: its group and operation, if it names one.
-    pub(super) fn receive(&mut self, kind: HintKind, key: Option<Key>, now: Instant) -> Mark {
+    pub(super) fn receive(
+        &mut self,
+        kind: HintKind,
+        key: Option<CallbackKey>,
+        now: Instant,
+    ) -> Mark {
         match kind {
             HintKind::MemberInvited => Mark::Always,
             HintKind::GroupMuted | HintKind::GroupCancelMuted => Mark::IfDismissed,
@@ -63,7 +68,7 @@ impl Marking {
         }
     }
 
-    fn enter(&mut self, key: Option<Key>, now: Instant) -> Mark {
+    fn enter(&mut self, key: Option<CallbackKey>, now: Instant) -> Mark {
         let Some(key) = key else {
             return Mark::Always;
         };
@@ -73,21 +78,21 @@ impl Marking {
         self.expire(now);
         // Without room, the mark stays.
         if self.order.len() < self.max_entries {
-            self.entries.insert(key, (now, Progress::BeingWritten));
+            self.entries.insert(key, (now, MarkProgress::BeingWritten));
             self.order.push_back((now, key));
         }
         Mark::Always
     }
 
     /// Records that the mark of an entry is written. Returns true if it has to be undone.
-    pub(super) fn marked(&mut self, key: Key) -> bool {
+    pub(super) fn marked(&mut self, key: CallbackKey) -> bool {
         match self.entries.get_mut(&key) {
-            Some((_, Progress::Unfounded)) => {
+            Some((_, MarkProgress::Unfounded)) => {
                 self.entries.remove(&key);
                 true
             }
             Some((_, progress)) => {
-                *progress = Progress::Written;
+                *progress = MarkProgress::Written;
                 false
             }
             None => false,
@@ -95,16 +100,16 @@ impl Marking {
     }
 
     /// Records that the callback of a join is written. Returns true if a mark has to be undone.
-    pub(super) fn joined(&mut self, key: Key, now: Instant) -> bool {
+    pub(super) fn joined(&mut self, key: CallbackKey, now: Instant) -> bool {
         self.joins.add(key, now);
         self.expire(now);
         match self.entries.get_mut(&key) {
-            Some((_, Progress::Written)) => {
+            Some((_, MarkProgress::Written)) => {
                 self.entries.remove(&key);
                 true
             }
             Some((_, progress)) => {
-                *progress = Progress::Unfounded;
+                *progress = MarkProgress::Unfounded;
                 false
             }
             None => false,

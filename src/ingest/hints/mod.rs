@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::domain::{GroupId, Hint};
 use marking::{Mark, Marking};
-use table::{Added, Table};
+use table::{Added, LookTable};
 
 pub use table::{DueLook, Kinds, LookEnd};
 
@@ -63,11 +63,11 @@ impl HintOutcome {
 
 /// Memory of hints. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Hints(Arc<Shared>);
+pub struct Hints(Arc<SharedHints>);
 
 #[derive(Debug)]
-struct Shared {
-    table: Mutex<Table>,
+struct SharedHints {
+    table: Mutex<LookTable>,
     marking: Mutex<Marking>,
     hasher: RandomState,
     /// The time of the next look has changed.
@@ -77,10 +77,10 @@ struct Shared {
     needs_run: AtomicBool,
 }
 
-impl Default for Shared {
+impl Default for SharedHints {
     fn default() -> Self {
         Self {
-            table: Mutex::new(Table::new(MAX_ENTRIES)),
+            table: Mutex::new(LookTable::new(MAX_ENTRIES)),
             marking: Mutex::new(Marking::new(MAX_ENTRIES)),
             hasher: RandomState::new(),
             changed: Notify::new(),
@@ -96,20 +96,20 @@ pub(super) enum HintAction {
     /// Nothing.
     Done(HintOutcome),
     /// Mark the group. A key is of a mark that may have to be undone.
-    Mark(Option<Key>),
+    Mark(Option<CallbackKey>),
     /// Mark the group if it is dismissed.
     MarkIfDismissed,
 }
 
 impl Hints {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, LookTable> {
         // No code panics while it holds the lock.
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the table. Wakes [`Self::due`] only if the next look is due at another time: most callbacks do
     /// not change that.
-    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut LookTable) -> T) -> T {
         let mut table = self.table();
         let before = table.next();
         let changed = change(&mut table);
@@ -126,7 +126,7 @@ impl Hints {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, group: &GroupId, operation_id: Option<&str>) -> Option<Key> {
+    fn key(&self, group: &GroupId, operation_id: Option<&str>) -> Option<CallbackKey> {
         operation_id.map(|operation| self.0.hasher.hash_one((group, operation)))
     }
 
@@ -180,7 +180,7 @@ impl Hints {
     }
 
     /// Records that the mark of an entry is written. Returns true if it has to be undone.
-    pub(super) fn marked(&self, key: Key) -> bool {
+    pub(super) fn marked(&self, key: CallbackKey) -> bool {
         self.marking().marked(key)
     }
 
@@ -239,7 +239,7 @@ impl Hints {
 
 /// Hash of a callback's group and operation. Two equal hashes make one look come a second too early; with a
 /// million callbacks a second that happens once in some hundred years.
-pub(super) type Key = u64;
+pub(super) type CallbackKey = u64;
 
 /// Keys of recent callbacks, each kept for a time.
 #[derive(Debug)]
@@ -247,9 +247,9 @@ struct Recent {
     kept_for: Duration,
     max_entries: usize,
     /// Sorted by time.
-    order: VecDeque<(Instant, Key)>,
+    order: VecDeque<(Instant, CallbackKey)>,
     /// Number of times that each key is in `order`.
-    counts: HashMap<Key, u32>,
+    counts: HashMap<CallbackKey, u32>,
 }
 
 impl Recent {
@@ -262,13 +262,13 @@ impl Recent {
         }
     }
 
-    fn add(&mut self, key: Key, now: Instant) {
+    fn add(&mut self, key: CallbackKey, now: Instant) {
         self.expire(now, self.max_entries.saturating_sub(1));
         self.order.push_back((now, key));
         *self.counts.entry(key).or_default() += 1;
     }
 
-    fn has(&mut self, key: Key, now: Instant) -> bool {
+    fn has(&mut self, key: CallbackKey, now: Instant) -> bool {
         self.expire(now, self.max_entries);
         self.counts.contains_key(&key)
     }

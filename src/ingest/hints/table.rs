@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Key, Recent};
+use super::{CallbackKey, Recent};
 use crate::domain::{GroupId, HintKind};
 
 /// Delay of a look after most hints, so that the callback of the same change comes first.
@@ -16,8 +16,8 @@ const LEAVE_DELAY: Duration = Duration::from_secs(1);
 const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shortest interval between looks at one group: at most five a second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// A callback that is written within this time after a look may be from before the look.
-const LATE_CALLBACK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for which a group is watched after a look: a callback that is written then may be from before the look.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Delay of the second look after a look without another: OpenIM's answer may have been out of date, though it
 /// named a newer version.
 const SECOND_LOOK_DELAY: Duration = Duration::from_secs(4);
@@ -87,8 +87,8 @@ pub(super) enum Added {
 
 /// Watched groups: a look at them is due, or was done a moment ago.
 #[derive(Debug)]
-pub(super) struct Table {
-    groups: HashMap<GroupId, Entry>,
+pub(super) struct LookTable {
+    groups: HashMap<GroupId, WatchedGroup>,
     /// Groups with a due look, sorted by its time.
     queue: BTreeSet<(Instant, GroupId)>,
     /// Looks that were done, sorted by time. A group may have a later one.
@@ -99,7 +99,7 @@ pub(super) struct Table {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct WatchedGroup {
     next: Option<NextLook>,
     /// The current look.
     current: Option<NextLook>,
@@ -122,7 +122,7 @@ struct NextLook {
     announced_leaves: u64,
     kinds: Kinds,
     /// Callbacks that make the look due at once.
-    awaited: Vec<Key>,
+    awaited: Vec<CallbackKey>,
     /// True for a second look without a hint or callback since the first.
     is_second: bool,
 }
@@ -170,7 +170,7 @@ impl NextLook {
     }
 }
 
-impl Entry {
+impl WatchedGroup {
     fn schedule(&mut self, next: NextLook) {
         match &mut self.next {
             Some(scheduled) => scheduled.merge(next),
@@ -190,7 +190,7 @@ impl Entry {
 
     fn was_recent(&self, now: Instant) -> bool {
         self.looked_at
-            .is_some_and(|at| now.saturating_duration_since(at) <= LATE_CALLBACK_TIMEOUT)
+            .is_some_and(|at| now.saturating_duration_since(at) <= WATCH_TIMEOUT)
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -198,7 +198,7 @@ impl Entry {
     }
 }
 
-impl Table {
+impl LookTable {
     pub(super) fn new(max_groups: usize) -> Self {
         Self {
             groups: HashMap::new(),
@@ -214,7 +214,7 @@ impl Table {
         &mut self,
         group: &GroupId,
         kind: HintKind,
-        key: Option<Key>,
+        key: Option<CallbackKey>,
         now: Instant,
     ) -> Added {
         let mut next = NextLook::at(now);
@@ -252,7 +252,7 @@ impl Table {
     pub(super) fn written(
         &mut self,
         group: &GroupId,
-        key: Option<Key>,
+        key: Option<CallbackKey>,
         was_watched: bool,
         now: Instant,
     ) -> Added {
@@ -353,7 +353,7 @@ impl Table {
             if self.groups.len() >= self.max_groups {
                 return Added::Full;
             }
-            self.groups.insert(group.clone(), Entry::default());
+            self.groups.insert(group.clone(), WatchedGroup::default());
         }
         let mut taken = Added::Due;
         if let Some(entry) = self.groups.get_mut(group) {
@@ -387,7 +387,7 @@ impl Table {
     /// Removes groups that no longer have to be watched.
     fn expire(&mut self, now: Instant) {
         while let Some((at, _)) = self.looked.front()
-            && now.saturating_duration_since(*at) > LATE_CALLBACK_TIMEOUT
+            && now.saturating_duration_since(*at) > WATCH_TIMEOUT
             && let Some((_, group)) = self.looked.pop_front()
         {
             if self.groups.get(&group).is_some_and(|e| e.is_over(now)) {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::super::Access;
+use super::super::OpenimAccess;
 use super::*;
 use crate::telemetry::Metrics;
 
@@ -14,7 +14,7 @@ type Answer = fn(&str, &Value) -> Result<Value, i64>;
 /// Makes a reader of an OpenIM with these answers.
 async fn reader(answer: Answer) -> Reader {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let access = Access {
+    let access = OpenimAccess {
         url: format!("http://{}", listener.local_addr().unwrap()),
         admin_user_id: "imAdmin".to_owned(),
         secret: "secret".to_owned().into(),
@@ -71,7 +71,7 @@ fn users(ids: &[&str]) -> Vec<UserId> {
     ids.collect()
 }
 
-async fn since(answer: Answer, touched: &[&str]) -> Result<Option<Box<Snapshot>>, ReadError> {
+async fn since(answer: Answer, touched: &[&str]) -> Result<Option<Box<GroupSnapshot>>, ReadError> {
     let version = Version {
         id: "v".to_owned(),
         number: 5,
@@ -148,7 +148,7 @@ async fn a_member_that_is_too_large_is_neither_present_nor_absent() {
 /// Ids from a cache that was just emptied do not say that anybody has left.
 #[tokio::test]
 async fn fewer_ids_than_openim_counts_are_not_believed() {
-    async fn whole(answer: Answer) -> Box<Snapshot> {
+    async fn whole(answer: Answer) -> Box<GroupSnapshot> {
         match reader(answer).await.whole(&group()).await.unwrap() {
             GroupState::Present(snapshot) => snapshot,
             other => panic!("{other:?}"),

@@ -156,7 +156,7 @@ const MAX_NAMED: usize = 5000;
 
 /// A reconcile of a group that has begun.
 #[derive(Clone, Debug)]
-pub struct Begun {
+pub struct ReconcileStart {
     /// Start by the database's clock. Identifies the reconcile among those of the group.
     pub at: OffsetDateTime,
     /// Covers what was written before OpenIM was asked.
@@ -219,7 +219,7 @@ impl Named {
 }
 
 #[derive(FromRow)]
-struct BegunRow {
+struct ReconcileStartRow {
     compared_at: OffsetDateTime,
     version: Option<i64>,
     version_id: Option<String>,
@@ -229,8 +229,8 @@ struct BegunRow {
     touches: i64,
 }
 
-impl BegunRow {
-    fn begun(self, fence_of_answers: Fence) -> Result<Begun, sqlx::Error> {
+impl ReconcileStartRow {
+    fn begun(self, fence_of_answers: Fence) -> Result<ReconcileStart, sqlx::Error> {
         let fence: Option<Fence> = self
             .fence
             .map(|fence| fence.parse())
@@ -248,7 +248,7 @@ impl BegunRow {
             }),
             _ => None,
         };
-        Ok(Begun {
+        Ok(ReconcileStart {
             at: self.compared_at,
             fence: fence_of_answers,
             known,
@@ -297,11 +297,11 @@ fn millis(time: Duration) -> i64 {
 
 impl Store {
     /// Begins the reconcile of a group. OpenIM has to be asked after this.
-    pub async fn begin_group(&self, group: &GroupId) -> Result<Begun, Error> {
+    pub async fn begin_group(&self, group: &GroupId) -> Result<ReconcileStart, Error> {
         // Touched users that are not stored yet are known to this process alone.
         self.note_touched_of(&[group]).await?;
         self.write(async |connection| {
-            let row: BegunRow = sqlx::query_as(BEGIN_GROUP)
+            let row: ReconcileStartRow = sqlx::query_as(BEGIN_GROUP)
                 .bind(group.as_str())
                 .fetch_one(&mut *connection)
                 .await?;
@@ -319,10 +319,10 @@ impl Store {
         compared_at: OffsetDateTime,
         version: &Version,
         fence: &Fence,
-    ) -> Result<Option<Begun>, Error> {
+    ) -> Result<Option<ReconcileStart>, Error> {
         self.note_touched_of(&[group]).await?;
         self.write(async |connection| {
-            let row: Option<BegunRow> = sqlx::query_as(BEGIN_UPDATE)
+            let row: Option<ReconcileStartRow> = sqlx::query_as(BEGIN_UPDATE)
                 .bind(group.as_str())
                 .bind(compared_at)
                 .bind(version.number.cast_signed())
@@ -380,7 +380,7 @@ impl Store {
     pub async fn finish_group(
         &self,
         group: &GroupId,
-        begun: &Begun,
+        begun: &ReconcileStart,
         version: Option<&Version>,
         coverage: Coverage,
         (delay, settling): (Duration, Duration),

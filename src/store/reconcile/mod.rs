@@ -5,7 +5,7 @@ mod marks;
 mod runs;
 
 pub use compared::{ComparedMember, KnownGroup};
-pub use marks::{Begun, Coverage, Finished, KnownVersion, MarksByReason, Named};
+pub use marks::{Coverage, Finished, KnownVersion, MarksByReason, Named, ReconcileStart};
 pub(crate) use runs::run_counters;
 pub use runs::{Lease, LeaseOf, Run, RunCounts, TOO_MANY_REMOVALS};
 

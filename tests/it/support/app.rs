@@ -87,7 +87,7 @@ impl TestApp {
             callback_next_code: 1,
             operators: openim_group_mirror::domain::Operators::default(),
             openim: None,
-            reconcile: reconcile::Settings {
+            reconcile: reconcile::ReconcileSettings {
                 // The model's rows are as its versions.
                 settling: Duration::ZERO,
                 interval: Duration::from_secs(600),

@@ -7,9 +7,9 @@ use std::time::Duration;
 use openim_group_mirror::domain::{DISMISSED, GroupId};
 use openim_group_mirror::http::understand;
 use openim_group_mirror::ingest::{Ingest, Retention, Spool};
-use openim_group_mirror::openim::{Access, Client};
+use openim_group_mirror::openim::{Client, OpenimAccess};
 use openim_group_mirror::reconcile::{
-    DriftEntry, Error, Mode, Parts, Reconciler, Report, Settings,
+    DriftEntry, Error, Mode, ReconcileParts, ReconcileSettings, Reconciler, Report,
 };
 use openim_group_mirror::secret::Secret;
 use openim_group_mirror::store::{RunCounts, Store};
@@ -33,8 +33,8 @@ pub struct Pair {
 }
 
 /// How the model's server is reached.
-pub fn access(server: &OpenImServer) -> Access {
-    Access {
+pub fn access(server: &OpenImServer) -> OpenimAccess {
+    OpenimAccess {
         url: server.url.clone(),
         admin_user_id: ADMIN_ID.into(),
         secret: Secret::from(SECRET.to_owned()),
@@ -43,8 +43,8 @@ pub fn access(server: &OpenImServer) -> Access {
 }
 
 /// Short times, so that nobody waits for long.
-pub fn settings() -> Settings {
-    Settings {
+pub fn settings() -> ReconcileSettings {
+    ReconcileSettings {
         interval: Duration::from_secs(600),
         full_interval: Duration::from_secs(86400),
         // A mark may be a moment old when its group is compared.
@@ -70,7 +70,7 @@ impl Pair {
         Self::with(settings()).await
     }
 
-    pub async fn with(settings: Settings) -> Self {
+    pub async fn with(settings: ReconcileSettings) -> Self {
         let (db, server) = (TestDb::new().await, OpenImServer::start().await);
         Self::made(Arc::new(db), Arc::new(server), settings).await
     }
@@ -80,7 +80,7 @@ impl Pair {
         Self::made(Arc::clone(&self.db), Arc::clone(&self.server), settings()).await
     }
 
-    async fn made(db: Arc<TestDb>, server: Arc<OpenImServer>, settings: Settings) -> Self {
+    async fn made(db: Arc<TestDb>, server: Arc<OpenImServer>, settings: ReconcileSettings) -> Self {
         let store = db.database().open().await.unwrap();
         let ingest = ingest(&store);
         Self::of(db, server, store, ingest, settings)
@@ -101,11 +101,11 @@ impl Pair {
 
     /// The same, with one who waits only so long for an answer.
     pub async fn patient_for(mut self, timeout: Duration) -> Self {
-        let access = Access {
+        let access = OpenimAccess {
             timeout,
             ..access(&self.server)
         };
-        let parts = Parts {
+        let parts = ReconcileParts {
             store: self.store.clone(),
             ingest: self.ingest.clone(),
             metrics: Metrics::new().unwrap(),
@@ -120,11 +120,11 @@ impl Pair {
         server: Arc<OpenImServer>,
         store: Store,
         ingest: Ingest,
-        settings: Settings,
+        settings: ReconcileSettings,
     ) -> Self {
         let metrics = Metrics::new().unwrap();
         let client = Client::new(access(&server), metrics.clone()).unwrap();
-        let parts = Parts {
+        let parts = ReconcileParts {
             store: store.clone(),
             ingest: ingest.clone(),
             metrics,

@@ -16,7 +16,7 @@ fn kind(code: i64) -> HintKind {
 
 /// A table with a clock in milliseconds.
 struct Clocked {
-    table: Table,
+    table: LookTable,
     start: Instant,
 }
 
@@ -27,7 +27,7 @@ impl Clocked {
 
     fn of(max_groups: usize) -> Self {
         Self {
-            table: Table::new(max_groups),
+            table: LookTable::new(max_groups),
             start: Instant::now(),
         }
     }
@@ -36,12 +36,12 @@ impl Clocked {
         self.start + millis(ms)
     }
 
-    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<Key>) -> Added {
+    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<CallbackKey>) -> Added {
         let at = self.at(ms);
         self.table.hint(&group(id), kind(code), key, at)
     }
 
-    fn written(&mut self, ms: u64, id: &str, key: Option<Key>) -> Added {
+    fn written(&mut self, ms: u64, id: &str, key: Option<CallbackKey>) -> Added {
         let at = self.at(ms);
         self.table.written(&group(id), key, false, at)
     }
@@ -287,8 +287,8 @@ fn the_table_is_bounded_and_old_groups_make_room() {
 /// Input of a table.
 #[derive(Clone, Debug)]
 enum Step {
-    Hint(usize, i64, Option<Key>),
-    Written(usize, Option<Key>, bool),
+    Hint(usize, i64, Option<CallbackKey>),
+    Written(usize, Option<CallbackKey>, bool),
     Take(usize),
     Looked(usize, LookEnd),
     Wait(u64),
