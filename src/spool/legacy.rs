@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 use sha2::{Digest, Sha256};
 
 use super::entry::{Attempt, Draft};
@@ -24,8 +24,6 @@ const BESIDE: [&str; 4] = [
 /// An empty database with format 2. Older versions stop at a folder that holds it, and do not pass over
 /// segments that they do not know.
 const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
-/// Larger numbers of the format are flipped bits: formats are counted one by one.
-const LAST_FORMAT: u32 = 99;
 
 /// Gives the entries of the file that come after `after` to `take`, each with its number, and then
 /// deletes the file. Entries that cannot be read are skipped and reported, and the file is kept under
@@ -139,7 +137,8 @@ fn newer_format(path: &Path) -> Option<u32> {
     let mut header = [0; 100];
     File::open(path).ok()?.read_exact(&mut header).ok()?;
     let format = u32::from_be_bytes([header[60], header[61], header[62], header[63]]);
-    let is_newer = (FORMAT + 1..=LAST_FORMAT).contains(&format);
+    // Formats are counted one by one: a large number is a flipped bit.
+    let is_newer = (FORMAT + 1..100).contains(&format);
     (is_newer && header[68..72] == *b"ogms").then_some(format)
 }
 
@@ -203,17 +202,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<(i64, Draft)> {
 /// True if the error says something about the file. A full disk, or a process that looks into the file,
 /// does not.
 fn is_damage(error: &rusqlite::Error) -> bool {
-    let unreadable = [
-        ffi::SQLITE_IOERR_READ,
-        ffi::SQLITE_IOERR_SHORT_READ,
-        ffi::SQLITE_IOERR_DATA,
-        ffi::SQLITE_IOERR_CORRUPTFS,
-    ];
-    let code = error.sqlite_error().map(|error| error.extended_code);
-    match error.sqlite_error_code() {
-        Some(ErrorCode::SystemIoFailure) => code.is_some_and(|code| unreadable.contains(&code)),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => true,
-        Some(_) => false,
-        None => true,
-    }
+    use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
+    let code = error.sqlite_error_code();
+    code.is_none_or(|code| matches!(code, DatabaseCorrupt | NotADatabase | Unknown))
 }

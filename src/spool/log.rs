@@ -14,7 +14,7 @@ use super::error::SpoolError;
 use super::folder::sync;
 use super::legacy;
 use super::limits::{BYTES_OF_ENTRY, Limits, Usage};
-use super::segment::{self, FORMAT, Found, Reader};
+use super::segment::{self, FORMAT, Reader};
 
 /// Bytes of records that are copied at once from the file of an older version.
 const BYTES_COPIED: usize = 1 << 20;
@@ -72,24 +72,18 @@ impl Log {
             accepted: 0,
             is_disk_full: false,
         };
-        let mut found = Vec::new();
-        for first in segments(dir)? {
-            let path = segment::path(dir, first);
-            let mut reader = Reader::open(dir, first, u64::MAX).map_err(SpoolError::at(&path))?;
-            let before = match reader.beginning() {
-                Some((format, _)) if format > FORMAT => {
-                    let dir = dir.to_owned();
-                    return Err(SpoolError::Newer { dir, format });
-                }
-                beginning => beginning.map(|(_, before)| before),
-            };
-            found.push((first, before, reader));
-        }
-        // The beginning of each segment says where the one before it ends.
-        let before: Vec<_> = found.iter().skip(1).map(|next| next.1).collect();
-        let before = before.into_iter().chain([None]);
-        for ((first, _, reader), before) in found.into_iter().zip(before) {
+        // The beginning of a segment says where the one before it ends.
+        let mut before = None;
+        for first in segments(dir)?.into_iter().rev() {
+            let reader = Reader::open(dir, first, u64::MAX);
+            let mut reader = reader.map_err(SpoolError::at(&segment::path(dir, first)))?;
+            let beginning = reader.beginning();
+            if let Some((format, _)) = beginning.filter(|(format, _)| *format > FORMAT) {
+                let dir = dir.to_owned();
+                return Err(SpoolError::Newer { dir, format });
+            }
             log.scan(first, reader, before);
+            before = beginning.map(|(_, before)| before);
         }
         log.take_legacy()?;
         // Numbers stay ahead of the positions in Postgres also in a folder that was restored.
@@ -98,11 +92,11 @@ impl Log {
         Ok(log)
     }
 
-    /// Adds a segment that is found. No entry after `before` was accepted.
+    /// Adds a segment before the others. No entry of it after `before` was accepted.
     fn scan(&mut self, first: i64, mut reader: Reader, before: Option<i64>) {
         let mut usage = Usage::default();
         let (mut end, mut next) = (reader.end.min(HEADER as u64), first);
-        let (mut lost, mut bytes) = (0, 0);
+        let (mut lost, mut bytes, mut oldest) = (0, 0, None);
         while let Some(found) = reader.next(end) {
             let number = found.header.number;
             if before.is_some_and(|before| number > before) {
@@ -111,8 +105,8 @@ impl Log {
             lost += number - next;
             bytes += found.start - end;
             usage.add(Usage::of(found.header.kind, found.record));
-            self.oldest.get_or_insert(found.header.received_at);
-            self.accepted = number;
+            oldest.get_or_insert(found.header.received_at);
+            self.accepted = self.accepted.max(number);
             (end, next) = (found.end, number + 1);
         }
         lost += before.map_or(0, |before| (before + 1 - next).max(0));
@@ -129,9 +123,10 @@ impl Log {
                  ended, or damage"
             );
         }
+        self.oldest = oldest.or(self.oldest);
         self.last = self.last.max(next - 1);
         self.usage.add(usage);
-        self.segments.push_back(Segment {
+        self.segments.push_front(Segment {
             first,
             next,
             end,
@@ -338,21 +333,15 @@ impl Log {
                         self.oldest = Some(found.header.received_at);
                         return Ok(());
                     }
-                    self.forget(&found);
+                    let usage = Usage::of(found.header.kind, found.record);
+                    self.segments[0].usage.remove(usage);
+                    self.usage.remove(usage);
+                    self.done = found.end;
                 }
             }
             self.skip_first();
         }
         Ok(())
-    }
-
-    fn forget(&mut self, found: &Found) {
-        let usage = Usage::of(found.header.kind, found.record);
-        if let Some(segment) = self.segments.front_mut() {
-            segment.usage.remove(usage);
-        }
-        self.usage.remove(usage);
-        self.done = found.end;
     }
 
     /// A reader of the first segment. `None`: its file was deleted.
