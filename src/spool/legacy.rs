@@ -25,15 +25,14 @@ const BESIDE: [&str; 4] = [
 /// segments that they do not know.
 const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
 
-/// Gives the entries of the file that come after `after` to `take`, each with its number, and then
-/// deletes the file. Entries that cannot be read are skipped and reported, and the file is kept under
+/// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the
+/// file. Entries that cannot be read are skipped and reported, and the file is kept under
 /// another name. If there is no file, nothing is done.
 ///
 /// # Errors
 /// The file cannot be opened now, is of a newer version, or `take` fails.
 pub(super) fn take(
     dir: &Path,
-    after: i64,
     mut take: impl FnMut(Option<(i64, Draft)>) -> Result<(), SpoolError>,
 ) -> Result<(), SpoolError> {
     let path = &dir.join(NAME);
@@ -44,16 +43,14 @@ pub(super) fn take(
         let dir = dir.to_owned();
         return Err(SpoolError::Newer { dir, format });
     }
-    let (mut last, mut lost, mut refused) = (after, 0, None);
+    let (mut last, mut lost, mut refused) = (i64::MIN, 0, None);
     let read = each(path, |row| {
         match entry(row) {
             Ok((number, draft)) if number > last => {
                 last = number;
                 refused = take(Some((number, draft))).err();
             }
-            // Copied before a crash, or out of order.
-            Ok(_) => {}
-            Err(_) => lost += 1,
+            _ => lost += 1,
         }
         refused.is_none()
     });
@@ -74,7 +71,7 @@ pub(super) fn take(
             entries = lost,
             why,
             "the spool was damaged: so many entries cannot be read, and perhaps others; callbacks \
-             that were answered are lost"
+             that were answered may be lost"
         );
         let _ = fs::copy(path, kept);
     }

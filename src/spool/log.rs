@@ -14,7 +14,7 @@ use super::error::SpoolError;
 use super::folder::sync;
 use super::legacy;
 use super::limits::{BYTES_OF_ENTRY, Limits, Usage};
-use super::segment::{self, FORMAT, Reader};
+use super::segment::{self, FORMAT, NO_FOLLOW, Reader};
 
 /// Bytes of records that are copied at once from the file of an older version.
 const BYTES_COPIED: usize = 1 << 20;
@@ -54,24 +54,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads all segments of a folder, and reports damage. Then takes over the file of an older version.
-    /// Without such a file it writes nothing: the disk may be full.
+    /// Takes over the file of an older version, if there is one. Then reads all segments of a folder, and
+    /// reports damage, and writes nothing: the disk may be full.
     ///
     /// # Errors
     /// A file cannot be read, or a newer version wrote it.
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
-        let mut log = Self {
-            dir: dir.to_owned(),
-            limits: Limits(max_bytes),
-            segments: VecDeque::new(),
-            active: None,
-            done: 0,
-            usage: Usage::default(),
-            oldest: None,
-            last: 0,
-            accepted: 0,
-            is_disk_full: false,
-        };
+        Self::new(dir, u64::MAX).take_legacy()?;
+        let mut log = Self::new(dir, max_bytes);
         // The beginning of a segment says where the one before it ends.
         let mut before = None;
         for first in segments(dir)?.into_iter().rev() {
@@ -85,11 +75,50 @@ impl Log {
             log.scan(first, reader, before);
             before = beginning.map(|(_, before)| before);
         }
-        log.take_legacy()?;
+        if log.usage.entries > 0 {
+            let _ = legacy::put_barrier(dir);
+        }
         // Numbers stay ahead of the positions in Postgres also in a folder that was restored.
         log.last = log.last.max(micros(OffsetDateTime::now_utc()));
         log.drop_empty_segments();
         Ok(log)
+    }
+
+    fn new(dir: &Path, max_bytes: u64) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            limits: Limits(max_bytes),
+            segments: VecDeque::new(),
+            active: None,
+            done: 0,
+            usage: Usage::default(),
+            oldest: None,
+            last: 0,
+            accepted: 0,
+            is_disk_full: false,
+        }
+    }
+
+    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that
+    /// was cut short has left some of the same segments, which are overwritten.
+    fn take_legacy(mut self) -> Result<(), SpoolError> {
+        let dir = self.dir.clone();
+        let mut copied = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        legacy::take(&dir, |entry| {
+            let number = entry.as_ref().map(|(number, _)| *number);
+            let is_next = number == Some(first + copied.len() as i64);
+            if !is_next || bytes > BYTES_COPIED {
+                self.write(first, &copied)?;
+                copied.clear();
+                (first, bytes) = (number.unwrap_or(0), 0);
+            }
+            if let Some((_, draft)) = entry {
+                bytes += draft.record.len();
+                copied.push(draft);
+            }
+            Ok(())
+        })
     }
 
     /// Adds a segment before the others. No entry of it after `before` was accepted.
@@ -133,33 +162,6 @@ impl Log {
             usage,
             is_damaged: lost > 0 || bytes > 0 || is_torn,
         });
-    }
-
-    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that
-    /// was cut short has copied some already.
-    fn take_legacy(&mut self) -> Result<(), SpoolError> {
-        let dir = self.dir.clone();
-        let mut copied = Vec::new();
-        let (mut first, mut bytes) = (0, 0);
-        legacy::take(&dir, self.accepted, |entry| {
-            let number = entry.as_ref().map(|(number, _)| *number);
-            let is_next = number == Some(first + copied.len() as i64);
-            if !is_next || bytes > BYTES_COPIED {
-                self.write(first, &copied)?;
-                copied.clear();
-                (first, bytes) = (number.unwrap_or(0), 0);
-            }
-            if let Some((_, draft)) = entry {
-                bytes += draft.record.len();
-                copied.push(draft);
-            }
-            Ok(())
-        })?;
-        if self.usage.entries > 0 {
-            // A full disk is no reason not to start.
-            let _ = legacy::put_barrier(&dir);
-        }
-        Ok(())
     }
 
     /// Appends all entries or, with an error, none. The entries are on the disk when this returns.
@@ -243,15 +245,11 @@ impl Log {
     fn begin_segment(&mut self, first: i64) -> io::Result<File> {
         let path = segment::path(&self.dir, first);
         let is_same = |last: &mut Segment| last.first == first && last.usage.entries == 0;
-        if self.segments.pop_back_if(is_same).is_some() {
-            // It was begun before, and no entry of it was accepted.
-            fs::remove_file(&path)?;
-        }
+        // An earlier process began it, and no entry of it was accepted.
+        self.segments.pop_back_if(is_same);
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        // Another file may have the name. The next try has another number.
-        self.last = self.last.max(first - i64::from(file.is_ok()));
-        let file = file?;
+        let options = options.write(true).create(true).truncate(true);
+        let file = options.mode(0o600).custom_flags(NO_FOLLOW).open(&path)?;
         if let Err(error) = sync(&self.dir) {
             let _ = fs::remove_file(&path);
             return Err(error);
@@ -458,7 +456,7 @@ fn report_damage(segment: &Path, entries: u64, bytes: u64) {
         entries,
         bytes,
         "the spool was damaged: so many entries cannot be read, and are skipped; callbacks that were \
-         answered are lost"
+         answered may be lost"
     );
 }
 

@@ -291,6 +291,29 @@ fn a_crash_at_any_byte_costs_no_entry_that_was_answered() {
     }
 }
 
+/// A write that failed can be on the disk all the same. The next segment says that it was refused.
+#[test]
+fn what_was_refused_does_not_appear_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut folder = open(dir.path(), MAX);
+    let log = folder.log().unwrap();
+    log.append(&[draft(&mark())]).unwrap();
+    let first = numbers(log)[0];
+    let other = copy(dir.path());
+    log.append(&[draft(&profile("refused", 10)), draft(&mark())])
+        .unwrap();
+    let mut folder = open(other.path(), MAX);
+    folder.log().unwrap().append(&[draft(&mark())]).unwrap();
+    drop(folder);
+    let segment = &files(dir.path(), ".log")[0];
+    fs::copy(segment, other.path().join(segment.file_name().unwrap())).unwrap();
+    let mut folder = open(other.path(), MAX);
+    let found = drained(folder.log().unwrap());
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].number, first);
+    assert!(found[1].number > first + 2);
+}
+
 /// Something that happens to a file.
 #[derive(Clone, Debug)]
 enum Harm {
