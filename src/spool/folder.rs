@@ -107,10 +107,7 @@ fn lock(dir: &Path) -> Result<File, SpoolError> {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid)
                     .map_err(SpoolError::at(path))?;
-                return Err(SpoolError::InUse {
-                    dir: dir.to_owned(),
-                    pid: pid.trim().to_owned(),
-                });
+                return Err(SpoolError::InUse(dir.to_owned(), pid.trim().to_owned()));
             }
             Err(TryLockError::Error(error)) => return Err(SpoolError::at(path)(error)),
         }

@@ -40,8 +40,7 @@ pub(super) fn take(
         return Ok(());
     }
     if let Some(format) = newer_format(path) {
-        let dir = dir.to_owned();
-        return Err(SpoolError::Newer { dir, format });
+        return Err(SpoolError::Newer(dir.to_owned(), format));
     }
     let (mut last, mut lost, mut refused) = (i64::MIN, 0, None);
     let read = each(path, |row| {

@@ -9,15 +9,17 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
-use super::entry::{Draft, Entry, HEADER, micros};
+use super::entry::{BYTES_OF_ENTRY, Draft, Entry, HEADER, Usage, micros};
 use super::error::SpoolError;
 use super::folder::sync;
 use super::legacy;
-use super::limits::{BYTES_OF_ENTRY, Limits, Usage};
 use super::segment::{self, FORMAT, NO_FOLLOW, Reader};
 
 /// Bytes of records that are copied at once from the file of an older version.
 const BYTES_COPIED: usize = 1 << 20;
+/// Limits of the size at which another segment begins.
+const MIN_SEGMENT: u64 = 64 << 10;
+const MAX_SEGMENT: u64 = 64 << 20;
 
 /// A file of the log.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +38,8 @@ struct Segment {
 #[derive(Debug)]
 pub struct Log {
     dir: PathBuf,
-    limits: Limits,
+    /// Size at which another segment begins.
+    segment_bytes: u64,
     segments: VecDeque<Segment>,
     /// The last segment, if this process made it and its end is known.
     active: Option<File>,
@@ -69,8 +72,7 @@ impl Log {
             let mut reader = reader.map_err(SpoolError::at(&segment::path(dir, first)))?;
             let beginning = reader.beginning();
             if let Some((format, _)) = beginning.filter(|(format, _)| *format > FORMAT) {
-                let dir = dir.to_owned();
-                return Err(SpoolError::Newer { dir, format });
+                return Err(SpoolError::Newer(dir.to_owned(), format));
             }
             log.scan(first, reader, before);
             before = beginning.map(|(_, before)| before);
@@ -87,7 +89,7 @@ impl Log {
     fn new(dir: &Path, max_bytes: u64) -> Self {
         Self {
             dir: dir.to_owned(),
-            limits: Limits(max_bytes),
+            segment_bytes: (max_bytes / 8).clamp(MIN_SEGMENT, MAX_SEGMENT),
             segments: VecDeque::new(),
             active: None,
             done: 0,
@@ -170,18 +172,14 @@ impl Log {
     /// See [`SpoolError`]. If the disk fails, and the process ends before another segment begins, the
     /// entries may be found at the next start.
     pub fn append(&mut self, drafts: &[Draft]) -> Result<(), SpoolError> {
-        let mut usage = self.usage;
-        for draft in drafts {
-            usage.add(Usage::of(draft.kind, draft.record.len()));
-            let has_length = u32::try_from(draft.record.len()).is_ok();
-            if !has_length || !self.limits.admit(&usage, draft) {
-                return Err(SpoolError::Full);
-            }
+        let is_long = |draft: &Draft| u32::try_from(draft.record.len()).is_err();
+        match drafts.iter().any(is_long) {
+            true => Err(SpoolError::Full),
+            false => self.write(self.last + 1, drafts),
         }
-        self.write(self.last + 1, drafts)
     }
 
-    /// Appends entries with the numbers from `first` on, whatever the limits say.
+    /// Appends entries with the numbers from `first` on.
     fn write(&mut self, first: i64, drafts: &[Draft]) -> Result<(), SpoolError> {
         let Some(oldest) = drafts.first().map(|draft| draft.received_at) else {
             return Ok(());
@@ -200,7 +198,7 @@ impl Log {
         if self.usage.entries == 0 {
             legacy::put_barrier(&self.dir)?;
         }
-        let limit = self.limits.segment();
+        let limit = self.segment_bytes;
         let is_next = |last: &Segment| last.next == first && last.end < limit;
         let is_next = self.segments.back().is_some_and(is_next);
         let file = match self.active.take().filter(|_| is_next) {
@@ -218,7 +216,7 @@ impl Log {
         for (draft, number) in drafts.iter().zip(first..) {
             let offset = segment.end + bytes.len() as u64;
             draft.encode(number, segment.first, offset, &mut bytes);
-            usage.add(Usage::of(draft.kind, draft.record.len()));
+            usage.add(draft.usage());
         }
         let written = file.write_all_at(&bytes, segment.end);
         let is_written = written.is_ok();
@@ -420,9 +418,9 @@ impl Log {
         }
     }
 
-    /// True if changes are well below their limit, and the disk may have room.
-    pub fn has_room(&self) -> bool {
-        self.limits.has_room(&self.usage) && !self.is_disk_full
+    /// True if the disk was full at the last write, and no room was made since.
+    pub fn is_disk_full(&self) -> bool {
+        self.is_disk_full
     }
 
     /// What waits.

@@ -5,7 +5,6 @@ mod entry;
 mod error;
 mod folder;
 mod legacy;
-mod limits;
 mod log;
 mod segment;
 
@@ -16,9 +15,8 @@ use std::time::{Duration, Instant};
 use folder::Folder;
 use segment::Reader;
 
-pub use entry::{Attempt, Content, Draft, Entry};
+pub use entry::{Attempt, Content, Draft, Entry, Usage};
 pub use error::SpoolError;
-pub use limits::Usage;
 pub use log::Log;
 
 /// Pause before a folder is tried again.
@@ -53,7 +51,7 @@ impl SpoolFolder {
             not_before: Instant::now(),
         };
         match folder.try_to_open(None) {
-            Err(error @ SpoolError::File { .. }) if may_be_absent && holds_nothing(path) => {
+            Err(error @ SpoolError::File(..)) if may_be_absent && holds_nothing(path) => {
                 folder.why = error.to_string();
                 tracing::warn!(
                     error = folder.why,
@@ -124,7 +122,7 @@ fn holds_nothing(dir: &Path) -> bool {
     };
     match log::segments(dir) {
         Ok(segments) => segments.iter().all(is_empty) && legacy::holds_nothing(dir),
-        Err(SpoolError::File { error, .. }) => matches!(error.kind(), NotFound | NotADirectory),
+        Err(SpoolError::File(_, error)) => matches!(error.kind(), NotFound | NotADirectory),
         Err(_) => false,
     }
 }
