@@ -14,12 +14,14 @@ use super::folder::sync;
 use super::segment::FORMAT;
 
 const NAME: &str = "spool.sqlite";
-/// Files of SQLite, and a copy that an unfinished repair has left.
+/// The file that a repair has made, and not yet renamed.
+const REPAIRED: &str = "spool.ready.sqlite";
+/// Files beside it.
 const BESIDE: [&str; 4] = [
     "spool.sqlite-wal",
     "spool.sqlite-journal",
     "spool.sqlite-shm",
-    "spool.ready.sqlite",
+    REPAIRED,
 ];
 /// An empty database with format 2. Older versions stop at a folder that holds it, and do not pass over
 /// segments that they do not know.
@@ -28,14 +30,15 @@ const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
 /// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the
 /// file. Entries that cannot be read are skipped and reported, and the file is kept under
 /// another name. If there is no file, nothing is done.
-///
-/// # Errors
-/// The file cannot be opened now, is of a newer version, or `take` fails.
 pub(super) fn take(
     dir: &Path,
     mut take: impl FnMut(Option<(i64, Draft)>) -> Result<(), SpoolError>,
 ) -> Result<(), SpoolError> {
     let path = &dir.join(NAME);
+    if !path.exists() {
+        // A repair was cut short before its last step.
+        let _ = fs::rename(dir.join(REPAIRED), path);
+    }
     if is_absent_or_barrier(path) {
         return Ok(());
     }

@@ -59,9 +59,6 @@ pub struct Log {
 impl Log {
     /// Takes over the file of an older version, if there is one. Then reads all segments of a folder, and
     /// reports damage, and writes nothing: the disk may be full.
-    ///
-    /// # Errors
-    /// A file cannot be read, or a newer version wrote it.
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
         Self::new(dir, u64::MAX).take_legacy()?;
         let mut log = Self::new(dir, max_bytes);
@@ -111,7 +108,8 @@ impl Log {
             let number = entry.as_ref().map(|(number, _)| *number);
             let is_next = number == Some(first + copied.len() as i64);
             if !is_next || bytes > BYTES_COPIED {
-                self.write(first, &copied)?;
+                let written = self.write(first, &copied);
+                written.map_err(SpoolError::of_write)?;
                 copied.clear();
                 (first, bytes) = (number.unwrap_or(0), 0);
             }
@@ -167,34 +165,24 @@ impl Log {
     }
 
     /// Appends all entries or, with an error, none. The entries are on the disk when this returns.
-    ///
-    /// # Errors
-    /// See [`SpoolError`]. If the disk fails, and the process ends before another segment begins, the
-    /// entries may be found at the next start.
+    /// Exception: if the disk fails, and the process ends before another segment begins, the next start
+    /// may find entries that were refused.
     pub fn append(&mut self, drafts: &[Draft]) -> Result<(), SpoolError> {
         let is_long = |draft: &Draft| u32::try_from(draft.record.len()).is_err();
-        match drafts.iter().any(is_long) {
-            true => Err(SpoolError::Full),
-            false => self.write(self.last + 1, drafts),
+        if drafts.iter().any(is_long) {
+            return Err(SpoolError::Full);
         }
-    }
-
-    /// Appends entries with the numbers from `first` on.
-    fn write(&mut self, first: i64, drafts: &[Draft]) -> Result<(), SpoolError> {
-        let Some(oldest) = drafts.first().map(|draft| draft.received_at) else {
-            return Ok(());
-        };
-        let written = self
-            .try_to_write(first, drafts)
-            .map_err(SpoolError::of_write);
+        let written = self.write(self.last + 1, drafts);
+        let written = written.map_err(SpoolError::of_write);
         self.is_disk_full = matches!(written, Err(SpoolError::DiskFull));
-        if written.is_ok() {
-            self.oldest.get_or_insert(oldest);
-        }
         written
     }
 
-    fn try_to_write(&mut self, first: i64, drafts: &[Draft]) -> io::Result<()> {
+    /// Appends entries with the numbers from `first` on.
+    fn write(&mut self, first: i64, drafts: &[Draft]) -> io::Result<()> {
+        let Some(oldest) = drafts.first().map(|draft| draft.received_at) else {
+            return Ok(());
+        };
         if self.usage.entries == 0 {
             legacy::put_barrier(&self.dir)?;
         }
@@ -235,6 +223,7 @@ impl Log {
         self.usage.add(usage);
         self.accepted = segment.next - 1;
         self.last = self.last.max(self.accepted);
+        self.oldest.get_or_insert(oldest);
         self.active = Some(file);
         Ok(())
     }
@@ -265,9 +254,7 @@ impl Log {
 
     /// The first entries: at least one, and no more than `max_entries` or `max_bytes`. They end before
     /// an entry that is not understood, and with their segment. Damaged entries are skipped.
-    ///
-    /// # Errors
-    /// The first entry is not understood, or a segment cannot be opened.
+    /// [`SpoolError::Unknown`] is of the first entry only.
     pub fn first(
         &mut self,
         max_entries: usize,
@@ -302,25 +289,19 @@ impl Log {
     }
 
     /// Forgets the entries up to a position of the database, which holds them already.
-    ///
-    /// # Errors
-    /// [`SpoolError::Foreign`]: the folder never gave that number. Another folder has the same id, and
-    /// the entries of this one may not be in the database.
+    /// [`SpoolError::Foreign`]: another folder has the same id, and these entries may not be in it.
     pub fn skip_written(&mut self, position: i64) -> Result<(), SpoolError> {
         if self.usage.entries == 0 {
             // The clock may have been set back, and the folder be a new one.
             self.last = self.last.max(position);
         }
-        match position > self.last {
-            true => Err(SpoolError::Foreign),
-            false => self.delete_to(position),
+        if position > self.last {
+            return Err(SpoolError::Foreign);
         }
+        self.delete_to(position)
     }
 
     /// Forgets all entries up to a number.
-    ///
-    /// # Errors
-    /// A segment cannot be opened.
     pub fn delete_to(&mut self, number: i64) -> Result<(), SpoolError> {
         while self.usage.entries > 0 {
             if let Some(mut reader) = self.read_first()? {

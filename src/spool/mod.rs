@@ -79,9 +79,6 @@ impl SpoolFolder {
     }
 
     /// The log. A folder that could not be used is tried again, but not too soon.
-    ///
-    /// # Errors
-    /// [`SpoolError::Unusable`]: the folder cannot be used yet.
     pub fn log(&mut self) -> Result<&mut Log, SpoolError> {
         if Instant::now() >= self.not_before {
             self.appear()?;

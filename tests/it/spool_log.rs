@@ -535,8 +535,11 @@ fn a_folder_has_one_id_and_is_used_by_one() {
     assert!(open(&dir, MAX).id > 0);
 }
 
+/// A row of a spool of format 1: its number, kind, attempt, and record.
+type Row = (i64, i64, Option<(i64, i64)>, Vec<u8>);
+
 /// A spool of format 1, as the last version with SQLite left it, with these entries.
-fn legacy(dir: &Path, entries: &[(i64, i64, Option<(i64, i64)>, Vec<u8>)]) -> Connection {
+fn legacy(dir: &Path, entries: &[Row]) -> Connection {
     let file = Connection::open(dir.join("spool.sqlite")).unwrap();
     file.execute_batch(
         "PRAGMA page_size = 4096; PRAGMA application_id = 1869049203; PRAGMA user_version = 1;
@@ -592,6 +595,7 @@ fn a_spool_of_an_older_version_is_taken_over_with_its_numbers() {
         let again = copy(dir.path());
         drop(open(dir.path(), MAX));
         assert!(dir.path().join("spool.damaged.sqlite").exists());
+        assert!(!dir.path().join("spool.sqlite-wal").exists());
         for (name, to) in [("spool.sqlite", &dir), ("spool.sqlite-wal", &dir)] {
             let _ = fs::copy(again.path().join(name), to.path().join(name));
         }
