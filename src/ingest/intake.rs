@@ -16,7 +16,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
 use super::Error;
 use crate::domain::{Change, Rejected};
-use crate::spool::{Attempt, Draft, Entry, Log, SpoolError, SpoolFolder};
+use crate::spool::{Attempt, Draft, Entry, Log, SpoolError, SpoolFolder, Usage};
 use crate::store;
 
 /// Results of entries that were to be appended.
@@ -28,6 +28,7 @@ pub struct Spool(Arc<Shared>);
 
 struct Shared {
     id: i64,
+    limits: Limits,
     /// Locked only where blocking is allowed.
     folder: Mutex<SpoolFolder>,
     /// Locked while entries are appended, and while diverting ends.
@@ -52,7 +53,7 @@ impl Spool {
     /// # Errors
     /// The folder cannot be used, or is in use by another process.
     pub fn in_folder(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
-        SpoolFolder::open(dir, max_bytes, false).map(Self::new)
+        SpoolFolder::open(dir, max_bytes, false).map(|folder| Self::new(folder, max_bytes))
     }
 
     /// As [`Self::in_folder`]. If the folder cannot be used and nothing waits in it, there is no spool
@@ -61,12 +62,13 @@ impl Spool {
     /// # Errors
     /// The folder cannot be used and something may wait in it, or it is in use by another process.
     pub fn in_folder_once_usable(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
-        SpoolFolder::open(dir, max_bytes, true).map(Self::new)
+        SpoolFolder::open(dir, max_bytes, true).map(|folder| Self::new(folder, max_bytes))
     }
 
-    fn new(folder: SpoolFolder) -> Self {
+    fn new(folder: SpoolFolder, max_bytes: u64) -> Self {
         let spool = Self(Arc::new(Shared {
             id: folder.id,
+            limits: Limits(max_bytes),
             intake: Arc::default(),
             is_diverting: AtomicBool::new(true),
             diverted: Notify::new(),
@@ -143,7 +145,11 @@ impl Spool {
     /// # Errors
     /// A segment cannot be opened.
     pub(super) async fn delete_to(&self, number: i64) -> Result<(), SpoolError> {
-        let delete = move |log: &mut Log| log.delete_to(number).map(|()| log.has_room());
+        let limits = self.0.limits;
+        let delete = move |log: &mut Log| {
+            log.delete_to(number)?;
+            Ok(!log.is_disk_full() && limits.has_room(log.usage()))
+        };
         if self.with_log(false, delete).await? {
             self.0.state().0.has_room();
         }
@@ -264,7 +270,12 @@ impl Shared {
     }
 
     fn append_what_fits(&self, folder: &mut SpoolFolder, entries: &[Draft], results: &mut Results) {
-        let taken = folder.log().and_then(|log| log.append(entries));
+        let taken = folder
+            .log()
+            .and_then(|log| match self.limits.admit(log.usage(), entries) {
+                true => log.append(entries),
+                false => Err(SpoolError::Full),
+            });
         if let Err(SpoolError::Full | SpoolError::DiskFull) = taken
             && entries.len() > 1
         {
@@ -275,6 +286,35 @@ impl Shared {
         self.state().0.appended(entries, &taken);
         let taken = taken.map_err(Arc::new);
         results.extend(entries.iter().map(|_| taken.clone()));
+    }
+}
+
+/// Limits by SPOOL_MAX_BYTES. Rejected callbacks have a tenth of their own, so that they never keep a
+/// change out.
+#[derive(Clone, Copy, Debug)]
+struct Limits(u64);
+
+impl Limits {
+    /// True if there is room for the entries beside what is used.
+    fn admit(self, mut usage: Usage, entries: &[Draft]) -> bool {
+        entries.iter().all(|draft| {
+            usage.add(draft.usage());
+            // A mark is small, and says that another change did not come in.
+            let reserve = if draft.is_mark() { self.0 / 16 } else { 0 };
+            match draft.is_rejected() {
+                true => usage.rejected <= self.0 - self.for_changes(),
+                false => usage.changes <= self.for_changes().saturating_add(reserve),
+            }
+        })
+    }
+
+    /// True if changes are well below their limit. A limit that is reached again at once was never left.
+    fn has_room(self, usage: Usage) -> bool {
+        usage.changes <= self.for_changes() / 16 * 15
+    }
+
+    fn for_changes(self) -> u64 {
+        self.0 - self.0 / 10
     }
 }
 
@@ -402,4 +442,79 @@ pub(super) async fn append_rejected(spool: &Spool, rejected: &Rejected) -> Resul
     // The drain has to come for it, and for the entries of a folder that has just appeared.
     spool.divert();
     taken.ok_or(Error::Lost)?.map_err(Error::Refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{CheckReason, Event, GroupId, Profile, Text};
+
+    fn change(event: Event) -> Draft {
+        let group = GroupId::parse("g".into()).unwrap();
+        Draft::change(&Change::new(group, OffsetDateTime::UNIX_EPOCH, event), None)
+    }
+
+    /// An entry for a change of about so many bytes.
+    fn profile(bytes: usize) -> Draft {
+        change(Event::SetProfile(Profile {
+            introduction: Some(Text::parse("x".repeat(bytes))),
+            ..Profile::default()
+        }))
+    }
+
+    fn mark() -> Draft {
+        change(Event::WantCheck(CheckReason::CallbackLost))
+    }
+
+    fn rejected(body: usize) -> Rejected {
+        Rejected {
+            received_at: OffsetDateTime::UNIX_EPOCH,
+            path: "/openim/callback".into(),
+            operation_id: None,
+            code: "bad_json".into(),
+            detail: "at 1:1".into(),
+            body: vec![7; body].into(),
+            body_bytes: body as u64,
+        }
+    }
+
+    /// Appends entries; true if all were taken.
+    async fn takes(spool: &Spool, entries: Vec<Draft>) -> bool {
+        let results = spool.lock_intake().await.append(entries).await;
+        results.iter().all(Result::is_ok)
+    }
+
+    #[tokio::test]
+    async fn changes_rejected_callbacks_and_marks_have_limits_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::in_folder(dir.path(), 100_000).unwrap();
+        append_rejected(&spool, &rejected(6000)).await.unwrap(); // 8,000 as base64
+        assert!(append_rejected(&spool, &rejected(3000)).await.is_err());
+        // It is counted and no more: their own part can be full, which says nothing of changes.
+        let state = spool.state();
+        assert_eq!((state.spooled, state.refused, state.waiting), (1, 1, 1));
+        assert!(!state.is_refusing);
+        append_rejected(&spool, &rejected(100)).await.unwrap();
+        assert!(takes(&spool, vec![profile(89_000)]).await);
+        assert!(!takes(&spool, vec![profile(2000)]).await);
+        assert!(spool.state().is_refusing);
+        let mut marks = 0;
+        while takes(&spool, vec![mark()]).await {
+            marks += 1;
+        }
+        assert!((25..40).contains(&marks), "{marks}");
+        let bytes = spool.state().bytes;
+        assert!(bytes > 100_000 && bytes <= 106_250 + 10_000);
+        // After the drain all is as before.
+        spool.delete_to(i64::MAX).await.unwrap();
+        assert!(!spool.state().is_refusing);
+        // Of entries that do not fit as one, those are taken that fit.
+        let entries = vec![profile(2000), profile(100_000), mark()];
+        let results = spool.lock_intake().await.append(entries).await;
+        assert_eq!(
+            [true, false, true],
+            *results.iter().map(Result::is_ok).collect::<Vec<_>>()
+        );
+        assert_eq!(spool.state().waiting, 2);
+    }
 }

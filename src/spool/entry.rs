@@ -1,5 +1,6 @@
 //! An entry of the spool, and its form in a segment. `docs/spool-format.md` describes the form.
 
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::domain::{Change, Rejected, Request, from_record, to_record};
@@ -8,6 +9,8 @@ use crate::domain::{Change, Rejected, Request, from_record, to_record};
 const MARKER: [u8; 4] = [0xff, b'O', b'G', 0xfe];
 /// Bytes of an entry before its record.
 pub(super) const HEADER: usize = 40;
+/// Bytes that count for each entry besides its record.
+pub(super) const BYTES_OF_ENTRY: u64 = 128;
 /// Entries begin at multiples of this.
 pub(super) const ALIGNMENT: usize = 8;
 
@@ -61,32 +64,34 @@ impl Draft {
     /// An entry for a change.
     pub fn change(change: &Change, attempt: Option<Attempt>) -> Self {
         Self {
-            kind: CHANGE,
             is_mark: change.event.is_mark(),
             attempt,
-            received_at: micros(change.received_at),
-            record: to_record(change),
+            ..Self::new(CHANGE, change.received_at, change)
         }
     }
 
     /// An entry for a rejected callback.
     pub fn rejected(rejected: &Rejected) -> Self {
-        Self {
-            kind: REJECTED,
-            received_at: micros(rejected.received_at),
-            record: to_record(rejected),
-            ..Self::default()
-        }
+        Self::new(REJECTED, rejected.received_at, rejected)
     }
 
     /// An entry for the forwarding of callbacks, which comes later.
     pub fn request(request: &Request) -> Self {
+        Self::new(REQUEST, request.received_at, request)
+    }
+
+    fn new(kind: u8, received_at: OffsetDateTime, content: &impl Serialize) -> Self {
         Self {
-            kind: REQUEST,
-            received_at: micros(request.received_at),
-            record: to_record(request),
+            kind,
+            received_at: micros(received_at),
+            record: to_record(content),
             ..Self::default()
         }
+    }
+
+    /// What the entry uses of SPOOL_MAX_BYTES.
+    pub fn usage(&self) -> Usage {
+        Usage::of(self.kind, self.record.len())
     }
 
     /// True for a change that only marks a group.
@@ -124,6 +129,42 @@ impl Draft {
 fn checksum(segment: i64, offset: u64, entry: &[u8]) -> u32 {
     let place = [segment.to_le_bytes(), offset.to_le_bytes()].concat();
     crc32c::crc32c_append(crc32c::crc32c(&place), &entry[8..])
+}
+
+/// Entries and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of changes, and of kinds that only newer versions know.
+    pub changes: u64,
+    /// Bytes of rejected callbacks.
+    pub rejected: u64,
+}
+
+impl Usage {
+    pub(super) fn of(kind: u8, record: usize) -> Self {
+        let bytes = record as u64 + BYTES_OF_ENTRY;
+        let is_rejected = kind == REJECTED;
+        Self {
+            entries: 1,
+            changes: if is_rejected { 0 } else { bytes },
+            rejected: if is_rejected { bytes } else { 0 },
+        }
+    }
+
+    /// Adds what another entry uses.
+    pub fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.changes += other.changes;
+        self.rejected += other.rejected;
+    }
+
+    pub(super) fn remove(&mut self, other: Self) {
+        self.entries -= other.entries.min(self.entries);
+        self.changes -= other.changes.min(self.changes);
+        self.rejected -= other.rejected.min(self.rejected);
+    }
 }
 
 /// Header of an entry whose checksum holds.

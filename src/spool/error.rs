@@ -12,35 +12,20 @@ pub enum SpoolError {
     #[error(
         "the spool in {} is in use by another running instance (pid {pid}); stop that one, or give \
          this one its own SPOOL_DIR",
-        dir.display()
+        .0.display(), pid = .1
     )]
-    InUse {
-        /// The folder.
-        dir: PathBuf,
-        /// The process id.
-        pid: String,
-    },
+    InUse(PathBuf, String),
     /// A file operation failed.
-    #[error("SPOOL_DIR: {}: {error}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        error: io::Error,
-    },
+    #[error("SPOOL_DIR: {}: {error}", .0.display(), error = .1)]
+    File(PathBuf, io::Error),
     /// A newer version made the spool in this folder, with this format.
     #[error(
         "SPOOL_DIR: the spool in {} was written by a newer version of this program (format {format}; this \
          version reads format {FORMAT}): start that version, or drain the spool with its `drain`, or \
          give this version another SPOOL_DIR",
-        dir.display()
+        .0.display(), format = .1
     )]
-    Newer {
-        /// The folder.
-        dir: PathBuf,
-        /// The format.
-        format: u32,
-    },
+    Newer(PathBuf, u32),
     /// The folder could not be used at the start, and now holds a spool with entries.
     #[error(
         "SPOOL_DIR: {}: the folder has come with a spool of its own, in which something waits; a \
@@ -82,7 +67,7 @@ impl SpoolError {
     /// Adds the path to an I/O error.
     pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
-        move |error| Self::File { path, error }
+        move |error| Self::File(path, error)
     }
 
     /// Error of a write.

@@ -23,21 +23,18 @@ pub(super) struct Folder {
 
 impl Folder {
     /// Locks a folder, and makes it the first time. Blocks.
-    ///
-    /// # Errors
-    /// Another instance has it, or a file operation failed.
     pub(super) fn lock(dir: &Path) -> Result<Self, SpoolError> {
         let path = std::path::absolute(dir).map_err(SpoolError::at(dir))?;
         // Others have to pass through the folders above, such as the private Postgres.
         if let Some(above) = path.parent() {
             fs::create_dir_all(above).map_err(SpoolError::at(above))?;
         }
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => path
-                .parent()
-                .map_or(Ok(()), |above| sync(above).map_err(SpoolError::at(above)))?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(SpoolError::at(&path)(error)),
+        let is_made = match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            made => made.map(|()| true).map_err(SpoolError::at(&path))?,
+        };
+        if let Some(above) = path.parent().filter(|_| is_made) {
+            sync(above).map_err(SpoolError::at(above))?;
         }
         Ok(Self {
             _lock: lock(&path)?,
@@ -47,9 +44,6 @@ impl Folder {
 
     /// Id of the spool, greater than 0. A spool without a sound id gets `new`, or a random one. `new`
     /// replaces another id if nothing waits (`is_empty`).
-    ///
-    /// # Errors
-    /// A file operation failed, or something waits under another id than `new`.
     pub(super) fn id(
         &self,
         is_new: bool,
@@ -107,10 +101,7 @@ fn lock(dir: &Path) -> Result<File, SpoolError> {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid)
                     .map_err(SpoolError::at(path))?;
-                return Err(SpoolError::InUse {
-                    dir: dir.to_owned(),
-                    pid: pid.trim().to_owned(),
-                });
+                return Err(SpoolError::InUse(dir.to_owned(), pid.trim().to_owned()));
             }
             Err(TryLockError::Error(error)) => return Err(SpoolError::at(path)(error)),
         }

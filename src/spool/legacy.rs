@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 use sha2::{Digest, Sha256};
 
 use super::entry::{Attempt, Draft};
@@ -14,48 +14,45 @@ use super::folder::sync;
 use super::segment::FORMAT;
 
 const NAME: &str = "spool.sqlite";
-/// Files of SQLite, and a copy that an unfinished repair has left.
+/// The file that a repair has made, and not yet renamed.
+const REPAIRED: &str = "spool.ready.sqlite";
+/// Files beside it.
 const BESIDE: [&str; 4] = [
     "spool.sqlite-wal",
     "spool.sqlite-journal",
     "spool.sqlite-shm",
-    "spool.ready.sqlite",
+    REPAIRED,
 ];
 /// An empty database with format 2. Older versions stop at a folder that holds it, and do not pass over
 /// segments that they do not know.
 const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
-/// Larger numbers of the format are flipped bits: formats are counted one by one.
-const LAST_FORMAT: u32 = 99;
 
-/// Gives the entries of the file that come after `after` to `take`, each with its number, and then
-/// deletes the file. Entries that cannot be read are skipped and reported, and the file is kept under
+/// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the
+/// file. Entries that cannot be read are skipped and reported, and the file is kept under
 /// another name. If there is no file, nothing is done.
-///
-/// # Errors
-/// The file cannot be opened now, is of a newer version, or `take` fails.
 pub(super) fn take(
     dir: &Path,
-    after: i64,
     mut take: impl FnMut(Option<(i64, Draft)>) -> Result<(), SpoolError>,
 ) -> Result<(), SpoolError> {
     let path = &dir.join(NAME);
+    if !path.exists() {
+        // A repair was cut short before its last step.
+        let _ = fs::rename(dir.join(REPAIRED), path);
+    }
     if is_absent_or_barrier(path) {
         return Ok(());
     }
     if let Some(format) = newer_format(path) {
-        let dir = dir.to_owned();
-        return Err(SpoolError::Newer { dir, format });
+        return Err(SpoolError::Newer(dir.to_owned(), format));
     }
-    let (mut last, mut lost, mut refused) = (after, 0, None);
+    let (mut last, mut lost, mut refused) = (i64::MIN, 0, None);
     let read = each(path, |row| {
         match entry(row) {
             Ok((number, draft)) if number > last => {
                 last = number;
                 refused = take(Some((number, draft))).err();
             }
-            // Copied before a crash, or out of order.
-            Ok(_) => {}
-            Err(_) => lost += 1,
+            _ => lost += 1,
         }
         refused.is_none()
     });
@@ -76,7 +73,7 @@ pub(super) fn take(
             entries = lost,
             why,
             "the spool was damaged: so many entries cannot be read, and perhaps others; callbacks \
-             that were answered are lost"
+             that were answered may be lost"
         );
         let _ = fs::copy(path, kept);
     }
@@ -139,7 +136,8 @@ fn newer_format(path: &Path) -> Option<u32> {
     let mut header = [0; 100];
     File::open(path).ok()?.read_exact(&mut header).ok()?;
     let format = u32::from_be_bytes([header[60], header[61], header[62], header[63]]);
-    let is_newer = (FORMAT + 1..=LAST_FORMAT).contains(&format);
+    // Formats are counted one by one: a large number is a flipped bit.
+    let is_newer = (FORMAT + 1..100).contains(&format);
     (is_newer && header[68..72] == *b"ogms").then_some(format)
 }
 
@@ -203,17 +201,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<(i64, Draft)> {
 /// True if the error says something about the file. A full disk, or a process that looks into the file,
 /// does not.
 fn is_damage(error: &rusqlite::Error) -> bool {
-    let unreadable = [
-        ffi::SQLITE_IOERR_READ,
-        ffi::SQLITE_IOERR_SHORT_READ,
-        ffi::SQLITE_IOERR_DATA,
-        ffi::SQLITE_IOERR_CORRUPTFS,
-    ];
-    let code = error.sqlite_error().map(|error| error.extended_code);
-    match error.sqlite_error_code() {
-        Some(ErrorCode::SystemIoFailure) => code.is_some_and(|code| unreadable.contains(&code)),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => true,
-        Some(_) => false,
-        None => true,
-    }
+    use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
+    let code = error.sqlite_error_code();
+    code.is_none_or(|code| matches!(code, DatabaseCorrupt | NotADatabase | Unknown))
 }

@@ -9,15 +9,17 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
-use super::entry::{Draft, Entry, HEADER, micros};
+use super::entry::{BYTES_OF_ENTRY, Draft, Entry, HEADER, Usage, micros};
 use super::error::SpoolError;
 use super::folder::sync;
 use super::legacy;
-use super::limits::{BYTES_OF_ENTRY, Limits, Usage};
-use super::segment::{self, FORMAT, Found, Reader};
+use super::segment::{self, FORMAT, NO_FOLLOW, Reader};
 
 /// Bytes of records that are copied at once from the file of an older version.
 const BYTES_COPIED: usize = 1 << 20;
+/// Limits of the size at which another segment begins.
+const MIN_SEGMENT: u64 = 64 << 10;
+const MAX_SEGMENT: u64 = 64 << 20;
 
 /// A file of the log.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +38,8 @@ struct Segment {
 #[derive(Debug)]
 pub struct Log {
     dir: PathBuf,
-    limits: Limits,
+    /// Size at which another segment begins.
+    segment_bytes: u64,
     segments: VecDeque<Segment>,
     /// The last segment, if this process made it and its end is known.
     active: Option<File>,
@@ -54,15 +57,36 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads all segments of a folder, and reports damage. Then takes over the file of an older version.
-    /// Without such a file it writes nothing: the disk may be full.
-    ///
-    /// # Errors
-    /// A file cannot be read, or a newer version wrote it.
+    /// Takes over the file of an older version, if there is one. Then reads all segments of a folder, and
+    /// reports damage, and writes nothing: the disk may be full.
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
-        let mut log = Self {
+        Self::new(dir, u64::MAX).take_legacy()?;
+        let mut log = Self::new(dir, max_bytes);
+        // The beginning of a segment says where the one before it ends.
+        let mut before = None;
+        for first in segments(dir)?.into_iter().rev() {
+            let reader = Reader::open(dir, first, u64::MAX);
+            let mut reader = reader.map_err(SpoolError::at(&segment::path(dir, first)))?;
+            let beginning = reader.beginning();
+            if let Some((format, _)) = beginning.filter(|(format, _)| *format > FORMAT) {
+                return Err(SpoolError::Newer(dir.to_owned(), format));
+            }
+            log.scan(first, reader, before);
+            before = beginning.map(|(_, before)| before);
+        }
+        if log.usage.entries > 0 {
+            let _ = legacy::put_barrier(dir);
+        }
+        // Numbers stay ahead of the positions in Postgres also in a folder that was restored.
+        log.last = log.last.max(micros(OffsetDateTime::now_utc()));
+        log.drop_empty_segments();
+        Ok(log)
+    }
+
+    fn new(dir: &Path, max_bytes: u64) -> Self {
+        Self {
             dir: dir.to_owned(),
-            limits: Limits(max_bytes),
+            segment_bytes: (max_bytes / 8).clamp(MIN_SEGMENT, MAX_SEGMENT),
             segments: VecDeque::new(),
             active: None,
             done: 0,
@@ -71,38 +95,37 @@ impl Log {
             last: 0,
             accepted: 0,
             is_disk_full: false,
-        };
-        let mut found = Vec::new();
-        for first in segments(dir)? {
-            let path = segment::path(dir, first);
-            let mut reader = Reader::open(dir, first, u64::MAX).map_err(SpoolError::at(&path))?;
-            let before = match reader.beginning() {
-                Some((format, _)) if format > FORMAT => {
-                    let dir = dir.to_owned();
-                    return Err(SpoolError::Newer { dir, format });
-                }
-                beginning => beginning.map(|(_, before)| before),
-            };
-            found.push((first, before, reader));
         }
-        // The beginning of each segment says where the one before it ends.
-        let before: Vec<_> = found.iter().skip(1).map(|next| next.1).collect();
-        let before = before.into_iter().chain([None]);
-        for ((first, _, reader), before) in found.into_iter().zip(before) {
-            log.scan(first, reader, before);
-        }
-        log.take_legacy()?;
-        // Numbers stay ahead of the positions in Postgres also in a folder that was restored.
-        log.last = log.last.max(micros(OffsetDateTime::now_utc()));
-        log.drop_empty_segments();
-        Ok(log)
     }
 
-    /// Adds a segment that is found. No entry after `before` was accepted.
+    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that
+    /// was cut short has left some of the same segments, which are overwritten.
+    fn take_legacy(mut self) -> Result<(), SpoolError> {
+        let dir = self.dir.clone();
+        let mut copied = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        legacy::take(&dir, |entry| {
+            let number = entry.as_ref().map(|(number, _)| *number);
+            let is_next = number == Some(first + copied.len() as i64);
+            if !is_next || bytes > BYTES_COPIED {
+                let written = self.write(first, &copied);
+                written.map_err(SpoolError::of_write)?;
+                copied.clear();
+                (first, bytes) = (number.unwrap_or(0), 0);
+            }
+            if let Some((_, draft)) = entry {
+                bytes += draft.record.len();
+                copied.push(draft);
+            }
+            Ok(())
+        })
+    }
+
+    /// Adds a segment before the others. No entry of it after `before` was accepted.
     fn scan(&mut self, first: i64, mut reader: Reader, before: Option<i64>) {
         let mut usage = Usage::default();
         let (mut end, mut next) = (reader.end.min(HEADER as u64), first);
-        let (mut lost, mut bytes) = (0, 0);
+        let (mut lost, mut bytes, mut oldest) = (0, 0, None);
         while let Some(found) = reader.next(end) {
             let number = found.header.number;
             if before.is_some_and(|before| number > before) {
@@ -111,8 +134,8 @@ impl Log {
             lost += number - next;
             bytes += found.start - end;
             usage.add(Usage::of(found.header.kind, found.record));
-            self.oldest.get_or_insert(found.header.received_at);
-            self.accepted = number;
+            oldest.get_or_insert(found.header.received_at);
+            self.accepted = self.accepted.max(number);
             (end, next) = (found.end, number + 1);
         }
         lost += before.map_or(0, |before| (before + 1 - next).max(0));
@@ -129,9 +152,10 @@ impl Log {
                  ended, or damage"
             );
         }
+        self.oldest = oldest.or(self.oldest);
         self.last = self.last.max(next - 1);
         self.usage.add(usage);
-        self.segments.push_back(Segment {
+        self.segments.push_front(Segment {
             first,
             next,
             end,
@@ -140,70 +164,29 @@ impl Log {
         });
     }
 
-    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that
-    /// was cut short has copied some already.
-    fn take_legacy(&mut self) -> Result<(), SpoolError> {
-        let dir = self.dir.clone();
-        let mut copied = Vec::new();
-        let (mut first, mut bytes) = (0, 0);
-        legacy::take(&dir, self.accepted, |entry| {
-            let number = entry.as_ref().map(|(number, _)| *number);
-            let is_next = number == Some(first + copied.len() as i64);
-            if !is_next || bytes > BYTES_COPIED {
-                self.write(first, &copied)?;
-                copied.clear();
-                (first, bytes) = (number.unwrap_or(0), 0);
-            }
-            if let Some((_, draft)) = entry {
-                bytes += draft.record.len();
-                copied.push(draft);
-            }
-            Ok(())
-        })?;
-        if self.usage.entries > 0 {
-            // A full disk is no reason not to start.
-            let _ = legacy::put_barrier(&dir);
-        }
-        Ok(())
-    }
-
     /// Appends all entries or, with an error, none. The entries are on the disk when this returns.
-    ///
-    /// # Errors
-    /// See [`SpoolError`]. If the disk fails, and the process ends before another segment begins, the
-    /// entries may be found at the next start.
+    /// Exception: if the disk fails, and the process ends before another segment begins, the next start
+    /// may find entries that were refused.
     pub fn append(&mut self, drafts: &[Draft]) -> Result<(), SpoolError> {
-        let mut usage = self.usage;
-        for draft in drafts {
-            usage.add(Usage::of(draft.kind, draft.record.len()));
-            let has_length = u32::try_from(draft.record.len()).is_ok();
-            if !has_length || !self.limits.admit(&usage, draft) {
-                return Err(SpoolError::Full);
-            }
+        let is_long = |draft: &Draft| u32::try_from(draft.record.len()).is_err();
+        if drafts.iter().any(is_long) {
+            return Err(SpoolError::Full);
         }
-        self.write(self.last + 1, drafts)
-    }
-
-    /// Appends entries with the numbers from `first` on, whatever the limits say.
-    fn write(&mut self, first: i64, drafts: &[Draft]) -> Result<(), SpoolError> {
-        let Some(oldest) = drafts.first().map(|draft| draft.received_at) else {
-            return Ok(());
-        };
-        let written = self
-            .try_to_write(first, drafts)
-            .map_err(SpoolError::of_write);
+        let written = self.write(self.last + 1, drafts);
+        let written = written.map_err(SpoolError::of_write);
         self.is_disk_full = matches!(written, Err(SpoolError::DiskFull));
-        if written.is_ok() {
-            self.oldest.get_or_insert(oldest);
-        }
         written
     }
 
-    fn try_to_write(&mut self, first: i64, drafts: &[Draft]) -> io::Result<()> {
+    /// Appends entries with the numbers from `first` on.
+    fn write(&mut self, first: i64, drafts: &[Draft]) -> io::Result<()> {
+        let Some(oldest) = drafts.first().map(|draft| draft.received_at) else {
+            return Ok(());
+        };
         if self.usage.entries == 0 {
             legacy::put_barrier(&self.dir)?;
         }
-        let limit = self.limits.segment();
+        let limit = self.segment_bytes;
         let is_next = |last: &Segment| last.next == first && last.end < limit;
         let is_next = self.segments.back().is_some_and(is_next);
         let file = match self.active.take().filter(|_| is_next) {
@@ -221,7 +204,7 @@ impl Log {
         for (draft, number) in drafts.iter().zip(first..) {
             let offset = segment.end + bytes.len() as u64;
             draft.encode(number, segment.first, offset, &mut bytes);
-            usage.add(Usage::of(draft.kind, draft.record.len()));
+            usage.add(draft.usage());
         }
         let written = file.write_all_at(&bytes, segment.end);
         let is_written = written.is_ok();
@@ -240,6 +223,7 @@ impl Log {
         self.usage.add(usage);
         self.accepted = segment.next - 1;
         self.last = self.last.max(self.accepted);
+        self.oldest.get_or_insert(oldest);
         self.active = Some(file);
         Ok(())
     }
@@ -248,15 +232,11 @@ impl Log {
     fn begin_segment(&mut self, first: i64) -> io::Result<File> {
         let path = segment::path(&self.dir, first);
         let is_same = |last: &mut Segment| last.first == first && last.usage.entries == 0;
-        if self.segments.pop_back_if(is_same).is_some() {
-            // It was begun before, and no entry of it was accepted.
-            fs::remove_file(&path)?;
-        }
+        // An earlier process began it, and no entry of it was accepted.
+        self.segments.pop_back_if(is_same);
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        // Another file may have the name. The next try has another number.
-        self.last = self.last.max(first - i64::from(file.is_ok()));
-        let file = file?;
+        let options = options.write(true).create(true).truncate(true);
+        let file = options.mode(0o600).custom_flags(NO_FOLLOW).open(&path)?;
         if let Err(error) = sync(&self.dir) {
             let _ = fs::remove_file(&path);
             return Err(error);
@@ -274,9 +254,7 @@ impl Log {
 
     /// The first entries: at least one, and no more than `max_entries` or `max_bytes`. They end before
     /// an entry that is not understood, and with their segment. Damaged entries are skipped.
-    ///
-    /// # Errors
-    /// The first entry is not understood, or a segment cannot be opened.
+    /// [`SpoolError::Unknown`] is of the first entry only.
     pub fn first(
         &mut self,
         max_entries: usize,
@@ -311,25 +289,19 @@ impl Log {
     }
 
     /// Forgets the entries up to a position of the database, which holds them already.
-    ///
-    /// # Errors
-    /// [`SpoolError::Foreign`]: the folder never gave that number. Another folder has the same id, and
-    /// the entries of this one may not be in the database.
+    /// [`SpoolError::Foreign`]: another folder has the same id, and these entries may not be in it.
     pub fn skip_written(&mut self, position: i64) -> Result<(), SpoolError> {
         if self.usage.entries == 0 {
             // The clock may have been set back, and the folder be a new one.
             self.last = self.last.max(position);
         }
-        match position > self.last {
-            true => Err(SpoolError::Foreign),
-            false => self.delete_to(position),
+        if position > self.last {
+            return Err(SpoolError::Foreign);
         }
+        self.delete_to(position)
     }
 
     /// Forgets all entries up to a number.
-    ///
-    /// # Errors
-    /// A segment cannot be opened.
     pub fn delete_to(&mut self, number: i64) -> Result<(), SpoolError> {
         while self.usage.entries > 0 {
             if let Some(mut reader) = self.read_first()? {
@@ -338,21 +310,15 @@ impl Log {
                         self.oldest = Some(found.header.received_at);
                         return Ok(());
                     }
-                    self.forget(&found);
+                    let usage = Usage::of(found.header.kind, found.record);
+                    self.segments[0].usage.remove(usage);
+                    self.usage.remove(usage);
+                    self.done = found.end;
                 }
             }
             self.skip_first();
         }
         Ok(())
-    }
-
-    fn forget(&mut self, found: &Found) {
-        let usage = Usage::of(found.header.kind, found.record);
-        if let Some(segment) = self.segments.front_mut() {
-            segment.usage.remove(usage);
-        }
-        self.usage.remove(usage);
-        self.done = found.end;
     }
 
     /// A reader of the first segment. `None`: its file was deleted.
@@ -433,9 +399,9 @@ impl Log {
         }
     }
 
-    /// True if changes are well below their limit, and the disk may have room.
-    pub fn has_room(&self) -> bool {
-        self.limits.has_room(&self.usage) && !self.is_disk_full
+    /// True if the disk was full at the last write, and no room was made since.
+    pub fn is_disk_full(&self) -> bool {
+        self.is_disk_full
     }
 
     /// What waits.
@@ -469,7 +435,7 @@ fn report_damage(segment: &Path, entries: u64, bytes: u64) {
         entries,
         bytes,
         "the spool was damaged: so many entries cannot be read, and are skipped; callbacks that were \
-         answered are lost"
+         answered may be lost"
     );
 }
 

@@ -5,7 +5,6 @@ mod entry;
 mod error;
 mod folder;
 mod legacy;
-mod limits;
 mod log;
 mod segment;
 
@@ -16,9 +15,8 @@ use std::time::{Duration, Instant};
 use folder::Folder;
 use segment::Reader;
 
-pub use entry::{Attempt, Content, Draft, Entry};
+pub use entry::{Attempt, Content, Draft, Entry, Usage};
 pub use error::SpoolError;
-pub use limits::Usage;
 pub use log::Log;
 
 /// Pause before a folder is tried again.
@@ -37,18 +35,13 @@ pub struct SpoolFolder {
     /// Why there is no log.
     why: String,
     not_before: Instant,
-    /// True if the folder now holds a spool with entries, which only a start can take.
-    is_given_up: bool,
 }
 
 impl SpoolFolder {
     /// Opens a folder. If it cannot be used and nothing waits in it, and `may_be_absent`, it is tried
-    /// again later. Blocks.
-    ///
-    /// # Errors
-    /// See [`SpoolError`].
+    /// again later.
     pub fn open(path: &Path, max_bytes: u64, may_be_absent: bool) -> Result<Self, SpoolError> {
-        let mut place = Self {
+        let mut folder = Self {
             path: path.to_owned(),
             max_bytes,
             id: folder::id_of_unusable(path),
@@ -56,19 +49,18 @@ impl SpoolFolder {
             folder: None,
             why: String::new(),
             not_before: Instant::now(),
-            is_given_up: false,
         };
-        match place.try_to_open(None) {
-            Err(error @ SpoolError::File { .. }) if may_be_absent && holds_nothing(path) => {
-                place.why = error.to_string();
+        match folder.try_to_open(None) {
+            Err(error @ SpoolError::File(..)) if may_be_absent && holds_nothing(path) => {
+                folder.why = error.to_string();
                 tracing::warn!(
-                    error = place.why,
+                    error = folder.why,
                     "the spool cannot be used: callbacks are written to the database only, and \
                      refused while it is away; the folder is tried again"
                 );
-                Ok(place)
+                Ok(folder)
             }
-            opened => opened.map(|()| place),
+            opened => opened.map(|()| folder),
         }
     }
 
@@ -87,17 +79,14 @@ impl SpoolFolder {
     }
 
     /// The log. A folder that could not be used is tried again, but not too soon.
-    ///
-    /// # Errors
-    /// [`SpoolError::Unusable`]: the folder cannot be used yet.
     pub fn log(&mut self) -> Result<&mut Log, SpoolError> {
         if Instant::now() >= self.not_before {
             self.appear()?;
         }
-        let why = &self.why;
-        self.log
-            .as_mut()
-            .ok_or_else(|| SpoolError::Unusable(why.clone()))
+        match &mut self.log {
+            Some(log) => Ok(log),
+            None => Err(SpoolError::Unusable(self.why.clone())),
+        }
     }
 
     /// Tries a folder again that could not be used.
@@ -109,14 +98,10 @@ impl SpoolFolder {
             return Ok(());
         }
         self.not_before = Instant::now() + RETRY_INTERVAL;
-        let opened = match self.is_given_up {
-            true => Err(SpoolError::Appeared(self.path.clone())),
-            false => self.try_to_open(Some(self.id)),
-        };
-        match opened {
+        match self.try_to_open(Some(self.id)) {
             Ok(()) => tracing::info!(folder = %self.path.display(), "the spool can be used now"),
             Err(error @ SpoolError::Appeared(_)) => {
-                self.is_given_up = true;
+                // Another process may use it.
                 self.folder = None;
                 return Err(error);
             }
@@ -134,7 +119,7 @@ fn holds_nothing(dir: &Path) -> bool {
     };
     match log::segments(dir) {
         Ok(segments) => segments.iter().all(is_empty) && legacy::holds_nothing(dir),
-        Err(SpoolError::File { error, .. }) => matches!(error.kind(), NotFound | NotADirectory),
+        Err(SpoolError::File(_, error)) => matches!(error.kind(), NotFound | NotADirectory),
         Err(_) => false,
     }
 }
