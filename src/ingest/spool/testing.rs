@@ -176,11 +176,11 @@ fn event() -> impl Strategy<Value = Event> {
     });
     let patch = (user(), text(), text(), of(any::<i32>()), text()).prop_map(|patch| {
         Event::SetMember(MemberPatch {
-            user_id: patch.0,
             nickname: patch.1,
             face_url: patch.2,
             role_level: patch.3,
             ex: patch.4,
+            ..MemberPatch::new(patch.0)
         })
     });
     prop_oneof![
