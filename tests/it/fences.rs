@@ -33,11 +33,8 @@ fn change(event: Event) -> Change {
 
 fn nickname(nickname: &str) -> Change {
     change(Event::SetMember(MemberPatch {
-        user_id: user("u"),
         nickname: Some(Text::parse(nickname.into())),
-        face_url: None,
-        role_level: None,
-        ex: None,
+        ..MemberPatch::new(user("u"))
     }))
 }
 

@@ -34,11 +34,8 @@ fn change(group: &str, patch: MemberPatch) -> Change {
 
 fn set_nickname(group: &str, user: &str, nickname: &str) -> Change {
     let patch = MemberPatch {
-        user_id: UserId::parse(user.into()).unwrap(),
         nickname: Some(Text::parse(nickname.into())),
-        face_url: None,
-        role_level: None,
-        ex: None,
+        ..MemberPatch::new(UserId::parse(user.into()).unwrap())
     };
     change(group, patch)
 }
@@ -54,11 +51,11 @@ fn role_level() -> impl Strategy<Value = Option<i32>> {
 fn patch_of(user: impl Strategy<Value = &'static str>) -> impl Strategy<Value = MemberPatch> {
     (user, text(), text(), role_level(), text()).prop_map(
         |(user, nickname, face_url, role_level, ex)| MemberPatch {
-            user_id: UserId::parse(user.into()).unwrap(),
             nickname,
             face_url,
             role_level,
             ex,
+            ..MemberPatch::new(UserId::parse(user.into()).unwrap())
         },
     )
 }

@@ -11,6 +11,7 @@ mod access;
 mod boundaries;
 mod bounds;
 mod callbacks;
+mod columns;
 mod connections;
 mod dismissals;
 mod docs_page;

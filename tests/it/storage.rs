@@ -332,11 +332,8 @@ async fn lanes_look_for_rows_by_their_keys_whatever_the_planner_believes() {
     let mut writer = store.writer(None);
     let patch = |user: u32, nickname: &str| {
         let patch = MemberPatch {
-            user_id: UserId::parse(format!("u{user}")).unwrap(),
             nickname: Some(Text::parse(nickname.into())),
-            face_url: None,
-            role_level: None,
-            ex: None,
+            ..MemberPatch::new(UserId::parse(format!("u{user}")).unwrap())
         };
         let group = GroupId::parse("g".into()).unwrap();
         Change::new(group, OffsetDateTime::now_utc(), Event::SetMember(patch))
