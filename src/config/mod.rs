@@ -4,12 +4,11 @@
 //! `local_postgres`, `telemetry`), and knows nothing of this module. This module fills these structs, and
 //! owns those that `app` alone reads.
 //!
-//! `table` has one row for each setting, `form` the forms of their values, `rules` the conditions between
-//! settings, `cli` the subcommands.
+//! `table` has one row for each setting, `form` the forms of their values, `settings` the structs and the
+//! conditions between settings, `cli` the subcommands.
 
 mod cli;
 mod form;
-mod rules;
 mod settings;
 mod table;
 
@@ -67,6 +66,6 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config
         .unwrap_or_else(|e| e.exit());
     let command = cli.command.unwrap_or(Command::Serve);
     let given = |name| matches.get_one::<OsString>(name).cloned();
-    let config = rules::config(given, &command)?;
+    let config = settings::config(given, &command)?;
     Ok((command, config))
 }

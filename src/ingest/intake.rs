@@ -447,7 +447,7 @@ pub(super) async fn append_rejected(spool: &Spool, rejected: &Rejected) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CheckReason, Event, GroupId, Profile, Text};
+    use crate::domain::{Event, GroupId, GroupProfile, MarkReason, Text};
 
     fn change(event: Event) -> Draft {
         let group = GroupId::parse("g".into()).unwrap();
@@ -456,14 +456,14 @@ mod tests {
 
     /// An entry for a change of about so many bytes.
     fn profile(bytes: usize) -> Draft {
-        change(Event::SetProfile(Profile {
+        change(Event::SetProfile(GroupProfile {
             introduction: Some(Text::parse("x".repeat(bytes))),
-            ..Profile::default()
+            ..GroupProfile::default()
         }))
     }
 
     fn mark() -> Draft {
-        change(Event::WantCheck(CheckReason::CallbackLost))
+        change(Event::Mark(MarkReason::CallbackLost))
     }
 
     fn rejected(body: usize) -> Rejected {
