@@ -12,7 +12,8 @@ pub const ORDINARY: i32 = 20;
 pub const OWNER: i32 = 100;
 
 /// A patch of one member, from set-member-info. `None` leaves a field as it is. An empty text is a
-/// value.
+/// value. A new field needs `#[serde(skip_serializing_if = "Option::is_none")]`: the form of spooled
+/// patches must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberPatch {
     /// The member.

@@ -1,4 +1,4 @@
-//! Whom postgres runs as, and the private directory that this account is given.
+//! The account of postgres, and its private directory.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use super::{Error, at};
 
-/// The account that postgres, which refuses to run as root, is given when we are root.
+/// The account of postgres if the service is root: postgres refuses to run as root.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Account {
     pub(super) uid: u32,
@@ -17,9 +17,9 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// `None` when we are not root, and postgres runs as we do. A directory that one of the
-    /// accounts already owns stays with it: installing the Debian package later adds the
-    /// `postgres` account, and must not orphan a cluster made as `nobody`.
+    /// Chooses the account for a directory. `None`: the service is not root, so postgres runs as the same
+    /// user. An account that owns the directory keeps it: a later install of the Debian package adds the
+    /// `postgres` account, and a cluster of `nobody` must stay usable.
     pub(super) fn for_dir(dir: &Path) -> Result<Option<Account>, Error> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -48,7 +48,7 @@ impl Account {
     }
 }
 
-/// Asks the system's user database; `None` for an unknown name.
+/// Looks up a user or group id. `None`: the name is unknown.
 fn id(which: &str, name: &str) -> Option<u32> {
     let out = Command::new("id")
         .args([which, name])
@@ -58,12 +58,12 @@ fn id(which: &str, name: &str) -> Option<u32> {
     String::from_utf8_lossy(&out.stdout).trim().parse().ok()
 }
 
-/// Makes `dir`, if it is not there, for `account` (or us) alone, and checks that it is so.
+/// Makes `dir` if it is missing, for `account` or the current user only, and checks owner and mode.
 pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(), Error> {
     if let Some(parent) = dir.parent().filter(|parent| !parent.exists()) {
         fs::create_dir_all(parent).map_err(at(parent))?;
         if account.is_some() {
-            // Root's umask may be 077, and the account has to pass through.
+            // Root's umask may be 077, and the account must be able to enter.
             fs::set_permissions(parent, Permissions::from_mode(0o755)).map_err(at(parent))?;
         }
     }
@@ -71,7 +71,7 @@ pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(dir)(error)),
         _ => {}
     }
-    // Not through a symbolic link, which would have us give away what it points to.
+    // Do not follow a symbolic link: `lchown` would give its target away.
     let meta = fs::symlink_metadata(dir).map_err(at(dir))?;
     let private = meta.is_dir() && meta.permissions().mode() & 0o077 == 0;
     let owner = account.map_or_else(|| rustix::process::geteuid().as_raw(), |a| a.uid);
@@ -82,7 +82,7 @@ pub(super) fn make_private_dir(dir: &Path, account: Option<Account>) -> Result<(
                 .map_err(at(dir))?;
         }
         _ if private && meta.uid() == owner => {}
-        // Another user's, or one that others can enter: no place for a cluster without passwords.
+        // The directory is another user's, or others can enter it. The cluster has no passwords.
         _ => {
             return Err(Error::Failed(format!(
                 "{} must be a directory owned by uid {owner} with mode 700",
@@ -116,8 +116,8 @@ fn check_reached(dir: &Path, account: Account) -> Result<(), Error> {
     )))
 }
 
-/// The cluster's directory, or where its path is too long for a socket address (the shortest
-/// limit, on macOS, is 103 bytes) a private one with a short name, which the wrapper deletes.
+/// Returns the directory of the socket: the cluster's, or a private one with a short name if the path is
+/// too long for a socket address (the lowest limit is 103 bytes, on macOS). The wrapper deletes it.
 pub(super) fn socket_dir(dir: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
     if dir.as_os_str().len() + "/.s.PGSQL.5432".len() <= 103 {
         return Ok(dir.to_path_buf());

@@ -1,7 +1,7 @@
-//! One cluster on disk: making it, starting its server, finding an old one.
+//! A cluster on disk: makes it, starts its server, stops an old server.
 //!
-//! In its directory (0700): `data/`, `app.lock` (the instance that uses it), `pg.lock` (held by
-//! every process that touches the data), `postgres.log`, the socket.
+//! Its directory (mode 0700) has `data/`, `app.lock` (of the instance that uses it), `pg.lock` (of every
+//! process that uses the data), `postgres.log` and the socket.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -14,18 +14,18 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::account::{Account, socket_dir};
-use super::{Error, NO_FOLLOW, POLL, START_TIMEOUT, SUPERUSER, Search, at};
+use super::{Error, NO_FOLLOW, POLL_INTERVAL, START_TIMEOUT, SUPERUSER, Search, at};
 
 const WRAPPER: &str = include_str!("wrapper.sh");
-/// A log larger than this is set aside at the next start, in bytes.
-const LOG_LIMIT: u64 = 1 << 20;
+/// Maximum size of the log, in bytes. A larger one is renamed at the next start.
+const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// How long the data lives.
+/// Lifetime of the data.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Life {
-    /// Kept, synced to the disk; the server lives as long as this process.
+    /// Data is kept and synced to the disk. The server ends with this process.
     Durable,
-    /// Deleted, server and all, when the process with this pid is gone.
+    /// Data is deleted when the process with this pid has ended.
     Run(u32),
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Cluster<'a> {
     life: Life,
 }
 
-/// `-k` takes a list: a path that holds a comma has to stand in quotes.
+/// Quotes a path for `-k`, which takes a list: a path may contain a comma.
 fn quoted(path: &Path) -> OsString {
     let mut bytes = vec![b'"'];
     for byte in path.as_os_str().as_bytes() {
@@ -76,18 +76,18 @@ impl<'a> Cluster<'a> {
         self.data().join("postmaster.pid")
     }
 
-    /// Throws the data away. What cannot be deleted makes the next `init` fail, and say so.
+    /// Deletes the data. If that fails, the next `init` returns an error.
     pub(super) fn discard(&self) {
         let _ = fs::remove_dir_all(self.data());
     }
 
-    /// A command in the cluster's directory, as the account that owns it.
+    /// Makes a command in the cluster's directory, with the account that owns it.
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .env("LC_ALL", "C")
             .env("TZ", "UTC")
-            // Debian's Postgres would tell systemd that it is ready, and stopping, in our place.
+            // Debian's Postgres would tell systemd that the service is ready or stops.
             .env_remove("NOTIFY_SOCKET")
             .current_dir(self.dir)
             .stdin(Stdio::null());
@@ -97,8 +97,8 @@ impl<'a> Cluster<'a> {
         command
     }
 
-    /// Makes the cluster unless it is there. It is made under another name and renamed, so that a
-    /// half-made one is never taken for a whole one; an initdb that outlives us keeps the lock.
+    /// Makes the cluster if it is missing. It is made under another name and renamed, so that a partial
+    /// one is never used. An initdb that runs longer than this process keeps the lock.
     pub(super) fn init(&self, lock: &File) -> Result<(), Error> {
         if self.data().join("PG_VERSION").exists() {
             return Ok(());
@@ -126,9 +126,9 @@ impl<'a> Cluster<'a> {
         fs::rename(fresh, self.data()).map_err(at(self.dir))
     }
 
-    /// Starts postgres under the wrapper and waits until it accepts connections. We hold the
-    /// cluster's lock, so no server or backend runs on it and any pid file is an old one, whatever
-    /// process has that pid now (a zombie, or in a container a stranger).
+    /// Starts postgres under the wrapper and waits until it accepts connections. The caller has the
+    /// cluster's lock, so no server runs on it and a pid file is an old one. Another process may have
+    /// its pid now.
     pub(super) fn launch(&self, lock: File) -> Result<Child, Error> {
         let sockets = socket_dir(self.dir, self.account)?;
         for old in [
@@ -139,7 +139,7 @@ impl<'a> Cluster<'a> {
             let _ = fs::remove_file(old);
         }
         let log_path = self.log();
-        if fs::metadata(&log_path).is_ok_and(|meta| meta.len() > LOG_LIMIT) {
+        if fs::metadata(&log_path).is_ok_and(|meta| meta.len() > MAX_LOG_BYTES) {
             let _ = fs::rename(&log_path, self.dir.join("postgres.log.1"));
         }
         let log = OpenOptions::new()
@@ -206,8 +206,7 @@ impl<'a> Cluster<'a> {
         Ok(command)
     }
 
-    /// Waits for the pid file's eighth line to say that connections are accepted, which is also
-    /// how pg_ctl knows.
+    /// Waits until the eighth line of the pid file says that the server accepts connections, like pg_ctl.
     pub(super) fn wait_ready(
         &self,
         mut running: impl FnMut() -> io::Result<bool>,
@@ -223,12 +222,12 @@ impl<'a> Cluster<'a> {
             if !running()? || Instant::now() > deadline {
                 return Err(Error::Failed("postgres did not start".into()));
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
-    /// Stops a server that has neither an owner nor a wrapper left.
+    /// Stops a server whose owner and wrapper have ended.
     pub(super) fn stop_orphan(&self) -> Result<(), Error> {
         let bin = self.search.bin_dir(None)?;
         self.command(bin.join("pg_ctl"))

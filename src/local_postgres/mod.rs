@@ -1,11 +1,11 @@
-//! A private PostgreSQL server, run as a child process from programs already on the machine.
+//! A private PostgreSQL server. It is a child process of programs that are installed on the machine.
 //!
-//! * [`Server::start`]: one durable cluster in a directory, living as long as this process.
-//! * [`Server::throwaway`]: one cluster for all processes of a test run, deleted with the run.
+//! * [`Server::start`]: a durable cluster in a directory. Its server ends with this process.
+//! * [`Server::throwaway`]: a cluster for all processes of a test run. It is deleted after the run.
 //!
-//! The server listens on a Unix socket inside a 0700 directory only: no TCP port to pick, no
-//! password to keep. `wrapper.sh` ends it when its owner is gone, however the owner went. Nothing
-//! here knows of the rest of the program, and nothing here reads the environment.
+//! The server listens only on a Unix socket in a directory of mode 0700, so it needs no TCP port and no
+//! password. `wrapper.sh` ends it when its owner has ended for any reason. This room does not import
+//! the rest of the program and does not read the environment.
 
 mod account;
 mod cluster;
@@ -23,20 +23,21 @@ use cluster::{Cluster, Life};
 pub use programs::Search;
 
 const SUPERUSER: &str = "postgres";
-/// A server that was fine takes milliseconds; crash recovery can take a while.
+/// Time limit of a start. It takes milliseconds, or long after a crash.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a server may take to stop: it writes what it has in memory.
+/// Time limit of a stop: the server writes its memory to the disk.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a server whose owner was killed is given to end by itself.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long another instance that is just ending is waited for.
-const APP_LOCK_PATIENCE: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(10);
+/// Time in which a server must end by itself after its owner was killed.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time limit of a wait for another instance that ends.
+const APP_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval of checks.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Why there is no private server.
+/// Reason why there is no private server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine has no `initdb` and `postgres` where we look.
+    /// `initdb` and `postgres` were not found.
     #[error(
         "no PostgreSQL server programs found (looked in PG_BIN_DIR, or else PATH, `pg_config --bindir` and the usual places)"
     )]
@@ -51,7 +52,7 @@ pub enum Error {
         /// The versions found, comma-separated.
         installed: String,
     },
-    /// There is nothing to join.
+    /// The directory has no cluster.
     #[error(
         "there is no private database in {}; DATA_DIR or DATABASE_URL has to be that of the \
          service, and ./.env is read in the current folder",
@@ -66,18 +67,18 @@ pub enum Error {
     InUse {
         /// The cluster's directory.
         dir: PathBuf,
-        /// The other instance's process id, as it wrote it.
+        /// The other instance's process id, from its lock file.
         pid: String,
     },
-    /// The directory cannot hold a private cluster, or a server program failed; the text says why.
+    /// The directory cannot have a private cluster, or a server program failed. The text has the reason.
     #[error("{0}")]
     Failed(String),
     /// A file operation failed.
     #[error("{}: {error}", path.display())]
     File {
-        /// What was touched.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
     /// A process could not be started or waited for.
@@ -85,7 +86,7 @@ pub enum Error {
     Process(#[from] io::Error),
 }
 
-/// Names the path in an I/O error, which by itself does not.
+/// Adds the path to an I/O error.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::File {
         path: path.to_path_buf(),
@@ -93,7 +94,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// A running private server. Dropping the owner of one stops it.
+/// A running private server. Its owner stops it on drop.
 #[derive(Debug)]
 pub struct Server {
     socket_dir: PathBuf,
@@ -101,28 +102,28 @@ pub struct Server {
     owned: Option<Owned>,
 }
 
-/// What only the process that owns the server has; a throwaway server belongs to its run.
+/// State of the process that owns the server. The run owns a throwaway server.
 #[derive(Debug)]
 struct Owned {
     wrapper: Child,
-    /// Held so that a second instance is refused.
+    /// Lock file that keeps a second instance out.
     _in_use: File,
 }
 
 impl Server {
-    /// Starts the cluster kept in `dir`, creating it the first time. Blocks for as long as that
-    /// takes, up to a minute: not for an async task.
+    /// Starts the cluster in `dir` and makes it the first time. Blocks for up to a minute: do not call
+    /// it from an async task.
     ///
     /// # Errors
-    /// See [`Error`]; a running server of another instance is never touched.
+    /// See [`Error`]. It never stops the server of another instance.
     pub fn start(dir: &Path, search: &Search) -> Result<Server, Error> {
-        search.bin_dir(None)?; // before anything is made
+        search.bin_dir(None)?; // before a directory is made
         let dir = &std::path::absolute(dir).map_err(at(dir))?;
         let account = Account::for_dir(dir)?;
         account::make_private_dir(dir, account)?;
         let mut in_use = open_lock(&dir.join("app.lock"))?;
-        // With patience: a process that is just being started holds a copy for a moment.
-        if !lock_within(&in_use, APP_LOCK_PATIENCE).map_err(at(dir))? {
+        // Wait: a new child process has a copy of the lock for a moment.
+        if !lock_within(&in_use, APP_LOCK_TIMEOUT).map_err(at(dir))? {
             let mut pid = String::new();
             in_use.read_to_string(&mut pid).map_err(at(dir))?;
             return Err(Error::InUse {
@@ -135,11 +136,10 @@ impl Server {
             .and_then(|()| write!(in_use, "{}", std::process::id()))
             .map_err(at(dir))?;
 
-        // A server from a run that was killed may still be shutting down, or, where its wrapper
-        // was killed too, has nobody left to tell it to.
+        // The server of a killed process may still stop. If its wrapper was killed too, no one stops it.
         let cluster = Cluster::new(dir, account, search, Life::Durable);
         let lock = open_lock(&dir.join("pg.lock"))?;
-        if !lock_within(&lock, GRACE).map_err(at(dir))? {
+        if !lock_within(&lock, ORPHAN_TIMEOUT).map_err(at(dir))? {
             cluster.stop_orphan()?;
             if !lock_within(&lock, STOP_TIMEOUT).map_err(at(dir))? {
                 return Err(Error::Failed(format!(
@@ -160,8 +160,8 @@ impl Server {
         })
     }
 
-    /// The server of a cluster that is there already: that of the instance that runs it, which it
-    /// ends with, or else as [`Server::start`]. For what is done beside a running service.
+    /// Uses the server of an existing cluster: the running instance's, which ends with that instance, or
+    /// one by [`Server::start`]. It is for commands beside a running service.
     ///
     /// # Errors
     /// [`Error::NoCluster`], and see [`Error`].
@@ -186,9 +186,9 @@ impl Server {
         })
     }
 
-    /// Attaches to the throwaway cluster in `dir`, starting it if nobody has yet. It ends, and
-    /// `dir` is deleted, when the process `run` has ended, however it ended. Nothing is synced to
-    /// the disk. Blocks.
+    /// Uses the throwaway cluster in `dir`, and starts it if no process has yet. When the process `run`
+    /// has ended for any reason, the server ends and `dir` is deleted. Nothing is synced to the disk.
+    /// Blocks.
     ///
     /// # Errors
     /// See [`Error`].
@@ -213,7 +213,7 @@ impl Server {
         })
     }
 
-    /// A URL of one of its databases, for sqlx, psql and other libpq clients.
+    /// Returns the URL of a database, for sqlx, psql and other clients of libpq.
     pub fn url(&self, database: &str) -> String {
         let mut host = String::new();
         for byte in self.socket_dir.as_os_str().as_encoded_bytes() {
@@ -227,33 +227,33 @@ impl Server {
         format!("postgres://{SUPERUSER}@localhost:5432/{database}?sslmode=disable&host={host}")
     }
 
-    /// The file that says what the server has to say.
+    /// Returns the path of the server's log.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// False once an owned server has ended by itself.
+    /// Returns false after an owned server has ended by itself.
     pub fn is_running(&mut self) -> bool {
         self.owned
             .as_mut()
             .is_none_or(|owned| matches!(owned.wrapper.try_wait(), Ok(None)))
     }
 
-    /// Shuts an owned server down cleanly and waits for that; also done on drop, for up to 15 s.
+    /// Stops an owned server in order and waits. Drop does it too, for up to 15 s.
     ///
     /// # Errors
-    /// When it does not end; its wrapper goes on trying.
-    pub fn stop(&mut self, patience: Duration) -> Result<(), Error> {
+    /// [`Error::Failed`] if it does not end in time. Its wrapper tries on.
+    pub fn stop(&mut self, timeout: Duration) -> Result<(), Error> {
         let Some(mut owned) = self.owned.take() else {
             return Ok(());
         };
         drop(owned.wrapper.stdin.take()); // end of file: the wrapper ends postgres
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         while owned.wrapper.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 return Err(Error::Failed("postgres does not stop".into()));
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
@@ -261,12 +261,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Nobody is left to tell; the wrapper ends the server in any case.
+        // No caller can handle the error. The wrapper ends the server.
         let _ = self.stop(STOP_TIMEOUT);
     }
 }
 
-/// Never through a symbolic link: we may be root, and the directory is another account's.
+/// Refuses symbolic links: the service may be root, and the directory is another account's.
 const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
 fn open_lock(path: &Path) -> Result<File, Error> {
@@ -280,13 +280,15 @@ fn open_lock(path: &Path) -> Result<File, Error> {
         .map_err(at(path))
 }
 
-/// Takes the lock, waiting up to `patience`; false when somebody else keeps it.
-fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + patience;
+/// Takes a lock. False: another process has it until the timeout.
+fn lock_within(file: &File, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(POLL_INTERVAL)
+            }
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(error)) => return Err(error),
         }

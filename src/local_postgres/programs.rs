@@ -1,4 +1,4 @@
-//! Finds the server programs, `initdb` and `postgres`, on the machine.
+//! Finds the server programs `initdb` and `postgres`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::Error;
 
-/// Where distributions put them: parent folder, start of the versioned name, the rest.
+/// Folders of distributions: parent folder, start of the name with the version, the rest.
 const USUAL_PLACES: [(&str, &str, &str); 7] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -17,18 +17,18 @@ const USUAL_PLACES: [(&str, &str, &str); 7] = [
     ("/opt/local/lib", "postgresql", "bin"),
 ];
 
-/// Where to look for the server programs.
+/// Folders to search.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Look here and nowhere else.
+    /// The only folder, if set.
     pub bin_dir: Option<PathBuf>,
-    /// The folders of PATH, looked at first.
+    /// The folders of PATH, which come first.
     pub path: Vec<PathBuf>,
 }
 
 impl Search {
-    /// The folder with the programs: the first that has both, newest version first in the usual
-    /// places; with `version` (a major version) the first of that version.
+    /// Finds the first folder with both programs. In the usual places the newest version comes first.
+    /// `version` is a major version that the folder must have.
     pub(crate) fn bin_dir(&self, version: Option<&str>) -> Result<PathBuf, Error> {
         let mut others: Vec<String> = Vec::new();
         for dir in self.candidates() {
@@ -79,7 +79,7 @@ impl Search {
     }
 }
 
-/// The version word of "postgres (PostgreSQL) 15.18 (Debian ...)".
+/// Returns the version in "postgres (PostgreSQL) 15.18 (Debian ...)".
 fn version_in(dir: &Path) -> Result<String, Error> {
     let out = Command::new(dir.join("postgres"))
         .arg("--version")
