@@ -1,26 +1,52 @@
-//! Entity tags: what tells that a row is as it was.
+//! Parameters of reads: ids, limits, and entity tags.
 
 use poem::http::HeaderMap;
 use poem::http::header::IF_NONE_MATCH;
 use time::OffsetDateTime;
 
-/// Every change of a served value moves `updated_at` by a microsecond at least, so all its digits
-/// make a strong ETag.
-pub(super) fn of(updated_at: OffsetDateTime) -> String {
+use crate::domain::{GroupId, UserId};
+use crate::http::error::Error;
+
+/// Limit of a page without a `limit`.
+pub(super) fn default_limit() -> u32 {
+    100
+}
+
+/// Example of a group, as in OpenIM's documentation.
+pub(super) fn example_group() -> String {
+    "12345".into()
+}
+
+/// Example of a user, as in OpenIM's documentation.
+pub(super) fn example_user() -> String {
+    "user789".into()
+}
+
+pub(super) fn group_id(id: String) -> Result<GroupId, Error> {
+    GroupId::parse(id).map_err(|error| Error::id("groupID", error))
+}
+
+pub(super) fn user_id(id: String) -> Result<UserId, Error> {
+    UserId::parse(id).map_err(|error| Error::id("userID", error))
+}
+
+/// ETag of a row. Each change of a value moves `updated_at` by at least a microsecond, so all digits of
+/// it make a strong ETag.
+pub(super) fn etag_of(updated_at: OffsetDateTime) -> String {
     format!("\"{}\"", updated_at.unix_timestamp_nanos() / 1000)
 }
 
-/// Whether any If-None-Match names the ETag; what cannot be read names nothing.
+/// True if an If-None-Match has the ETag. A value that cannot be read has none.
 ///
-/// Own code, because proxies that compress answers on the way (Apache's mod_deflate and mod_brotli,
-/// Caddy) add a suffix to the tag and do not take it away again, and libraries compare whole tags.
-pub(super) fn is_held(headers: &HeaderMap, etag: &str) -> bool {
+/// Own code, because libraries compare whole tags. Proxies that compress answers (Apache's mod_deflate
+/// and mod_brotli, Caddy) add a suffix to the tag and do not remove it again.
+pub(super) fn has_etag(headers: &HeaderMap, etag: &str) -> bool {
     let tag = etag.trim_matches('"').as_bytes();
     let mut lines = headers.get_all(IF_NONE_MATCH).iter();
-    lines.any(|line| names(line.as_bytes().trim_ascii(), tag))
+    lines.any(|line| has_tag(line.as_bytes().trim_ascii(), tag))
 }
 
-fn names(line: &[u8], tag: &[u8]) -> bool {
+fn has_tag(line: &[u8], tag: &[u8]) -> bool {
     let mut rest = line;
     loop {
         while let [b' ' | b'\t' | b',', after @ ..] = rest {
@@ -33,18 +59,18 @@ fn names(line: &[u8], tag: &[u8]) -> bool {
         let Some(end) = quoted.iter().position(|byte| *byte == b'"') else {
             return false;
         };
-        if is_of(&quoted[..end], tag) {
+        if is_tag(&quoted[..end], tag) {
             return true;
         }
         rest = &quoted[end + 1..];
     }
 }
 
-/// Whether it is the tag, or the tag and the name of an encoding.
-fn is_of(held: &[u8], tag: &[u8]) -> bool {
+/// True for the tag, and for the tag with the name of an encoding.
+fn is_tag(held: &[u8], tag: &[u8]) -> bool {
     match held.strip_prefix(tag) {
         Some([]) => true,
-        // Ours are digits, so none is the beginning of another and a hyphen.
+        // Tags are digits, so no tag is the start of another one with a hyphen.
         Some([b'-', encoding @ ..]) => {
             let is_letter = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'-';
             !encoding.is_empty() && encoding.iter().all(is_letter)
@@ -64,11 +90,11 @@ mod tests {
             .iter()
             .map(|line| HeaderValue::from_str(line).unwrap());
         let headers: HeaderMap = values.map(|value| (IF_NONE_MATCH, value)).collect();
-        is_held(&headers, "\"17\"")
+        has_etag(&headers, "\"17\"")
     }
 
     #[test]
-    fn a_tag_is_found_wherever_it_stands_and_whatever_a_proxy_made_of_it() {
+    fn a_tag_is_found_at_any_place_and_with_the_suffix_of_a_proxy() {
         for lines in [
             &["\"17\""][..],
             &["W/\"17\""],
