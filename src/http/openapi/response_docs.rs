@@ -96,7 +96,7 @@ const READYZ: &str = "readyz";
 
 /// The operations that are named here.
 #[cfg(test)]
-pub(super) fn named_operations() -> impl Iterator<Item = &'static str> {
+pub(crate) fn named_operations() -> impl Iterator<Item = &'static str> {
     let own = [ANY, GET_GROUP, GET_MEMBER, METRICS, READYZ];
     let lists = WITHOUT_DATABASE.into_iter().chain(WITH_ANY_BODY);
     lists.chain(own)
@@ -109,7 +109,7 @@ pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
 }
 
 /// The codes of an operation's answer with this status.
-pub(super) fn codes_of(operation: &Value, side: Side, status: u16) -> Vec<Code> {
+pub(crate) fn codes_of(operation: &Value, side: Side, status: u16) -> Vec<Code> {
     let id = operation["operationId"].as_str().unwrap_or_default();
     let has_body =
         id == ANY || (operation.get("requestBody").is_some() && !WITH_ANY_BODY.contains(&id));
