@@ -138,7 +138,7 @@ enum MetricsAnswer {
 
 #[OpenApi(tag = "Tag::Operations")]
 impl Ops {
-    /// Is the process alive?
+    /// Liveness
     ///
     /// Uses nothing else. Restart the process if this does not answer.
     #[oai(path = "/livez", method = "get", operation_id = "livez")]
@@ -146,7 +146,7 @@ impl Ops {
         Ok(Json(Status::example()))
     }
 
-    /// Can it work?
+    /// Readiness
     ///
     /// Checks the database. Send no traffic here while this answers 503. `detail` names each part that
     /// is not ready:
@@ -195,7 +195,7 @@ impl Ops {
         Err(Error::new(Code::NotReady, parts.join("; ")).into())
     }
 
-    /// What has it done?
+    /// Metrics
     ///
     /// Metrics in Prometheus' text format. Needs a token if API_TOKEN is set. With METRICS_ADDR they
     /// have their own listener instead, and need no token.

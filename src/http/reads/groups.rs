@@ -8,7 +8,7 @@ use poem_openapi::{Object, OpenApi};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{Answer, PageRequest, Scope, params, read};
+use super::{Answer, PageRequest, Scope, read};
 use crate::http::error::{Code, Error, ReadFailure};
 use crate::http::json_response::{example_time, json_object, optional_rfc3339, rfc3339};
 use crate::http::server::auth::{ReadKey, Tag};
@@ -154,7 +154,7 @@ impl Groups {
         check_wanted: Query<Option<bool>>,
         /// Limit of groups on a page. A page also ends at 4 MiB of text: follow nextCursor.
         #[oai(
-            default = "params::default_limit",
+            default = "super::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))
         )]
         limit: Query<u32>,
@@ -189,10 +189,10 @@ impl Groups {
         &self,
         _key: ReadKey,
         /// The group.
-        #[oai(name = "groupID", example = "params::example_group")]
+        #[oai(name = "groupID", example = "super::example_group")]
         group_id: Path<String>,
     ) -> Result<Answer<GroupWithCounts>, ReadFailure> {
-        let group = params::group_id(group_id.0)?;
+        let group = super::group_id(group_id.0)?;
         let find = |room| self.store.group(&group, room);
         let size = |summary: &GroupSummary| (1, summary.group.bytes());
         let Some(found) = read(&self.memory, 1, find, size).await? else {

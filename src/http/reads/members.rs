@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use poem::Request;
+use poem::http::HeaderMap;
+use poem::http::header::IF_NONE_MATCH;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::{ApiResponse, Enum, OpenApi};
 use time::OffsetDateTime;
 
-use super::params::{self, etag_of, has_etag};
 use super::{Answer, PageRequest, Scope, read};
 use crate::domain::UserId;
 use crate::http::error::{Code, Error, ReadFailure};
@@ -144,7 +145,7 @@ impl Members {
         &self,
         _key: ReadKey,
         /// The group.
-        #[oai(name = "groupID", example = "params::example_group")]
+        #[oai(name = "groupID", example = "super::example_group")]
         group_id: Path<String>,
         /// Filter by state.
         #[oai(default)]
@@ -157,16 +158,16 @@ impl Members {
         user_ids: Query<Option<Vec<String>>>,
         /// Limit of members on a page. A page also ends at 4 MiB of text: follow nextCursor.
         #[oai(
-            default = "params::default_limit",
+            default = "super::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))
         )]
         limit: Query<u32>,
         /// nextCursor of the page before, with the same filters.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<MemberPage>, ReadFailure> {
-        let group = params::group_id(group_id.0)?;
+        let group = super::group_id(group_id.0)?;
         let user_ids = user_ids.0.unwrap_or_default().into_iter();
-        let user_ids: Result<Vec<UserId>, Error> = user_ids.map(params::user_id).collect();
+        let user_ids: Result<Vec<UserId>, Error> = user_ids.map(super::user_id).collect();
         let mut user_ids = user_ids?;
         user_ids.sort_unstable();
         user_ids.dedup();
@@ -209,10 +210,10 @@ impl Members {
         &self,
         _key: ReadKey,
         /// The group.
-        #[oai(name = "groupID", example = "params::example_group")]
+        #[oai(name = "groupID", example = "super::example_group")]
         group_id: Path<String>,
         /// The user.
-        #[oai(name = "userID", example = "params::example_user")]
+        #[oai(name = "userID", example = "super::example_user")]
         user_id: Path<String>,
         /// ETag of an earlier answer.
         #[oai(name = "If-None-Match")]
@@ -220,8 +221,8 @@ impl Members {
         // Has all lines of the header.
         request: &Request,
     ) -> Result<MemberAnswer, ReadFailure> {
-        let group = params::group_id(group_id.0)?;
-        let user = params::user_id(user_id.0)?;
+        let group = super::group_id(group_id.0)?;
+        let user = super::user_id(user_id.0)?;
         let pair: Arc<[_]> = [(group, user)].into();
         let (store, pair) = (&self.store, &pair);
         let find = |room| async move {
@@ -248,14 +249,107 @@ impl Members {
     }
 }
 
+/// ETag of a row. Each change of a value moves `updated_at` by at least a microsecond, so all digits of
+/// it make a strong ETag.
+fn etag_of(updated_at: OffsetDateTime) -> String {
+    format!("\"{}\"", updated_at.unix_timestamp_nanos() / 1000)
+}
+
+/// True if an If-None-Match has the ETag. A value that cannot be read has none.
+///
+/// Own code, because libraries compare whole tags. Proxies that compress answers (Apache's mod_deflate
+/// and mod_brotli, Caddy) add a suffix to the tag and do not remove it again.
+fn has_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let tag = etag.trim_matches('"').as_bytes();
+    let mut lines = headers.get_all(IF_NONE_MATCH).iter();
+    lines.any(|line| has_tag(line.as_bytes().trim_ascii(), tag))
+}
+
+fn has_tag(line: &[u8], tag: &[u8]) -> bool {
+    let mut rest = line;
+    loop {
+        while let [b' ' | b'\t' | b',', after @ ..] = rest {
+            rest = after;
+        }
+        rest = rest.strip_prefix(b"W/").unwrap_or(rest);
+        let Some(quoted) = rest.strip_prefix(b"\"") else {
+            return line == b"*";
+        };
+        let Some(end) = quoted.iter().position(|byte| *byte == b'"') else {
+            return false;
+        };
+        if is_tag(&quoted[..end], tag) {
+            return true;
+        }
+        rest = &quoted[end + 1..];
+    }
+}
+
+/// True for the tag, and for the tag with the name of an encoding.
+fn is_tag(tag_of_client: &[u8], tag: &[u8]) -> bool {
+    match tag_of_client.strip_prefix(tag) {
+        Some([]) => true,
+        // Tags are digits, so no tag is the start of another one with a hyphen.
+        Some([b'-', encoding @ ..]) => {
+            let is_letter = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'-';
+            !encoding.is_empty() && encoding.iter().all(is_letter)
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{MemberJson, MemberPage};
+    use poem::http::HeaderValue;
+
+    use super::*;
     use crate::http::json_response::assert_written_as_documented;
 
     #[test]
     fn answers_are_written_as_documented() {
         assert_written_as_documented::<MemberJson>();
         assert_written_as_documented::<MemberPage>();
+    }
+
+    fn is_found(lines: &[&str]) -> bool {
+        let values = lines
+            .iter()
+            .map(|line| HeaderValue::from_str(line).unwrap());
+        let headers: HeaderMap = values.map(|value| (IF_NONE_MATCH, value)).collect();
+        has_etag(&headers, "\"17\"")
+    }
+
+    #[test]
+    fn a_tag_is_found_at_any_place_and_with_the_suffix_of_a_proxy() {
+        for lines in [
+            &["\"17\""][..],
+            &["W/\"17\""],
+            &["*"],
+            &[" \"a,b\" ,, W/\"c\"\t, \"17\" "],
+            &["\"17-gzip\""],
+            &["W/\"17-br\""],
+            &["\"17--gzip\""],
+            &["\"16\"", "\"17-zstd\""],
+            &["nonsense", "\"17\""],
+        ] {
+            assert!(is_found(lines), "{lines:?}");
+        }
+        for lines in [
+            &[][..],
+            &[""],
+            &["17"],
+            &["\"17"],
+            &["\"1\""],
+            &["\"170\""],
+            &["\"017\""],
+            &["\"17-\""],
+            &["\"17-2\""],
+            &["\"17gzip\""],
+            &["w/\"17\""],
+            &["\"16\", *"],
+            &["\"x\" \"y, \"17"],
+        ] {
+            assert!(!is_found(lines), "{lines:?}");
+        }
     }
 }

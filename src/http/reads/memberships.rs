@@ -8,7 +8,7 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 
 use super::members::MemberJson;
-use super::{Answer, PageRequest, ReadRows, Scope, cost, max_cost, params};
+use super::{Answer, PageRequest, ReadRows, Scope, cost, max_cost};
 use crate::domain::{GroupId, UserId};
 use crate::http::body::{FromBody, JsonBody};
 use crate::http::error::{Error, ReadFailure, Side};
@@ -139,18 +139,18 @@ impl Memberships {
         &self,
         _key: ReadKey,
         /// The user.
-        #[oai(name = "userID", example = "params::example_user")]
+        #[oai(name = "userID", example = "super::example_user")]
         user_id: Path<String>,
         /// Limit of groups on a page. A page also ends at 4 MiB of text: follow nextCursor.
         #[oai(
-            default = "params::default_limit",
+            default = "super::default_limit",
             validator(minimum(value = "1"), maximum(value = "1000"))
         )]
         limit: Query<u32>,
         /// nextCursor of the page before.
         cursor: Query<Option<String>>,
     ) -> Result<Answer<MembershipPage>, ReadFailure> {
-        let user = params::user_id(user_id.0)?;
+        let user = super::user_id(user_id.0)?;
         let scope = Scope::new("groups of user").and(user.as_str());
         let page = PageRequest::new(scope, cursor.0.as_deref(), limit.0)?;
         let (store, limit) = (&self.store, page.limit);

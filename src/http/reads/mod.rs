@@ -12,7 +12,6 @@ pub(super) mod drift;
 pub(super) mod groups;
 pub(super) mod members;
 pub(super) mod memberships;
-mod params;
 
 use std::io;
 use std::marker::PhantomData;
@@ -31,11 +30,34 @@ use poem_openapi::types::Type;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::domain::UserId;
+use crate::domain::{GroupId, UserId};
 use crate::http::error::{Code, Error};
 use crate::http::json_response::{JsonResponse, json};
 use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare};
 use crate::store::{self, Found, PAGE_BYTES, Page, Room, SHORT_ROW};
+
+/// Limit of a page without a `limit`.
+fn default_limit() -> u32 {
+    100
+}
+
+/// Example of a group, as in OpenIM's documentation.
+fn example_group() -> String {
+    "12345".into()
+}
+
+/// Example of a user, as in OpenIM's documentation.
+fn example_user() -> String {
+    "user789".into()
+}
+
+fn group_id(id: String) -> Result<GroupId, Error> {
+    GroupId::parse(id).map_err(|error| Error::id("groupID", error))
+}
+
+fn user_id(id: String) -> Result<UserId, Error> {
+    UserId::parse(id).map_err(|error| Error::id("userID", error))
+}
 
 /// Memory of a row without its texts: names of fields, and times.
 const ROW_BYTES: usize = 1 << 10;
