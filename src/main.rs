@@ -12,7 +12,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Why the program ends, and with which exit code.
+/// An error that ends the program, with its exit code.
 struct Failure {
     code: u8,
     error: Box<dyn std::error::Error>,
@@ -27,14 +27,14 @@ impl<E: Into<Box<dyn std::error::Error>>> From<E> for Failure {
     }
 }
 
-/// As for arguments that cannot be used, which clap ends with.
+/// Exit code of a command that was not done. clap uses it for arguments that are not valid.
 const NOT_DONE: u8 = 2;
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, error }) => {
-            // Standard error may be gone; the exit code is still told.
+            // Standard error may be closed; the exit code is left.
             let _ = writeln!(std::io::stderr(), "openim-group-mirror: {error}");
             ExitCode::from(code)
         }
@@ -59,7 +59,7 @@ fn run() -> Result<(), Failure> {
     }
     let runtime = Runtime::new()?;
     let result = execute(command, &config, &runtime);
-    // Does not wait for a start that was given up on: dropping the runtime would.
+    // Dropping the runtime would wait for a start that was given up.
     runtime.shutdown_background();
     result
 }
@@ -75,7 +75,7 @@ fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), F
             let shutdown = on_signal(runtime, NOT_DONE)?;
             let is_terminal = stderr.is_terminal();
             let reconcile = app::reconcile(config, asked, stdout, stderr, is_terminal, shutdown);
-            // A difference that was found is told from one that could not be looked for.
+            // Drift has an exit code of its own.
             runtime.block_on(reconcile).map_err(|error| Failure {
                 code: match error {
                     app::Error::Drift(_) => 1,
@@ -96,10 +96,10 @@ fn execute(command: Command, config: &Config, runtime: &Runtime) -> Result<(), F
     Ok(())
 }
 
-/// Resolves at the first signal to end; the second ends at once, with this exit code.
+/// Resolves at the first signal to stop. The second one ends the process at once, with this exit code.
 fn on_signal(runtime: &Runtime, code: u8) -> std::io::Result<impl Future<Output = ()>> {
     let mut signals = runtime.block_on(async {
-        // A file that may grow no more is an error to whoever writes it, and not the end.
+        // A write beyond the limit of file sizes is an error then, and does not end the process.
         let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
         Ok::<_, std::io::Error>([
             signal(SignalKind::interrupt())?,
@@ -111,8 +111,7 @@ fn on_signal(runtime: &Runtime, code: u8) -> std::io::Result<impl Future<Output 
         any(&mut signals).await;
         let _ = stop.send(());
         any(&mut signals).await;
-        // Nothing is waited for. What was answered is committed, and the private Postgres ends when
-        // it sees us gone.
+        // Answered callbacks are committed, and the private Postgres ends when this process is gone.
         let _ = writeln!(
             std::io::stderr(),
             "openim-group-mirror: a second signal: ending at once"

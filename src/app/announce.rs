@@ -1,4 +1,4 @@
-//! What one needs to use the service, told once it is up.
+//! The lines that `serve` prints when the service is up: its addresses, and the lines for OpenIM.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use crate::http::AccessSettings;
 use crate::local_postgres::Server;
 use crate::store::Database;
 
-/// In one line each.
+/// Prints one line for each address, and the lines for OpenIM.
 pub(super) fn announce(
     mut out: impl Write,
     addr: SocketAddr,
@@ -21,11 +21,11 @@ pub(super) fn announce(
         Some(_) => " (private, ends with this process)",
         None => "",
     };
-    let url = url_of(addr);
+    let url = webhooks::url_of(addr);
     writeln!(out, "listening on  {url}")?;
     writeln!(out, "docs          {url}/docs")?;
     if let Some(metrics) = metrics {
-        writeln!(out, "metrics       {}/metrics", url_of(metrics))?;
+        writeln!(out, "metrics       {}/metrics", webhooks::url_of(metrics))?;
     }
     writeln!(out, "database      {database}{private}")?;
     writeln!(
@@ -39,13 +39,4 @@ pub(super) fn announce(
     let url = webhooks::with_password(&url, access, |_| "***".into());
     webhooks::write(&mut out, &url, None, ConfigFormat::Yaml)?;
     out.flush()
-}
-
-/// The address as a URL. An unspecified one (0.0.0.0) is none to go to.
-pub(super) fn url_of(addr: SocketAddr) -> String {
-    if addr.ip().is_unspecified() {
-        format!("http://THIS-HOST:{}", addr.port())
-    } else {
-        format!("http://{addr}")
-    }
 }

@@ -1,5 +1,5 @@
-//! Rejected callbacks, as somebody looks at them, sends them in again or deletes them. Works beside
-//! a running service, on its private Postgres too.
+//! The subcommand `rejected`: lists, shows, replays and deletes rejected callbacks. It works beside a running
+//! service, on its private Postgres too.
 
 use std::io::Write;
 
@@ -15,8 +15,7 @@ use crate::http;
 use crate::ingest::{self, Ingest};
 use crate::store::{RejectedSummary, Store};
 
-/// Does what `command` says. What was asked for goes to `out`, what is to be known of it to
-/// `notes`.
+/// Runs `command`. The result goes to `out`, notes about it to `notes`.
 ///
 /// # Errors
 /// See [`Error`].
@@ -32,7 +31,7 @@ pub async fn rejected(
         RejectedCommand::List { limit, json } => list(&store, limit, json, &mut out).await,
         RejectedCommand::Show { id } => show(&store, id, &mut out, &mut notes).await,
         RejectedCommand::Replay(which) => {
-            // Somebody waits for it, and can do it again.
+            // Without a spool: an operator waits, and can repeat the command.
             let ingest = Ingest::new(store.clone(), config.rejected, None);
             let done = replay(&store, &ingest, &config.operators, &which, &mut out).await;
             ingest.close().await;
@@ -46,7 +45,7 @@ pub async fn rejected(
 }
 
 fn written(time: OffsetDateTime) -> String {
-    // A time of Postgres has a year of four digits or fails to be read.
+    // A time of Postgres has a year of four digits, or reading it fails.
     time.format(&Rfc3339).unwrap_or_default()
 }
 
@@ -116,7 +115,7 @@ async fn show(
     Ok(())
 }
 
-/// One after the other, in order of arrival, so that the last of several for one member counts.
+/// Processes rejected callbacks in the order of their arrival, so that the last one of a member counts.
 async fn replay(
     store: &Store,
     ingest: &Ingest,
@@ -139,7 +138,7 @@ async fn replay(
         let Some(id) = next else { break };
         last = id;
         let Some(rejected) = store.rejected(id).await? else {
-            // With --all: the service has just deleted it for its age.
+            // With --all, the service has just deleted it because of its age.
             if !which.all {
                 refused += 1;
                 writeln!(out, "{id}: there is none")?;

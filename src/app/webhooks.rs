@@ -1,10 +1,11 @@
 //! What OpenIM has to be told: where we are, and which callbacks to send.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{Error, announce};
+use super::Error;
 use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
 use crate::http::AccessSettings;
 
@@ -124,6 +125,15 @@ fn quoted(value: &str) -> String {
     format!("\"{}\"", escaped.replace('$', "$$"))
 }
 
+/// The URL of an address. Nobody can connect to an unspecified one (0.0.0.0).
+pub(super) fn url_of(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() {
+        format!("http://THIS-HOST:{}", addr.port())
+    } else {
+        format!("http://{addr}")
+    }
+}
+
 /// Writes the lines for OpenIM with the real password.
 ///
 /// # Errors
@@ -134,7 +144,7 @@ pub fn openim_config(config: &Config, asked: OpenimConfig, out: impl Write) -> R
         openim,
         format,
     } = asked;
-    let url = url.unwrap_or_else(|| announce::url_of(config.listen_addr));
+    let url = url.unwrap_or_else(|| url_of(config.listen_addr));
     let url = url.trim_end_matches('/');
     let url = with_password(url, &config.access, encode);
     write(out, &url, openim, format)?;

@@ -73,7 +73,7 @@ fn check(values: &Values, command: &Command, errors: &mut Errors) {
     if matches!(command, Command::Reconcile(_)) && values.OPENIM_API_URL.is_none() {
         errors.add(
             "OPENIM_API_URL",
-            "the URL of OpenIM's API, such as http://openim:10002, with OPENIM_ADMIN_USER_ID and \
+            "the address of OpenIM's API, such as http://openim:10002, with OPENIM_ADMIN_USER_ID and \
              OPENIM_SECRET: without them there is nothing to compare with",
         );
     }
@@ -216,7 +216,7 @@ mod tests {
             ("ALLOW_ANONYMOUS", "yes"),
             ("METRICS_ADDR", "9090"),
             ("CALLBACK_USERNAME", "a:b"),
-            ("CALLBACK_PASSWORD_PREVIOUS", "hunter3"),
+            ("CALLBACK_PASSWORD_PREVIOUS", "hunter3\n"),
             ("API_TOKEN", "hunter4,,hunter5"),
             ("MAX_BODY_MEMORY", "0"),
             ("MAX_ANSWER_MEMORY", "0"),
@@ -290,15 +290,20 @@ mod tests {
         );
         let config = parse(&[url, admin, secret]).unwrap();
         assert_eq!(config.openim.unwrap().url, "http://openim:10002");
-        let error = parse(&[admin]).unwrap_err().to_string();
-        let expected =
-            "OPENIM_ADMIN_USER_ID: expected OPENIM_API_URL and OPENIM_SECRET to be set too";
-        assert!(error.contains(expected), "{error}");
+        let error = parse(&[admin, "--callback-password-previous=p"]);
+        let error = error.unwrap_err().to_string();
+        for expected in [
+            "OPENIM_API_URL: expected a value, needed by OPENIM_ADMIN_USER_ID",
+            "OPENIM_SECRET: expected a value, needed by OPENIM_ADMIN_USER_ID",
+            "CALLBACK_PASSWORD: expected a value, needed by CALLBACK_PASSWORD_PREVIOUS",
+        ] {
+            assert!(error.contains(expected), "{error}");
+        }
         let error = super::config(|_| None, &Command::Reconcile(Default::default()))
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("OPENIM_API_URL: expected the URL"),
+            error.contains("OPENIM_API_URL: expected the address"),
             "{error}"
         );
     }

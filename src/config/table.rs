@@ -88,11 +88,12 @@ macro_rules! settings {
                 let values = Self {
                     $($( $name: Setting::$name.read(given(&Setting::$name), errors), )+)+
                 };
-                for setting in all() {
-                    let is_missing = |name: &&&str| all().any(|s| s.name == **name && given(s).is_none());
-                    let missing: Vec<&str> = setting.needs.iter().filter(is_missing).copied().collect();
-                    if given(setting).is_some() && !missing.is_empty() {
-                        let expected = format!("{} to be set too", missing.join(" and "));
+                for setting in all().filter(|setting| given(setting).is_none()) {
+                    let needs_it =
+                        |other: &&Setting| given(other).is_some() && other.needs.contains(&setting.name);
+                    let others: Vec<&str> = all().filter(needs_it).map(|other| other.name).collect();
+                    if !others.is_empty() {
+                        let expected = format!("a value, needed by {}", others.join(" and "));
                         errors.add(setting.name, &expected);
                     }
                 }

@@ -326,7 +326,7 @@ async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password
     );
     assert!(!service.banner.contains("hunter2"), "{}", service.banner);
     wait_for("the warning", std::time::Duration::from_secs(20), || {
-        service.log().contains("API_TOKEN is not set: every program on this machine is let in, and a reverse proxy would let in everybody")
+        service.log().contains("API_TOKEN is not set: every program on this machine has access, and a reverse proxy would give access to everyone")
     });
 
     for wrong in [

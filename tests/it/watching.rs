@@ -243,3 +243,16 @@ async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     assert!(count >= 5, "{count}");
     assert!(served.contains("_database_connections{state=\"used\"}"));
 }
+
+#[test]
+fn each_alert_names_its_runbook() {
+    let alerts = include_str!("../../deploy/prometheus-alerts.yml");
+    let mut count = 0;
+    for alert in alerts.split("- alert: ").skip(1) {
+        let name = alert.lines().next().unwrap().to_lowercase();
+        let runbook = format!("runbook: docs/operations.md#{name}\n");
+        assert!(alert.contains(&runbook), "{name}");
+        count += 1;
+    }
+    assert!(count >= 15, "{count}");
+}
