@@ -100,17 +100,17 @@ pub async fn run(
             metrics: metrics.clone(),
         },
     );
-    let parts = http::Parts {
+    let parts = http::HttpParts {
         ingest,
         store,
         metrics,
         stopping: Stopping::default(),
     };
-    let settings = http::Settings {
+    let settings = http::HttpSettings {
         access: config.access.clone(),
         body: config.body,
         max_answer_memory: config.max_answer_memory,
-        patience: config.timeouts,
+        timeouts: config.timeouts,
         callback_next_code: config.callback_next_code,
         operators: config.operators.clone(),
         compares: config.openim.is_some(),

@@ -3,13 +3,13 @@
 use poem_openapi::param::Path;
 use poem_openapi::{ApiResponse, OpenApi};
 
-use super::auth::CallbackKey;
 use super::body::{FromBody, JsonBody, Unread};
+use super::commands;
+use super::json_response::JsonResponse;
 use super::message::{self, Message};
 use super::payload::{self, ProfileEcho, Told};
 use super::reply::{CallbackFailure, CallbackReply};
-use super::written::Written;
-use super::{Tag, commands};
+use super::server::auth::{CallbackKey, Tag};
 use crate::domain::{Change, MarkReason, Operators};
 use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
@@ -27,12 +27,12 @@ pub(super) struct Callbacks {
 enum Done {
     /// The change is committed, or on disk while the database is away.
     #[oai(status = 200)]
-    Done(Written<CallbackReply>),
+    Done(JsonResponse<CallbackReply>),
 }
 
 impl Done {
     fn with(next_code: i32) -> Self {
-        Self::Done(Written(CallbackReply::success(next_code)))
+        Self::Done(JsonResponse(CallbackReply::success(next_code)))
     }
 }
 
@@ -40,14 +40,14 @@ impl Done {
 enum Heard {
     /// Always.
     #[oai(status = 200)]
-    Heard(Written<CallbackReply>),
+    Heard(JsonResponse<CallbackReply>),
 }
 
 #[derive(ApiResponse)]
 enum Echoed {
     /// What was sent.
     #[oai(status = 200)]
-    Echoed(Written<ProfileEcho>),
+    Echoed(JsonResponse<ProfileEcho>),
 }
 
 impl Callbacks {
@@ -68,7 +68,7 @@ impl Callbacks {
     fn hear(&self, told: Told) -> Heard {
         self.ingest
             .want_check(told.group_id, MarkReason::JoinAnnounced);
-        Heard::Heard(Written(CallbackReply::success(0)))
+        Heard::Heard(JsonResponse(CallbackReply::success(0)))
     }
 }
 
@@ -290,7 +290,7 @@ impl Callbacks {
         _key: CallbackKey,
         body: JsonBody<payload::BeforeSetGroupInfo>,
     ) -> Result<Echoed, CallbackFailure> {
-        Ok(Echoed::Echoed(Written(body.parsed)))
+        Ok(Echoed::Echoed(JsonResponse(body.parsed)))
     }
 
     /// Before set group info ex
@@ -306,7 +306,7 @@ impl Callbacks {
         _key: CallbackKey,
         body: JsonBody<payload::BeforeSetGroupInfoEx>,
     ) -> Result<Echoed, CallbackFailure> {
-        Ok(Echoed::Echoed(Written(body.parsed)))
+        Ok(Echoed::Echoed(JsonResponse(body.parsed)))
     }
 
     /// After send group message
@@ -362,7 +362,7 @@ impl Callbacks {
                 self.metrics.hints.inc([kind.label(), outcome]);
             }
         }
-        Ok(Heard::Heard(Written(CallbackReply::success(0))))
+        Ok(Heard::Heard(JsonResponse(CallbackReply::success(0))))
     }
 
     /// Any other callback
@@ -383,6 +383,6 @@ impl Callbacks {
         _body: Unread,
     ) -> Result<Heard, CallbackFailure> {
         self.metrics.passed_over.inc([commands::label(&command.0)]);
-        Ok(Heard::Heard(Written(CallbackReply::success(0))))
+        Ok(Heard::Heard(JsonResponse(CallbackReply::success(0))))
     }
 }

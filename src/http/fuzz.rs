@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use super::body;
 use super::error::Error;
-use super::memberships::MembershipQuery;
-use super::page::Scope;
 use super::payload::{
     BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, Looked, Notice, SetGroupMemberInfo, Told,
     group_of, understand,
 };
-use super::routing;
+use super::reads::Scope;
+use super::reads::memberships::MembershipQuery;
+use super::server::routing;
 use crate::domain::{Event, GroupId, MemberPatch, Text, UserId};
 
 /// Commands whose bodies are understood.

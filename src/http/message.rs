@@ -9,8 +9,8 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use time::OffsetDateTime;
 
 use super::body;
-use super::operation_id;
 use super::payload::{Looked, Notice};
+use super::server;
 use crate::domain::{Hint, HintKind};
 
 /// What came; documented as `T`. Whatever it is, it is no error: a user may wait for the answer.
@@ -76,7 +76,7 @@ impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
                 group_id,
                 kind,
                 operation_id: operation_id
-                    .or_else(|| operation_id::text_of(request).map(str::to_owned)),
+                    .or_else(|| server::operation_id(request).map(str::to_owned)),
                 received_at: OffsetDateTime::now_utc(),
             }),
         };

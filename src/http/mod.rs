@@ -1,129 +1,63 @@
-//! The door that is pushed to and asked: routes, the edge around them, and the server. The only
-//! place that names poem.
+//! The HTTP API: callbacks of OpenIM, reads of a backend, operations. The only room that names poem.
 
-mod accept;
-mod answers;
-mod auth;
 mod body;
 mod callbacks;
 mod commands;
-mod connection;
-mod count;
-mod document;
-mod drift;
-mod edge;
 mod error;
-mod etag;
 #[cfg(fuzzing)]
 pub mod fuzz;
-mod groups;
 mod json;
-mod members;
-mod memberships;
-mod memory;
+mod json_response;
 mod message;
-mod operation_id;
+mod openapi;
 mod ops;
-mod page;
-mod pages;
-mod params;
 mod payload;
-mod portable;
-mod problem;
+mod reads;
 mod reply;
-mod routing;
-mod rows;
+mod server;
 mod settings;
-mod site;
-mod written;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use poem::http::header::CACHE_CONTROL;
 use poem::web::Data;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
-use poem_openapi::{OpenApiService, Tags};
+use poem_openapi::OpenApiService;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
-use accept::PatientAcceptor;
-use auth::Access;
 use callbacks::Callbacks;
-use document::Document;
-use drift::Drifts;
-use edge::Edge;
-use groups::Groups;
-use members::Members;
-use memberships::Memberships;
-use memory::{AnswerMemory, BodyLimits};
+use openapi::{Document, Pages};
 use ops::{Gauges, Ops};
-use pages::Pages;
-pub use settings::{AccessSettings, BodySettings, HttpTimeouts};
+use reads::drift::Drifts;
+use reads::groups::Groups;
+use reads::members::Members;
+use reads::memberships::Memberships;
+use server::auth::Access;
+use server::connection::{LimitedAcceptor, MAX_METRICS_CONNECTIONS, max_connections};
+use server::memory::{AnswerMemory, BodyLimits};
+use server::middleware::{self, Middleware};
+pub use settings::{AccessSettings, BodySettings, HttpSettings, HttpTimeouts, Stopping};
 
-use crate::domain::{Change, Operators};
+use crate::domain::Change;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
-/// How to treat requests.
+/// Parts of the service that requests use.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Who is let in.
-    pub access: AccessSettings,
-    /// How much of bodies is held.
-    pub body: BodySettings,
-    /// How much of answers to reads is held, in bytes.
-    pub max_answer_memory: u32,
-    /// How long senders are waited for.
-    pub patience: HttpTimeouts,
-    /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
-    pub callback_next_code: i32,
-    /// Who is named in callbacks for having called OpenIM's API.
-    pub operators: Operators,
-    /// Whether the mirror is compared with OpenIM.
-    pub compares: bool,
-}
-
-/// The parts behind the door.
-#[derive(Clone, Debug)]
-pub struct Parts {
+pub struct HttpParts {
     /// Answers reads.
     pub store: Store,
     /// Takes changes.
     pub ingest: Ingest,
-    /// Counts.
+    /// Counts requests.
     pub metrics: Metrics,
-    /// Whether we are ready.
+    /// Says when the service stops.
     pub stopping: Stopping,
-}
-
-/// Whether the service has been asked to stop. Shared by its clones.
-#[derive(Clone, Debug, Default)]
-pub struct Stopping(Arc<AtomicBool>);
-
-impl Stopping {
-    /// From now on, not ready.
-    pub fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Parts of the API.
-#[derive(Tags)]
-enum Tag {
-    /// What OpenIM calls.
-    Callbacks,
-    /// What a backend asks.
-    Reads,
-    /// What whoever runs the service asks.
-    Operations,
 }
 
 type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
@@ -131,45 +65,44 @@ type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
 /// The OpenAPI document as JSON.
 ///
 /// # Errors
-/// When the document cannot be written as JSON, which would be a mistake of ours.
+/// When the document cannot be written as JSON, which is a bug.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
     Ok(Document::of::<Api>()?.json)
 }
 
-/// What a callback means that was sent to `path` and came at `received_at`.
+/// The change of a callback to `path` that arrived at `received_at`.
 ///
 /// # Errors
-/// The code and the detail that the answer would have.
+/// The code and the detail of the answer.
 pub fn understand(path: &str, body: &[u8], received_at: OffsetDateTime) -> Result<Change, String> {
     let told = payload::understand(path, body).map_err(|error| error.to_string())?;
     Ok(Change::new(told.group_id, received_at, told.event))
 }
 
-/// Everything that is served, without a socket.
+/// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
 fn endpoint(
-    parts: Parts,
-    settings: &Settings,
+    parts: HttpParts,
+    settings: &HttpSettings,
     is_local: bool,
-    gauges: Option<Gauges>,
-    bodies: Arc<BodyLimits>,
-    answers: Arc<AnswerMemory>,
+    gauges: Gauges,
+    serves_metrics: bool,
 ) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
-    let Parts {
+    let HttpParts {
         store,
         ingest,
         metrics,
         stopping,
     } = parts;
     let document = Document::of::<Api>()?;
-    count::begin(&metrics, &document.routes);
-    let access = Arc::new(Access::new(&settings.access, is_local));
-    let edge = Arc::new(Edge {
+    middleware::begin_counts(&metrics, &document.routes);
+    let memory = Arc::clone(&gauges.answers);
+    let middleware = Arc::new(Middleware {
         routes: document.routes.clone(),
-        access,
-        bodies,
+        access: Arc::new(Access::new(&settings.access, is_local)),
+        bodies: Arc::clone(&gauges.bodies),
         ingest: ingest.clone(),
         metrics: metrics.clone(),
-        locked_out: AtomicBool::new(false),
+        is_locked_out: AtomicBool::new(false),
     });
     let api = (
         Callbacks {
@@ -180,15 +113,15 @@ fn endpoint(
         },
         Groups {
             store: store.clone(),
-            memory: Arc::clone(&answers),
+            memory: Arc::clone(&memory),
         },
         Members {
             store: store.clone(),
-            memory: Arc::clone(&answers),
+            memory: Arc::clone(&memory),
         },
         Memberships {
             store: store.clone(),
-            memory: Arc::clone(&answers),
+            memory,
         },
         Drifts {
             store: store.clone(),
@@ -198,17 +131,19 @@ fn endpoint(
             store,
             ingest,
             stopping,
-            looked: Mutex::default(),
-            gauges,
+            last_check: Mutex::default(),
+            gauges: serves_metrics.then_some(gauges),
         },
     );
-    // Title and version are of the document, which is made already.
+    // The document is complete, so this service needs no title and no version.
     Ok(OpenApiService::new((api, Pages::from(document)), "", "")
         .into_endpoint()
-        .around(move |endpoint, request| edge::around(endpoint, request, Arc::clone(&edge))))
+        .around(move |endpoint, request| {
+            middleware::handle(endpoint, request, Arc::clone(&middleware))
+        }))
 }
 
-/// The metrics alone, for a listener of their own. They need no key there.
+/// Serves the metrics on their own listener. They need no key there.
 #[handler]
 fn metrics_alone(
     request: &Request,
@@ -223,7 +158,7 @@ fn metrics_alone(
         .body(text))
 }
 
-/// Serves until `shutdown`, then finishes open requests, for `timeout` at most. The metrics are on
+/// Serves until `shutdown`, then finishes open requests within `timeout`. The metrics are on
 /// `metrics_listener`, if there is one.
 ///
 /// # Errors
@@ -231,24 +166,23 @@ fn metrics_alone(
 pub async fn serve(
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
-    parts: Parts,
-    settings: Settings,
+    parts: HttpParts,
+    settings: HttpSettings,
     shutdown: impl Future<Output = ()>,
     timeout: Duration,
 ) -> std::io::Result<()> {
     let is_local = listener.local_addr()?.ip().is_loopback();
-    let patience = settings.patience;
-    let bodies = Arc::new(BodyLimits::new(settings.body, patience));
-    let answers = Arc::new(AnswerMemory::new(settings.max_answer_memory, patience));
+    let timeouts = settings.timeouts;
+    let metrics = &parts.metrics;
     let gauges = Gauges {
-        metrics: parts.metrics.clone(),
+        metrics: metrics.clone(),
         store: parts.store.clone(),
-        bodies: Arc::clone(&bodies),
-        answers: Arc::clone(&answers),
+        bodies: Arc::new(BodyLimits::new(settings.body, timeouts)),
+        answers: Arc::new(AnswerMemory::new(settings.max_answer_memory, timeouts)),
         ingest: parts.ingest.clone(),
     };
-    let places = accept::places(parts.store.max_connections() + accept::FEW);
-    let acceptor = PatientAcceptor::new(listener, places, patience, parts.metrics.clone())?;
+    let connections = max_connections(parts.store.max_connections() + MAX_METRICS_CONNECTIONS);
+    let acceptor = LimitedAcceptor::new(listener, connections, timeouts, metrics.clone())?;
     let metrics_server = match metrics_listener {
         Some(listener) => {
             let no_keys = AccessSettings {
@@ -258,27 +192,82 @@ pub async fn serve(
             };
             let access = Access::new(&no_keys, listener.local_addr()?.ip().is_loopback());
             let route = Route::new().at("/metrics", get(metrics_alone)).data(access);
-            let metrics = parts.metrics.clone();
-            let acceptor = PatientAcceptor::new(listener, accept::FEW, patience, metrics)?;
+            let (limit, metrics) = (MAX_METRICS_CONNECTIONS, metrics.clone());
+            let acceptor = LimitedAcceptor::new(listener, limit, timeouts, metrics)?;
             let server = Server::new_with_acceptor(acceptor);
             Some(server.run(route.data(gauges.clone())))
         }
         None => None,
     };
-    let gauges = metrics_server.is_none().then_some(gauges);
-    let endpoint = endpoint(parts, &settings, is_local, gauges, bodies, answers)
+    let serves_metrics = metrics_server.is_none();
+    let endpoint = endpoint(parts, &settings, is_local, gauges, serves_metrics)
         .map_err(std::io::Error::other)?;
     let served = Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(
         endpoint,
         shutdown,
         Some(timeout),
     );
-    // Metrics can be asked for until the last request is answered.
+    // The metrics are served until the last request is answered.
     match metrics_server {
         Some(metrics) => tokio::select! {
             served = served => served,
             ended = metrics => ended,
         },
         None => served.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::error::{Code, Side, expected_parameter};
+    use super::openapi::response_docs::{codes_of, named_operations};
+
+    fn operations() -> Vec<Value> {
+        let document: Value = serde_json::from_str(&super::openapi_json().unwrap()).unwrap();
+        let paths = document["paths"].as_object().unwrap().values();
+        paths
+            .flat_map(|path| path.as_object().unwrap().values().cloned())
+            .collect()
+    }
+
+    #[test]
+    fn facts_about_operations_name_operations_that_exist() {
+        let operations = operations();
+        let ids = operations.iter().map(|one| one["operationId"].as_str());
+        let ids: BTreeSet<&str> = ids.map(Option::unwrap).collect();
+        for id in named_operations() {
+            assert!(ids.contains(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn each_parameter_has_an_expected_value_for_its_error() {
+        for operation in operations() {
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                let name = parameter["name"].as_str().unwrap();
+                // Any text can be read as a command, or as a header.
+                let is_any = ["command", "If-None-Match"].contains(&name);
+                assert!(is_any || expected_parameter(name).is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_code_is_an_answer_of_an_operation() {
+        let operations = operations();
+        for side in [Side::Callback, Side::Read] {
+            // The router answers for a wrong method, not an operation.
+            let codes = Code::of_side(side).filter(|code| *code != Code::MethodNotAllowed);
+            for code in codes {
+                let status = code.status().as_u16();
+                let mut all = operations.iter();
+                let is_answer = all.any(|one| codes_of(one, side, status).contains(&code));
+                assert!(is_answer, "{code:?}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! For whoever runs the service: is it alive, can it work, what has it done?
+//! Operations of the service itself: liveness, readiness, metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,10 @@ use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::Tag;
-use super::auth::ReadKey;
-use super::error::{Code, Error};
-use super::memory::{AnswerMemory, BodyLimits};
-use super::problem::ReadFailure;
+use super::error::{Code, Error, ReadFailure};
+use super::server::auth::{ReadKey, Tag};
+use super::server::memory::{AnswerMemory, BodyLimits};
+use super::settings::Stopping;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::telemetry::{Metrics, Snapshot};
@@ -22,36 +21,36 @@ use crate::telemetry::{Metrics, Snapshot};
 pub(super) struct Ops {
     pub(super) store: Store,
     pub(super) ingest: Ingest,
-    pub(super) stopping: super::Stopping,
-    /// The last look at the database, and how it was.
-    pub(super) looked: Mutex<Option<(Instant, Health)>>,
-    /// Absent where the metrics have a listener of their own.
+    pub(super) stopping: Stopping,
+    /// Last check of the database, with its result.
+    pub(super) last_check: Mutex<Option<(Instant, Health)>>,
+    /// None if the metrics have their own listener.
     pub(super) gauges: Option<Gauges>,
 }
 
-/// How long a look at the database is good for.
-const FRESH: Duration = Duration::from_millis(500);
+/// Interval of checks of the database.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How the database is.
+/// Health of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Health {
-    Well,
+    Ok,
     Away,
-    /// It answers, but its schema was not up to date yet at any time.
+    /// It answers, but its schema has never been up to date.
     NotPrepared,
 }
 
 impl Ops {
-    /// One look at a time for all who ask: they need no key, and could ask often.
+    /// Checks the database, once an interval for all callers: they need no key, and could ask often.
     async fn database(&self) -> Health {
-        let mut looked = self.looked.lock().await;
-        if let Some((when, health)) = *looked
-            && when.elapsed() < FRESH
+        let mut last_check = self.last_check.lock().await;
+        if let Some((when, health)) = *last_check
+            && when.elapsed() < CHECK_INTERVAL
         {
             return health;
         }
         let health = match self.store.ping().await {
-            Ok(()) if self.store.is_prepared() => Health::Well,
+            Ok(()) if self.store.is_prepared() => Health::Ok,
             Ok(()) => Health::NotPrepared,
             Err(error) => {
                 let cause = error.to_string();
@@ -59,12 +58,12 @@ impl Ops {
                 Health::Away
             }
         };
-        *looked = Some((Instant::now(), health));
+        *last_check = Some((Instant::now(), health));
         health
     }
 }
 
-/// Everything that the metrics are read from.
+/// Sources of the metrics.
 #[derive(Clone)]
 pub(super) struct Gauges {
     pub(super) metrics: Metrics,
@@ -77,7 +76,7 @@ pub(super) struct Gauges {
 impl Gauges {
     pub(super) fn text(&self) -> Result<String, Error> {
         let (used, idle) = self.store.connections();
-        // In the order in which they go on, so that what is under way is seen once at least.
+        // In the order of the work, so that no work is missed on its way.
         let (marks_waiting, waiting) = (self.ingest.marks_waiting(), self.ingest.waiting());
         let spool = self.ingest.spool().unwrap_or_default();
         let text = self.metrics.text(Snapshot {
@@ -97,15 +96,15 @@ impl Gauges {
             spool_usable: !spool.is_absent,
             spool_blocked: spool.is_blocked,
         });
-        text.map_err(|error| Error::new(Code::Internal, "the log says more").because(error))
+        text.map_err(|error| Error::internal().because(error))
     }
 }
 
-/// What can be sent to the service.
+/// A kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[oai(rename_all = "lowercase")]
 enum Part {
-    /// Callbacks: taken, also while the database is away.
+    /// Callbacks. The service takes them while the database is away too.
     Callbacks,
     /// Reads.
     Reads,
@@ -115,7 +114,7 @@ enum Part {
 #[derive(Object)]
 #[oai(example)]
 struct Status {
-    /// Always "ok"; anything else is another HTTP status.
+    /// Always "ok". Any other state has another HTTP status.
     status: String,
 }
 
@@ -139,28 +138,30 @@ enum MetricsAnswer {
 
 #[OpenApi(tag = "Tag::Operations")]
 impl Ops {
-    /// Is the process alive?
+    /// Liveness
     ///
-    /// Asks nobody else: restart the process when this does not answer.
+    /// Uses nothing else. Restart the process if this does not answer.
     #[oai(path = "/livez", method = "get", operation_id = "livez")]
     async fn livez(&self) -> Result<Json<Status>, ReadFailure> {
         Ok(Json(Status::example()))
     }
 
-    /// Can it work?
+    /// Readiness
     ///
-    /// Asks the database: send no traffic here while this answers 503. Its `detail` has a word for
-    /// each part that is not ready: `service: stopping`, `database: away` (reads get 503 then),
-    /// `schema: not up to date` (the log says why; reads get 503 where tables are missing), and what
-    /// becomes of callbacks where they are not written to the database at once: `callbacks: spooled`
-    /// (they wait on disk and are answered as done) or `callbacks: refused` (there is no room for them
-    /// either). `spool: blocked` says that what waits on disk is not written, for an entry of it is of a
-    /// newer version of the service. Where callbacks and reads can be sent to different instances, ask
-    /// for one of them.
+    /// Checks the database. Send no traffic here while this answers 503. `detail` names each part that
+    /// is not ready:
+    /// `service: stopping`;
+    /// `database: away`: reads get 503;
+    /// `schema: not up to date`: the log has the reason, and reads of missing tables get 503;
+    /// `callbacks: spooled`: callbacks wait on disk and are answered as done;
+    /// `callbacks: refused`: the disk has no room for callbacks either;
+    /// `spool: blocked`: callbacks on disk are not written, because an entry has the format of a newer
+    /// version of the service.
+    /// If callbacks and reads can go to different instances, ask for one of them.
     #[oai(path = "/readyz", method = "get", operation_id = "readyz")]
     async fn readyz(
         &self,
-        /// Only whether callbacks are taken, or only whether reads are answered.
+        /// Check only one kind of requests.
         #[oai(name = "for")]
         part: Query<Option<Part>>,
     ) -> Result<Json<Status>, ReadFailure> {
@@ -172,7 +173,7 @@ impl Ops {
         let of_database = match part.0 {
             Some(Part::Callbacks) => None,
             Some(Part::Reads) | None => match self.database().await {
-                Health::Well => None,
+                Health::Ok => None,
                 Health::Away => Some("database: away"),
                 Health::NotPrepared => Some("schema: not up to date"),
             },
@@ -197,10 +198,10 @@ impl Ops {
         Err(Error::new(Code::NotReady, parts.join("; ")).into())
     }
 
-    /// What has it done?
+    /// Metrics
     ///
-    /// Metrics in Prometheus' text format. Needs a token where API_TOKEN is set; METRICS_ADDR gives
-    /// them a listener of their own instead, where they need none.
+    /// Metrics in Prometheus' text format. Needs a token if API_TOKEN is set. With METRICS_ADDR they
+    /// have their own listener instead, and need no token.
     #[oai(path = "/metrics", method = "get", operation_id = "metrics")]
     async fn metrics(&self, _key: ReadKey) -> Result<MetricsAnswer, ReadFailure> {
         let Some(gauges) = &self.gauges else {

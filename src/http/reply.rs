@@ -6,9 +6,8 @@ use poem_openapi::types::{Example, Type};
 use poem_openapi::{ApiResponse, Object, ResponseContent};
 use serde::Serialize;
 
-use super::answers;
-use super::error::{Code, Door, Error};
-use super::written::Written;
+use super::error::{Code, Error, Side, failures};
+use super::json_response::JsonResponse;
 
 /// The reply to a callback.
 #[derive(Clone, Debug, Object, Serialize)]
@@ -75,7 +74,7 @@ impl From<CallbackFailure> for poem::Error {
 
 impl ApiResponse for CallbackFailure {
     fn meta() -> MetaResponses {
-        answers::failures(Door::Callback, Written::<CallbackReply>::media_types)
+        failures(Side::Callback, JsonResponse::<CallbackReply>::media_types)
     }
 
     fn register(registry: &mut Registry) {
@@ -86,14 +85,14 @@ impl ApiResponse for CallbackFailure {
 /// An error as the answer to a callback.
 pub(super) fn render(error: &Error) -> Response {
     let reply = CallbackReply::failure(error.code, error.detail.to_string());
-    let mut response = Written(reply).into_response();
+    let mut response = JsonResponse(reply).into_response();
     response.set_status(error.code.status());
     response
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::written::assert_written_as_documented;
+    use super::super::json_response::assert_written_as_documented;
     use super::CallbackReply;
 
     #[test]

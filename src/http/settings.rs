@@ -1,8 +1,45 @@
-//! The structs of settings that requests depend on.
+//! Settings of requests.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::domain::Operators;
 use crate::secret::Secret;
+
+/// Settings of requests.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Keys of callbacks and reads.
+    pub access: AccessSettings,
+    /// Limits of request bodies.
+    pub body: BodySettings,
+    /// Limit of the memory of answers to reads, in bytes.
+    pub max_answer_memory: u32,
+    /// Timeouts of requests.
+    pub timeouts: HttpTimeouts,
+    /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
+    pub callback_next_code: i32,
+    /// Users that callbacks name as callers of OpenIM's API.
+    pub operators: Operators,
+    /// True if the mirror is reconciled with OpenIM.
+    pub compares: bool,
+}
+
+/// True after the request to stop the service. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    /// Makes the service not ready.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Keys of callbacks and reads.
 #[derive(Clone, Debug)]

@@ -137,7 +137,7 @@ fn the_spool_imports_the_domain_only() {
 #[test]
 fn the_store_and_the_queue_do_not_know_the_doors_nor_these_each_other() {
     // The configuration fills the settings of the parts.
-    assert_only_in("crate::http", &["app/", "config/"]);
+    assert_only_in("crate::http", &["app/", "config/", "http/"]);
     assert_only_in("crate::openim", &["app/", "config/", "reconcile/"]);
     assert_only_in("crate::reconcile", &["app/", "config/"]);
     let rooms = ["app/", "http/", "reconcile/", "config/", "ingest/"];

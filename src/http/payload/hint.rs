@@ -6,7 +6,7 @@ use poem_openapi::types::{Any, Example};
 use serde_json::json;
 
 use super::super::body::FromBody;
-use super::super::error::{Door, Error};
+use super::super::error::{Error, Side};
 use super::super::json;
 use super::{Callback, Ignored, Told, expect_command};
 use crate::domain::{Event, MarkReason};
@@ -53,7 +53,7 @@ impl Callback for MemberJoin {
 }
 
 impl FromBody for MembersJoin {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -62,7 +62,7 @@ impl FromBody for MembersJoin {
 }
 
 impl FromBody for MemberJoin {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {

@@ -4,7 +4,7 @@ use poem_openapi::Object;
 use poem_openapi::types::Example;
 
 use super::super::body::FromBody;
-use super::super::error::{Door, Error};
+use super::super::error::{Error, Side};
 use super::super::json;
 use super::{Callback, Told, expect_command};
 use crate::domain::{Event, MemberPatch, Text};
@@ -54,7 +54,7 @@ impl SetGroupMemberInfo {
 }
 
 impl FromBody for SetGroupMemberInfo {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {

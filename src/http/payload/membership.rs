@@ -8,7 +8,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::super::body::FromBody;
-use super::super::error::{Door, Error};
+use super::super::error::{Error, Side};
 use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
 use crate::domain::{
@@ -96,7 +96,7 @@ impl Callback for CreateGroup {
 }
 
 impl FromBody for CreateGroup {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -247,7 +247,7 @@ impl Callback for JoinGroup {
 }
 
 impl FromBody for JoinGroup {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -335,7 +335,7 @@ impl Callback for QuitGroup {
 }
 
 impl FromBody for QuitGroup {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -380,7 +380,7 @@ impl Callback for KickGroup {
 }
 
 impl FromBody for KickGroup {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -438,7 +438,7 @@ impl Callback for DismissGroup {
 }
 
 impl FromBody for DismissGroup {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -492,7 +492,7 @@ impl Callback for TransferGroupOwner {
 }
 
 impl FromBody for TransferGroupOwner {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {

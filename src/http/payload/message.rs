@@ -9,7 +9,7 @@ use poem_openapi::Object;
 use poem_openapi::types::{Any, Example};
 use serde_json::json;
 
-use super::super::operation_id;
+use super::super::server::is_usable_operation_id;
 use super::Ignored;
 use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
 
@@ -317,7 +317,7 @@ impl Looked {
                 self.group_id = Some(text().and_then(|id| GroupId::parse(id).ok()));
             }
             Some(Wanted::OperationId) => {
-                let id = text().filter(|id| operation_id::is_usable(id.as_bytes()));
+                let id = text().filter(|id| is_usable_operation_id(id.as_bytes()));
                 self.operation_id = Some(id);
             }
             None => {}
@@ -440,7 +440,7 @@ mod tests {
                 kind,
                 group_id: text("groupID").and_then(|id| GroupId::parse(id).ok()),
                 operation_id: text("operationID")
-                    .filter(|id| operation_id::is_usable(id.as_bytes())),
+                    .filter(|id| is_usable_operation_id(id.as_bytes())),
             },
         }
     }

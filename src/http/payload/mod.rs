@@ -23,7 +23,8 @@ pub(super) use profile::{
 
 use super::body::{self, FromBody};
 use super::error::{Code, Error};
-use super::{json, routing};
+use super::json;
+use super::server::routing;
 use crate::domain::{Event, GroupId};
 
 /// A field that is not looked at.

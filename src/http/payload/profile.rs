@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::super::body::FromBody;
-use super::super::error::{Door, Error};
+use super::super::error::{Error, Side};
 use super::super::json::{self, Field};
 use super::{Callback, Ignored, Told, expect_command};
 use crate::domain::{Event, GroupProfile, Text};
@@ -225,7 +225,7 @@ impl Callback for SetGroupInfo {
 }
 
 impl FromBody for SetGroupInfo {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -238,7 +238,7 @@ impl Callback for SetGroupInfoEx {
 }
 
 impl FromBody for SetGroupInfoEx {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = Told;
 
     fn parse(body: &str) -> Result<Told, Error> {
@@ -247,7 +247,7 @@ impl FromBody for SetGroupInfoEx {
 }
 
 impl FromBody for BeforeSetGroupInfo {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = ProfileEcho;
 
     fn parse(body: &str) -> Result<ProfileEcho, Error> {
@@ -256,7 +256,7 @@ impl FromBody for BeforeSetGroupInfo {
 }
 
 impl FromBody for BeforeSetGroupInfoEx {
-    const DOOR: Door = Door::Callback;
+    const SIDE: Side = Side::Callback;
     type Parsed = ProfileEcho;
 
     fn parse(body: &str) -> Result<ProfileEcho, Error> {
@@ -287,7 +287,7 @@ impl Example for ProfileEcho {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::written::assert_written_as_documented;
+    use super::super::super::json_response::assert_written_as_documented;
     use super::ProfileEcho;
 
     #[test]

@@ -1,63 +1,13 @@
-//! What the OpenAPI document says of answers that derives cannot: the codes that each failing one
-//! can carry, in which operation, and examples of them.
+//! Documentation of answers that derives cannot express: the codes of each failing answer of each
+//! operation, with examples.
 
-use std::collections::BTreeSet;
-
-use poem_openapi::registry::{
-    MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef,
-};
-use poem_openapi::types::{ToJSON, Type};
+use poem_openapi::types::ToJSON;
 use serde_json::{Map, Value, json};
 
-use super::auth::{ApiToken, CallbackPassword, Scheme};
-use super::document;
-use super::error::{Code, Door};
-use super::memory::{ANSWERS, BODIES};
-use super::problem::{PROBLEM_JSON, Problem};
-use super::reply::CallbackReply;
-
-/// The failing answers at a door, for an operation's `ApiResponse`: one a status. [`complete`],
-/// which knows the operation, takes away those that it cannot give and describes the others.
-pub(super) fn failures(door: Door, content: impl Fn() -> Vec<MetaMediaType>) -> MetaResponses {
-    let statuses: BTreeSet<u16> = Code::told_at(door)
-        .map(|code| code.status().as_u16())
-        .collect();
-    let response = |status| MetaResponse {
-        description: "",
-        status: Some(status),
-        status_range: None,
-        content: content(),
-        headers: match status {
-            401 => vec![header(
-                "WWW-Authenticate",
-                "The scheme to use.",
-                String::schema_ref(),
-            )],
-            503 => vec![header(
-                "Retry-After",
-                "Seconds to wait before asking again.",
-                i32::schema_ref(),
-            )],
-            _ => vec![],
-        },
-    };
-    MetaResponses {
-        responses: statuses.into_iter().map(response).collect(),
-    }
-}
-
-/// Value of Retry-After, which every 503 has.
-pub(super) const RETRY_AFTER_SECS: &str = "2";
-
-fn header(name: &str, description: &str, schema: MetaSchemaRef) -> MetaHeader {
-    MetaHeader {
-        name: name.into(),
-        description: Some(description.into()),
-        required: true,
-        deprecated: false,
-        schema,
-    }
-}
+use crate::http::error::{Code, PROBLEM_JSON, Problem, Side};
+use crate::http::reply::CallbackReply;
+use crate::http::server::auth::{ApiToken, CallbackPassword, Scheme};
+use crate::http::server::memory::{ANSWERS, BODIES};
 
 const EXAMPLE_METRIC: &str = "\
 # HELP openim_group_mirror_callbacks_total Callbacks answered, by command and outcome: ok, or the code of the error.
@@ -65,16 +15,16 @@ const EXAMPLE_METRIC: &str = "\
 openim_group_mirror_callbacks_total{command=\"callbackAfterSetGroupMemberInfoCommand\",outcome=\"ok\"} 1
 ";
 
-/// False for an answer that the operation cannot give.
+/// Completes the documentation of an answer. Returns false if the operation cannot give it.
 pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> bool {
     let Ok(status) = status.parse::<u16>() else {
         return true;
     };
-    // Not `answer["content"]`, which would add a null where there is none (304).
+    // `answer["content"]` would add a null to an answer without content (304).
     let Some(content) = answer.get_mut("content").and_then(Value::as_object_mut) else {
         return true;
     };
-    // JSON is UTF-8; with a parameter some generators do not know the type.
+    // JSON is always UTF-8, and some generators do not know the type with a parameter.
     *content = std::mem::take(content)
         .into_iter()
         .map(|(media_type, body)| {
@@ -88,16 +38,16 @@ pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> b
     let description = if status < 400 {
         operation["summary"].clone()
     } else {
-        let door = if content.contains_key(PROBLEM_JSON) {
-            Door::Read
+        let side = if content.contains_key(PROBLEM_JSON) {
+            Side::Read
         } else {
-            Door::Callback
+            Side::Callback
         };
-        let codes = codes_of(operation, door, status);
+        let codes = codes_of(operation, side, status);
         if codes.is_empty() {
             return false;
         }
-        let examples: Map<String, Value> = codes.iter().map(|code| example(*code, door)).collect();
+        let examples: Map<String, Value> = codes.iter().map(|code| example(*code, side)).collect();
         for (_, body) in content {
             body["examples"] = Value::Object(examples.clone());
         }
@@ -110,16 +60,16 @@ pub(super) fn complete(operation: &Value, status: &str, answer: &mut Value) -> b
     true
 }
 
-fn example(code: Code, door: Door) -> (String, Value) {
-    let detail = example_detail(code, door).to_owned();
-    let value = match door {
-        Door::Callback => CallbackReply::failure(code, detail).to_json(),
-        Door::Read | Door::Any => Problem::new(code, detail).to_json(),
+fn example(code: Code, side: Side) -> (String, Value) {
+    let detail = example_detail(code, side).to_owned();
+    let value = match side {
+        Side::Callback => CallbackReply::failure(code, detail).to_json(),
+        Side::Read | Side::Any => Problem::new(code, detail).to_json(),
     };
     (code.name().to_owned(), json!({ "value": value }))
 }
 
-/// Operations that look at no table before they answer.
+/// Operations that answer without a read or write of a table.
 const WITHOUT_DATABASE: [&str; 8] = [
     "livez",
     "readyz",
@@ -131,15 +81,35 @@ const WITHOUT_DATABASE: [&str; 8] = [
     "callbackBeforeGroupOnlinePush",
 ];
 
-/// The operation that stands for every path without one: where that has no command, it answers as whichever
-/// operation the body is for.
+/// The operation of all other paths. If a path has no command, the answer is that of the operation
+/// that the body names.
 const ANY: &str = "callbackOther";
 
-/// Operations to which no body is an error.
+/// Operations that take any body.
 const WITH_ANY_BODY: [&str; 2] = ["callbackAfterSendGroupMsg", "callbackBeforeGroupOnlinePush"];
 
-/// The codes with which an operation can answer with a status.
-fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
+/// Operations with an answer of their own, in [`codes_of`].
+const GET_GROUP: &str = "getGroup";
+const GET_MEMBER: &str = "getMember";
+const METRICS: &str = "metrics";
+const READYZ: &str = "readyz";
+
+/// The operations that are named here.
+#[cfg(test)]
+pub(crate) fn named_operations() -> impl Iterator<Item = &'static str> {
+    let own = [ANY, GET_GROUP, GET_MEMBER, METRICS, READYZ];
+    let lists = WITHOUT_DATABASE.into_iter().chain(WITH_ANY_BODY);
+    lists.chain(own)
+}
+
+/// True if an operation has this tag.
+pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
+    let tags = operation["tags"].as_array();
+    tags.is_some_and(|tags| tags.iter().any(|one| one == tag))
+}
+
+/// The codes of an operation's answer with this status.
+pub(crate) fn codes_of(operation: &Value, side: Side, status: u16) -> Vec<Code> {
     let id = operation["operationId"].as_str().unwrap_or_default();
     let has_body =
         id == ANY || (operation.get("requestBody").is_some() && !WITH_ANY_BODY.contains(&id));
@@ -158,34 +128,33 @@ fn codes_of(operation: &Value, door: Door, status: u16) -> Vec<Code> {
         | Code::BodyTooLarge
         | Code::NotJson
         | Code::TooMany => has_body,
-        Code::Busy => has_body || document::has_tag(operation, "Reads"),
+        Code::Busy => has_body || has_tag(operation, "Reads"),
         Code::IdInvalid => {
             let is_id = |name: &&str| ["groupID", "userID"].contains(name);
             has_body || parameters.iter().any(is_id)
         }
         Code::ParameterInvalid => !parameters.is_empty(),
         Code::CursorInvalid => parameters.contains(&"cursor"),
-        Code::GroupUnknown => id == "getGroup",
-        Code::MemberUnknown => id == "getMember",
-        // Where METRICS_ADDR is set.
-        Code::PathUnknown => id == "metrics",
-        // Of the router, not of an operation.
+        Code::GroupUnknown => id == GET_GROUP,
+        Code::MemberUnknown => id == GET_MEMBER,
+        // With METRICS_ADDR.
+        Code::PathUnknown => id == METRICS,
+        // The router answers, not an operation.
         Code::MethodNotAllowed => false,
         Code::CredentialsWrong => operation.get("security").is_some(),
-        Code::NotReady => id == "readyz",
-        // These look at no table before they answer.
+        Code::NotReady => id == READYZ,
         Code::DatabaseAway | Code::SpoolRefused => !WITHOUT_DATABASE.contains(&id),
         Code::CommandMismatch => id != ANY && has_body,
         Code::CommandUnknown => id == ANY,
         Code::HostNotLocal | Code::Internal => true,
     };
-    Code::told_at(door)
+    Code::of_side(side)
         .filter(|code| code.status().as_u16() == status && can(*code))
         .collect()
 }
 
-/// What stands in `detail` or errDlt, for an example.
-fn example_detail(code: Code, door: Door) -> &'static str {
+/// Example of `detail` or `errDlt`.
+fn example_detail(code: Code, side: Side) -> &'static str {
     match code {
         Code::BodyMalformed => "expected JSON; stopped at line 1 column 17",
         Code::FieldMissing => "groupID: expected a value",
@@ -201,22 +170,22 @@ fn example_detail(code: Code, door: Door) -> &'static str {
         Code::CursorInvalid => {
             "cursor: expected the nextCursor of the same path with the same filters"
         }
-        Code::TooMany => match door {
-            Door::Callback => "kickedUserIDs: expected at most 100000 items",
-            Door::Read | Door::Any => "pairs: expected at most 1000 items",
+        Code::TooMany => match side {
+            Side::Callback => "kickedUserIDs: expected at most 100000 items",
+            Side::Read | Side::Any => "pairs: expected at most 1000 items",
         },
         Code::BodyIncomplete => "the connection ended first",
         Code::BodyTimeout => "expected the whole body within 15 s",
-        Code::CredentialsWrong => match door {
-            Door::Callback => CallbackPassword::EXPECTED,
-            Door::Read | Door::Any => ApiToken::EXPECTED,
+        Code::CredentialsWrong => match side {
+            Side::Callback => CallbackPassword::EXPECTED,
+            Side::Read | Side::Any => ApiToken::EXPECTED,
         },
         Code::HostNotLocal => {
             "Host: expected localhost or a loopback address, as long as no key is set"
         }
-        Code::Busy => match door {
-            Door::Callback => BODIES,
-            Door::Read | Door::Any => ANSWERS,
+        Code::Busy => match side {
+            Side::Callback => BODIES,
+            Side::Read | Side::Any => ANSWERS,
         },
         Code::NotReady => "database: away; callbacks: spooled",
         Code::BodyTooLarge => "expected at most 16777216 bytes (MAX_BODY_BYTES)",

@@ -1,18 +1,18 @@
-//! The forms of the OpenAPI document that every generator of clients reads alike. poem-openapi makes
-//! other ones, which are as right, and of which some generators make another type, or nothing.
+//! Portable forms of the OpenAPI document: all generators of clients read them alike. The forms of
+//! poem-openapi are valid too, but some generators make other types of them, or none.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-/// Makes the document one that generators read alike.
+/// Makes the document portable.
 pub(super) fn complete(document: &mut Value) {
     let schemas = document["components"]["schemas"].take();
     for operation in operations(document) {
         for parameter in items(operation.get_mut("parameters")) {
             inline(&mut parameter["schema"], &schemas);
         }
-        // A door without a key is open: the key is optional for whoever asks.
+        // A service without keys needs none, so the key is optional.
         if let Some(keys) = operation.get_mut("security").and_then(Value::as_array_mut) {
             keys.push(json!({}));
         }
@@ -55,13 +55,13 @@ fn items(array: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
     array.and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// The name of a schema that is referred to.
+/// The name of the schema in a reference.
 fn referred(reference: &Value) -> Option<&str> {
     reference["$ref"].as_str()?.rsplit('/').next()
 }
 
-/// The type of a parameter with a default stands in the parameter itself: of an `allOf` that holds it
-/// and the default, openapi-python-client and oapi-codegen make nothing.
+/// Puts the type of a parameter with a default in the parameter itself. For an `allOf` of the type and
+/// the default, openapi-python-client and oapi-codegen make nothing.
 fn inline(schema: &mut Value, schemas: &Value) {
     let Some(name) = referred(&schema["allOf"][0]).map(str::to_owned) else {
         return;
@@ -71,7 +71,7 @@ fn inline(schema: &mut Value, schemas: &Value) {
     schema["default"] = default;
 }
 
-/// Header names are the same in any case, but generated code and its readers show them.
+/// Usual spelling of a header. Its case has no meaning, but generated code shows it.
 fn spell(name: String) -> String {
     match name.as_str() {
         "ETAG" => "ETag".to_owned(),
@@ -79,8 +79,8 @@ fn spell(name: String) -> String {
     }
 }
 
-/// A type in an `allOf` with anything beside it is another type to generators, so what is said of
-/// the field stands outside. A field of any type may be null, which a schema says by itself only.
+/// Completes the schema of a field. For generators, a type in an `allOf` with other members is another
+/// type, so these members go outside. A field of any type may be null, so its schema says it.
 fn complete_schema(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else {
         return;
@@ -103,15 +103,15 @@ fn complete_schema(schema: &mut Value) {
     }
 }
 
-/// An answer has all of its fields, null where nothing is known; derives take an `Option` for a field
-/// that may not be there.
+/// Makes all fields of an answer required. Unknown values are null. Derives take an `Option` for a field
+/// that can be absent.
 fn require_all(schema: &mut Value) {
     if let Some(properties) = schema["properties"].as_object() {
         schema["required"] = properties.keys().map(String::as_str).collect();
     }
 }
 
-/// The names of the schemas that a part of the document leads to.
+/// Names of the schemas that a part of the document refers to, directly or not.
 fn reached(part: &Value, schemas: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut parts = vec![part];

@@ -1,17 +1,24 @@
-//! The OpenAPI document and the page that shows it, made from the operations' types, completed
-//! with what derives cannot say: the codes that each answer can carry, and examples of them.
+//! The OpenAPI document and its page. The types of the operations make it. [`response_docs`] adds what
+//! derives cannot express, and [`portable`] gives it a form that all generators of clients read.
 
-use std::collections::{BTreeMap, HashMap};
+mod portable;
+pub(super) mod response_docs;
+
+use std::collections::HashMap;
 use std::marker::PhantomData;
 
+use bytes::Bytes;
 use poem::endpoint::BoxEndpoint;
 use poem::http::Method;
+use poem_openapi::payload::Binary;
 use poem_openapi::registry::{MetaApi, Registry};
-use poem_openapi::{ContactObject, LicenseObject, OpenApi, OpenApiService};
+use poem_openapi::{ApiResponse, ContactObject, LicenseObject, OpenApi, OpenApiService};
 use serde_json::{Map, Value};
 
-use super::error::{Code, Door};
-use super::{answers, commands, portable};
+use self::response_docs::has_tag;
+use super::commands;
+use super::error::{Code, Side};
+use super::server::routing::{ANY_COMMAND, Route, Routes};
 use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";
@@ -19,73 +26,26 @@ const DESCRIPTION: &str = "\
 A Postgres mirror of OpenIM group membership. OpenIM reports changes by callbacks; a backend reads \
 members over REST.
 
-An error answered to a callback is the five-field reply that OpenIM knows, with an `errCode`; any \
-other error is a problem document (RFC 9457) with a `code`; both lists grow. Times are RFC 3339 in \
-UTC. Answers have all of their fields, null where nothing is known; later versions have more.
+The error of a callback is a reply with the five fields of OpenIM and an `errCode`. Any other error \
+is a problem document (RFC 9457) with a `code`. Both lists of codes grow. Times are RFC 3339 in UTC. \
+Answers have all their fields; null means unknown. Later versions have more fields.
 
-Ids are any text. In a path they are percent-encoded, once: a generated client does that by itself, \
-so give it the id as it is. `.` and `..` cannot be sent in a path, where URL libraries take them for \
-folders and ask something else; `/memberships/query` takes them, and a page says whose it is \
+An id is any text. In a path it is percent-encoded, once. A generated client does that itself, so give \
+it the plain id. The ids `.` and `..` cannot be sent in a path, because URL libraries take them for \
+folders and send another request. `/memberships/query` takes them. A page names its user or group \
 (`userID`, `groupID`).";
 
-/// The document in its forms.
+/// The document in all its forms.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
-    pub(super) json: String,
-    pub(super) yaml: String,
-    /// Swagger UI with everything inlined: it asks no other host.
-    pub(super) page: String,
-    pub(super) routes: Routes,
+pub(crate) struct Document {
+    pub(crate) json: String,
+    pub(crate) yaml: String,
+    /// Swagger UI in one file: it loads nothing from other hosts.
+    pub(crate) page: String,
+    pub(crate) routes: Routes,
 }
 
-/// The documented paths, by the router's own pattern for each.
-pub(super) type Routes = BTreeMap<String, Route>;
-
-/// A documented path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    /// As documented, such as `/groups/{groupID}`.
-    pub(super) path: String,
-    /// Its methods, as `Allow` lists them.
-    pub(super) methods: String,
-    /// The command, if OpenIM calls this path.
-    pub(super) command: Option<String>,
-    /// Whether the mirror is read here.
-    pub(super) is_read: bool,
-}
-
-/// The command of a path that takes all commands without one.
-const ANY_COMMAND: &str = "other";
-
-impl Route {
-    /// Whether this stands for every path that nothing else does.
-    pub(super) fn is_any(&self) -> bool {
-        self.command.as_deref() == Some(ANY_COMMAND)
-    }
-}
-
-/// Whether a POST to this path is a read: one that takes too much for a URL.
-pub(super) fn is_posted_read(routes: &Routes, path: &str) -> bool {
-    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
-    routes
-        .get(path)
-        .is_some_and(|route| route.command.is_none() && is_posted(route))
-}
-
-/// Whether this is the path of a read, for whatever method.
-pub(super) fn is_of_a_read(routes: &Routes, path: &str) -> bool {
-    let is_segment = |(pattern, segment): (&str, &str)| {
-        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
-    };
-    let is_like = |pattern: &str| {
-        pattern.split('/').count() == path.split('/').count()
-            && pattern.split('/').zip(path.split('/')).all(is_segment)
-    };
-    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
-    reads.any(|(pattern, _)| is_like(pattern))
-}
-
-/// An API without its parts: enough to describe it.
+/// An API without its state, for its description.
 struct Described<Api>(PhantomData<Api>);
 
 impl<Api: OpenApi> OpenApi for Described<Api> {
@@ -101,14 +61,14 @@ impl<Api: OpenApi> OpenApi for Described<Api> {
 }
 
 impl Document {
-    pub(super) fn of<Api: OpenApi>() -> Result<Self, serde_json::Error> {
+    pub(crate) fn of<Api: OpenApi>() -> Result<Self, serde_json::Error> {
         let service = OpenApiService::new(
             Described::<Api>(PhantomData),
             TITLE,
             env!("CARGO_PKG_VERSION"),
         )
         .description(DESCRIPTION)
-        // Where the document is: some clients have no host without it.
+        // Some clients have no host without a server.
         .server("/")
         .contact(ContactObject::new().name(TITLE))
         .license(LicenseObject::new("MIT OR Apache-2.0").url("https://spdx.org/licenses/MIT.html"));
@@ -126,21 +86,21 @@ impl Document {
 }
 
 fn complete(document: &mut Value) {
-    // The codes are in the text alone: of a code that is newer than the client and not in an `enum`,
-    // some generated clients lose the whole answer.
+    // The text lists the codes. With an `enum`, some generated clients lose an answer with a code that
+    // is newer than the client.
     if let Some(schema) =
         document.pointer_mut("/components/schemas/CallbackReply/properties/errCode")
     {
         schema["description"] = list(
-            "0, or what went wrong:",
-            Code::told_at(Door::Callback),
+            "0, or the code of the error:",
+            Code::of_side(Side::Callback),
             |code| code.number().to_string(),
         );
     }
     if let Some(schema) = document.pointer_mut("/components/schemas/Problem/properties/code") {
         schema["description"] = list(
-            "What to tell problems apart by; never renamed:",
-            Code::told_at(Door::Read),
+            "Code of the problem. Codes are never renamed:",
+            Code::of_side(Side::Read),
             |code| code.name().to_owned(),
         );
     }
@@ -156,10 +116,10 @@ fn complete(document: &mut Value) {
     portable::complete(document);
 }
 
-/// A regular expression of JSON Schema, for an id.
+/// Pattern of an id, as a regular expression of JSON Schema.
 const WITHOUT_NUL: &str = "^[^\\u0000]*$";
 
-/// What a body has to look like, beyond what the derives can say.
+/// Adds the rules of a body that derives cannot express.
 fn complete_schema(schema: &mut Value) {
     let command = schema["example"].get("callbackCommand").cloned();
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
@@ -168,7 +128,7 @@ fn complete_schema(schema: &mut Value) {
     if let (Some(property), Some(command)) = (properties.get_mut("callbackCommand"), command) {
         property["enum"] = Value::Array(vec![command]);
     }
-    // Ids have a bound, and nothing else has.
+    // Only ids have a limit.
     for (_, property) in properties {
         if property.get("maxLength").is_some() {
             property["pattern"] = WITHOUT_NUL.into();
@@ -186,8 +146,8 @@ fn list(intro: &str, codes: impl Iterator<Item = Code>, key: impl Fn(Code) -> St
 }
 
 fn complete_operation(operation: &mut Value) {
-    // Ids in a path are checked by their type alone, so that one that cannot be used gives the same
-    // error wherever it stands.
+    // The type of an id checks it, not a validator of poem-openapi: an unusable id has the same error
+    // in a path and in a body.
     let parameters = operation
         .get_mut("parameters")
         .and_then(Value::as_array_mut);
@@ -208,17 +168,11 @@ fn complete_operation(operation: &mut Value) {
     let known = operation.clone();
     if let Some(all) = operation["responses"].as_object_mut() {
         all.sort_keys();
-        all.retain(|status, answer| answers::complete(&known, status, answer));
+        all.retain(|status, answer| response_docs::complete(&known, status, answer));
     }
 }
 
-/// Whether an operation is of this part of the API.
-pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
-    let tags = operation["tags"].as_array();
-    tags.is_some_and(|tags| tags.iter().any(|of_this| of_this == tag))
-}
-
-/// A method, and what answers with it.
+/// A method with the methods that it implies, as in `Allow`.
 fn with_head(method: &str) -> &str {
     match method {
         "get" => "GET, HEAD",
@@ -227,7 +181,8 @@ fn with_head(method: &str) -> &str {
     }
 }
 
-/// poem-openapi numbers the parameters of a path: "/groups/{groupID}" is "/groups/:param0".
+/// The routes of the document. poem-openapi numbers the parameters of a path: "/groups/{groupID}" is
+/// "/groups/:param0".
 fn routes(document: &Value) -> Routes {
     let paths = document["paths"].as_object().into_iter().flatten();
     paths
@@ -258,4 +213,57 @@ fn routes(document: &Value) -> Routes {
             (pattern, route)
         })
         .collect()
+}
+
+/// The documentation that the service serves. It does not document itself. Requests share the texts,
+/// because the page has 1.6 MB.
+pub(crate) struct Pages {
+    json: Bytes,
+    yaml: Bytes,
+    page: Bytes,
+}
+
+impl From<Document> for Pages {
+    fn from(document: Document) -> Self {
+        Self {
+            json: document.json.into(),
+            yaml: document.yaml.into(),
+            page: document.page.into(),
+        }
+    }
+}
+
+#[derive(ApiResponse)]
+enum Page {
+    #[oai(status = 200, content_type = "text/html; charset=utf-8")]
+    Html(Binary<Bytes>),
+    #[oai(status = 200, content_type = "application/json")]
+    Json(Binary<Bytes>),
+    #[oai(status = 200, content_type = "application/yaml")]
+    Yaml(Binary<Bytes>),
+    #[oai(status = 307)]
+    Elsewhere(#[oai(header = "Location")] String),
+}
+
+#[OpenApi]
+impl Pages {
+    #[oai(path = "/", method = "get", hidden)]
+    async fn root(&self) -> Page {
+        Page::Elsewhere("/docs".into())
+    }
+
+    #[oai(path = "/docs", method = "get", hidden)]
+    async fn docs(&self) -> Page {
+        Page::Html(Binary(self.page.clone()))
+    }
+
+    #[oai(path = "/openapi.json", method = "get", hidden)]
+    async fn json(&self) -> Page {
+        Page::Json(Binary(self.json.clone()))
+    }
+
+    #[oai(path = "/openapi.yaml", method = "get", hidden)]
+    async fn yaml(&self) -> Page {
+        Page::Yaml(Binary(self.yaml.clone()))
+    }
 }

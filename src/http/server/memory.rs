@@ -1,5 +1,7 @@
-//! The memory for request bodies, so much for each door, and that for answers to reads: shared by all
-//! who send or ask.
+//! Memory for request bodies and for answers to reads. Requests share it.
+//!
+//! A request that waits for memory must not hold any: requests that each wait for the rest of their
+//! share would wait for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,69 +9,67 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::error::{Code, Door, Error};
-use super::settings::{BodySettings, HttpTimeouts};
+use crate::http::error::{Code, Error, Side};
+use crate::http::settings::{BodySettings, HttpTimeouts};
 
-/// What bodies may take, each and all together; handed to the extractors as request data.
+/// Limits of bodies: of each, and of all together. Extractors get it as request data.
 #[derive(Debug)]
-pub(super) struct BodyLimits {
-    callbacks: Pool,
-    reads: Pool,
-    pub(super) patience: HttpTimeouts,
+pub(crate) struct BodyLimits {
+    callbacks: BodyMemory,
+    reads: BodyMemory,
+    pub(crate) timeouts: HttpTimeouts,
 }
 
-/// The memory for the bodies at one door.
+/// Memory for the bodies of callbacks, or of reads.
 #[derive(Debug)]
-pub(super) struct Pool {
-    pub(super) max_bytes: usize,
-    /// The setting that says so, for an error.
+pub(crate) struct BodyMemory {
+    pub(crate) max_bytes: usize,
+    /// Name of the setting of `max_bytes`, for an error.
     setting: &'static str,
-    /// For bodies of [`SHORT`] bytes at most, as nearly all callbacks are. None queues behind a longer
-    /// one.
+    /// Memory for bodies of at most [`MAX_SHORT_BYTES`], like nearly all callbacks. They never wait
+    /// for longer ones.
     short: Memory,
-    /// For those that announce [`SMALL`] bytes at most.
+    /// Memory for bodies that announce at most [`MAX_SMALL_BYTES`].
     small: Memory,
-    /// For all others.
+    /// Memory for all other bodies.
     large: Memory,
 }
 
-/// Up to here a body is short. A thousand that do not come to an end leave room for others.
-const SHORT: usize = 4 << 10;
-/// Up to here a body is small by what it announces. A large one counts as it arrives up to here, so
-/// that those who announce much and send little hold up nobody. Beyond it the whole of what is
-/// announced is counted at once, or of what is allowed: many large bodies of which each waits for the
-/// rest of its share would all wait for ever.
-const SMALL: usize = 64 << 10;
-/// Up to here an answer is small.
-const SMALL_ANSWER: usize = 256 << 10;
-
-/// Largest body of a read: a thousand pairs of the longest ids have 2 MiB.
+/// Limit of a short body. A thousand that never end leave room for others.
+const MAX_SHORT_BYTES: usize = 4 << 10;
+/// Limit of a small body, by its announced length. Up to this limit a large body counts as it
+/// arrives, so that senders who announce much and send little block nobody. Beyond it the announced
+/// length, or the allowed one, counts at once.
+const MAX_SMALL_BYTES: usize = 64 << 10;
+/// Limit of a small answer.
+const MAX_SMALL_ANSWER_BYTES: usize = 256 << 10;
+/// Limit of the body of a read. A thousand pairs of the longest ids have 2 MiB.
 const MAX_READ_BYTES: usize = 4 << 20;
 
 impl BodyLimits {
-    /// Reads have a quarter of the memory: whoever may ask must not be able to keep callbacks out.
-    pub(super) fn new(settings: BodySettings, patience: HttpTimeouts) -> Self {
+    /// Reads get a quarter of the memory, so that they cannot block callbacks.
+    pub(crate) fn new(settings: BodySettings, timeouts: HttpTimeouts) -> Self {
         let BodySettings {
             max_bytes,
             max_memory,
         } = settings;
         let of_reads = max_memory / 4;
         Self {
-            callbacks: Pool::new(max_bytes, " (MAX_BODY_BYTES)", max_memory - of_reads),
-            reads: Pool::new(max_bytes.min(MAX_READ_BYTES), "", of_reads),
-            patience,
+            callbacks: BodyMemory::new(max_bytes, " (MAX_BODY_BYTES)", max_memory - of_reads),
+            reads: BodyMemory::new(max_bytes.min(MAX_READ_BYTES), "", of_reads),
+            timeouts,
         }
     }
 
-    pub(super) fn at(&self, door: Door) -> &Pool {
-        match door {
-            Door::Callback => &self.callbacks,
-            Door::Read | Door::Any => &self.reads,
+    pub(crate) fn of_side(&self, side: Side) -> &BodyMemory {
+        match side {
+            Side::Callback => &self.callbacks,
+            Side::Read | Side::Any => &self.reads,
         }
     }
 
-    /// What bodies take now, in bytes.
-    pub(super) fn in_use(&self) -> usize {
+    /// Bytes that bodies hold now.
+    pub(crate) fn in_use(&self) -> usize {
         let pools = [&self.callbacks, &self.reads];
         let memories = pools
             .iter()
@@ -78,12 +78,12 @@ impl BodyLimits {
     }
 }
 
-impl Pool {
+impl BodyMemory {
     fn new(max_bytes: usize, setting: &'static str, memory: u32) -> Self {
         let part = memory / 8;
         let large = memory - 2 * part;
         Self {
-            // One that can be held, however little the memory.
+            // A larger body could never get its memory.
             max_bytes: max_bytes.min(large as usize),
             setting,
             short: Memory::new(part, BODIES),
@@ -92,9 +92,9 @@ impl Pool {
         }
     }
 
-    /// Makes `share` large enough for `length` bytes of a body, of which `announced` are to come in
-    /// all. Returns how many it is enough for.
-    pub(super) async fn hold(
+    /// Grows `share` to `length` bytes of a body with an `announced` length. Returns the length that
+    /// it suffices for.
+    pub(crate) async fn reserve(
         &self,
         share: &mut BodyShare,
         length: usize,
@@ -103,17 +103,17 @@ impl Pool {
     ) -> Result<usize, Error> {
         let deadline = Instant::now() + wait;
         let fits =
-            |bytes: usize, most: usize, memory: &Memory| bytes <= most.min(memory.all as usize);
+            |bytes: usize, limit: usize, memory: &Memory| bytes <= limit.min(memory.total as usize);
         let whole = announced.unwrap_or(length).max(length);
-        if fits(whole, SHORT, &self.short) {
+        if fits(whole, MAX_SHORT_BYTES, &self.short) {
             share.small.grow(whole, &self.short, deadline).await?;
             return Ok(whole);
         }
-        if announced.is_some() && fits(whole, SMALL, &self.small) {
+        if announced.is_some() && fits(whole, MAX_SMALL_BYTES, &self.small) {
             share.small.grow(whole, &self.small, deadline).await?;
             return Ok(whole);
         }
-        let whole = match length <= SMALL {
+        let whole = match length <= MAX_SMALL_BYTES {
             true => length,
             false => announced.unwrap_or(self.max_bytes).max(length),
         };
@@ -122,46 +122,45 @@ impl Pool {
         Ok(whole)
     }
 
-    pub(super) fn too_large(&self) -> Error {
+    pub(crate) fn too_large(&self) -> Error {
         let (limit, setting) = (self.max_bytes, self.setting);
         let detail = format!("expected at most {limit} bytes{setting}");
         Error::new(Code::BodyTooLarge, detail)
     }
 }
 
-/// The memory for answers to reads.
+/// Memory for answers to reads.
 #[derive(Debug)]
-pub(super) struct AnswerMemory {
-    /// For small answers alone, so that they never queue behind large ones.
+pub(crate) struct AnswerMemory {
+    /// Memory for small answers. They never wait for large ones.
     small: Memory,
     large: Memory,
-    wait: Duration,
+    timeout: Duration,
 }
 
 impl AnswerMemory {
-    pub(super) fn new(bytes: u32, patience: HttpTimeouts) -> Self {
+    pub(crate) fn new(bytes: u32, timeouts: HttpTimeouts) -> Self {
         let small = bytes / 4;
         Self {
             small: Memory::new(small, ANSWERS),
             large: Memory::new(bytes - small, ANSWERS),
-            wait: patience.memory,
+            timeout: timeouts.memory,
         }
     }
 
-    /// What answers take now, in bytes.
-    pub(super) fn in_use(&self) -> usize {
+    /// Bytes that answers hold now.
+    pub(crate) fn in_use(&self) -> usize {
         self.small.in_use() + self.large.in_use()
     }
 
-    /// Until when is waited for memory that is asked for now.
-    pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.wait
+    /// Deadline of a wait for memory that starts now.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
     }
 
-    /// A share of so many bytes, as soon as others have given back theirs. What needs more than all the
-    /// memory is alone with it. Whoever waits has no other share, and has read nothing yet: many of
-    /// whom each waits for the rest of its share would all wait for ever.
-    pub(super) async fn hold(
+    /// Waits for a share of `bytes`. An answer that needs more than all memory gets all of it. The
+    /// caller must hold no other share, and no rows.
+    pub(crate) async fn reserve(
         self: &Arc<Self>,
         bytes: usize,
         deadline: Instant,
@@ -174,68 +173,68 @@ impl AnswerMemory {
         };
         let (bytes, memory) = match is_small {
             true => (bytes, &self.small),
-            false => (bytes.min(self.large.all as usize), &self.large),
+            false => (bytes.min(self.large.total as usize), &self.large),
         };
         share.share.grow(bytes, memory, deadline).await?;
         Ok(share)
     }
 
     fn is_small(&self, bytes: usize) -> bool {
-        bytes <= SMALL_ANSWER.min(self.small.all as usize)
+        bytes <= MAX_SMALL_ANSWER_BYTES.min(self.small.total as usize)
     }
 }
 
-/// A share of the memory for answers, given back on drop.
+/// A share of the memory for answers, released on drop.
 #[derive(Debug)]
-pub(super) struct AnswerShare {
+pub(crate) struct AnswerShare {
     memory: Arc<AnswerMemory>,
-    /// Whether it is one of the memory for small answers.
+    /// True for a share of the memory for small answers.
     is_small: bool,
     share: Share,
 }
 
 impl AnswerShare {
-    /// Gives back what it has beyond `bytes`.
-    pub(super) fn shrink(&mut self, bytes: usize) {
+    /// Releases everything beyond `bytes`.
+    pub(crate) fn shrink(&mut self, bytes: usize) {
         self.share.shrink(bytes);
     }
 
-    /// Makes it so large, where there is so much at this moment.
-    pub(super) fn fit(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Sets the size to `bytes`. Fails if that needs memory that is not free now.
+    pub(crate) fn resize_now(&mut self, bytes: usize) -> Result<(), Error> {
         self.share.shrink(bytes);
         self.grow_now(bytes)
     }
 
-    /// Makes it so large at least, where there is so much at this moment.
-    pub(super) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Grows to at least `bytes`. Fails if so much is not free now.
+    pub(crate) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
         let memory = &*self.memory;
         if self.is_small && !memory.is_small(bytes) {
             let mut share = Share::default();
-            share.grow_now(bytes.min(memory.large.all as usize), &memory.large)?;
+            share.grow_now(bytes.min(memory.large.total as usize), &memory.large)?;
             (self.is_small, self.share) = (false, share);
             return Ok(());
         }
         match self.is_small {
             true => self.share.grow_now(bytes, &memory.small),
             false => {
-                let bytes = bytes.min(memory.large.all as usize);
+                let bytes = bytes.min(memory.large.total as usize);
                 self.share.grow_now(bytes, &memory.large)
             }
         }
     }
 }
 
-/// What there is too much of, for an error.
-pub(super) const BODIES: &str = "too many bodies at a time; try again in a moment";
-pub(super) const ANSWERS: &str = "too many answers at a time; try again in a moment";
+/// Details of the error [`Code::Busy`].
+pub(crate) const BODIES: &str = "too many bodies at a time; try again in a moment";
+pub(crate) const ANSWERS: &str = "too many answers at a time; try again in a moment";
 
-/// So much memory, to be shared.
+/// A number of bytes that requests share.
 #[derive(Debug)]
 struct Memory {
-    /// One permit a byte.
+    /// Has one permit per byte.
     free: Arc<Semaphore>,
-    all: u32,
-    /// What is said where it is not enough.
+    total: u32,
+    /// Detail of the error if it does not suffice.
     busy: &'static str,
 }
 
@@ -243,7 +242,7 @@ impl Memory {
     fn new(bytes: u32, busy: &'static str) -> Self {
         Self {
             free: Arc::new(Semaphore::new(bytes as usize)),
-            all: bytes,
+            total: bytes,
             busy,
         }
     }
@@ -253,27 +252,27 @@ impl Memory {
     }
 
     fn in_use(&self) -> usize {
-        (self.all as usize).saturating_sub(self.free.available_permits())
+        (self.total as usize).saturating_sub(self.free.available_permits())
     }
 }
 
-/// A body's share of a pool, given back on drop.
+/// The share of one body, released on drop.
 #[derive(Debug, Default)]
-pub(super) struct BodyShare {
-    /// Of the memory for short or small ones. One that announces nothing and turns out to be longer has it
-    /// until it has the other.
+pub(crate) struct BodyShare {
+    /// Share of the memory for short or small bodies. A body without an announced length keeps it
+    /// until it gets the other one.
     small: Share,
     large: Share,
 }
 
 impl BodyShare {
-    /// Gives back what a whole body of so many bytes does not need.
-    pub(super) fn shrink(&mut self, bytes: usize) {
+    /// Releases everything that a complete body of `bytes` does not need.
+    pub(crate) fn shrink(&mut self, bytes: usize) {
         self.large.shrink(bytes);
     }
 }
 
-/// A share of a memory, given back on drop.
+/// A share of a [`Memory`], released on drop.
 #[derive(Debug, Default)]
 struct Share(Option<OwnedSemaphorePermit>);
 
@@ -282,7 +281,7 @@ impl Share {
         self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 
-    /// Gives back what it has beyond `bytes`.
+    /// Releases everything beyond `bytes`.
     fn shrink(&mut self, bytes: usize) {
         let more = self.bytes().saturating_sub(bytes);
         if let Some(share) = &mut self.0 {
@@ -290,7 +289,7 @@ impl Share {
         }
     }
 
-    /// Makes it `bytes` large, waiting for others to give back theirs.
+    /// Grows to `bytes`. Waits until `deadline` for others to release theirs.
     async fn grow(
         &mut self,
         bytes: usize,
@@ -311,7 +310,7 @@ impl Share {
         Ok(())
     }
 
-    /// The same where there is so much at this moment.
+    /// Grows to `bytes`. Fails if so much is not free now.
     fn grow_now(&mut self, bytes: usize, memory: &Memory) -> Result<(), Error> {
         let more = self.more(bytes, memory)?;
         if more > 0 {
@@ -321,7 +320,7 @@ impl Share {
         Ok(())
     }
 
-    /// How much it has to become larger.
+    /// Bytes that are missing for a size of `bytes`.
     fn more(&self, bytes: usize, memory: &Memory) -> Result<u32, Error> {
         let more = u32::try_from(bytes.saturating_sub(self.bytes()));
         more.map_err(|_| memory.busy())

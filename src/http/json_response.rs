@@ -1,8 +1,8 @@
-//! Answers as JSON, written as they are.
+//! JSON answers.
 //!
-//! poem-openapi's own `Json` first makes a tree of values of every answer, which takes longer than
-//! all the rest of a page. The `Object` derives describe the same fields to the OpenAPI document; a
-//! test of each type holds the two together.
+//! poem-openapi's own `Json` first makes a tree of values of each answer, which takes longer than the
+//! rest of a page. `Object` derives describe the same fields to the OpenAPI document. A test of each
+//! type compares the two.
 
 use poem::http::header::CONTENT_TYPE;
 use poem::http::{HeaderValue, StatusCode};
@@ -16,9 +16,9 @@ use time::OffsetDateTime;
 
 /// A JSON answer.
 #[derive(Debug)]
-pub(super) struct Written<T>(pub(super) T);
+pub(super) struct JsonResponse<T>(pub(super) T);
 
-impl<T: Type> Payload for Written<T> {
+impl<T: Type> Payload for JsonResponse<T> {
     const CONTENT_TYPE: &'static str = Json::<T>::CONTENT_TYPE;
 
     fn schema_ref() -> MetaSchemaRef {
@@ -30,17 +30,17 @@ impl<T: Type> Payload for Written<T> {
     }
 }
 
-impl<T: Serialize + Send> IntoResponse for Written<T> {
+impl<T: Serialize + Send> IntoResponse for JsonResponse<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {
             Ok(json) => self::json(json),
-            // A time outside the years 0 to 9999, which neither we nor now() ever wrote.
+            // A time outside the years 0 to 9999. Neither the service nor now() writes one.
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }
 }
 
-/// JSON text as an answer.
+/// An answer of JSON text.
 pub(super) fn json(text: impl Into<Body>) -> Response {
     let mut response = Response::from(text.into());
     let json = HeaderValue::from_static("application/json; charset=utf-8");
@@ -48,7 +48,7 @@ pub(super) fn json(text: impl Into<Body>) -> Response {
     response
 }
 
-impl<T: Type + Serialize + Send> ApiResponse for Written<T> {
+impl<T: Type + Serialize + Send> ApiResponse for JsonResponse<T> {
     fn meta() -> MetaResponses {
         let content = MetaMediaType {
             content_type: Self::CONTENT_TYPE,
@@ -71,14 +71,16 @@ impl<T: Type + Serialize + Send> ApiResponse for Written<T> {
     }
 }
 
-/// RFC 3339 in UTC, to the microsecond that Postgres keeps, without zeros at the end.
+/// Writes a time in RFC 3339 and UTC, with the microseconds of Postgres and without trailing zeros.
+///
+/// Own code, because it is faster than the formatter of the `time` crate.
 pub(super) fn rfc3339<S: Serializer>(
     time: &OffsetDateTime,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     let utc = time.to_offset(time::UtcOffset::UTC);
     let (date, clock) = (utc.date(), utc.time());
-    // The format has four digits for the year, and Postgres knows others.
+    // RFC 3339 has four digits for the year. Postgres has other years too.
     let Ok(year @ 0..=9999) = u32::try_from(date.year()) else {
         return Err(serde::ser::Error::custom("the year has no four digits"));
     };
@@ -91,7 +93,7 @@ pub(super) fn rfc3339<S: Serializer>(
     put(&mut text[17..19], u32::from(clock.second()));
     put(&mut text[20..26], clock.microsecond());
     let end = match text[..26].iter().rposition(|digit| *digit != b'0') {
-        // Of a whole second not even the point is left.
+        // A whole second has no fraction and no point.
         Some(last) if last > 19 => last + 1,
         _ => 19,
     };
@@ -101,7 +103,7 @@ pub(super) fn rfc3339<S: Serializer>(
     serializer.serialize_str(text)
 }
 
-/// The same, or null.
+/// Writes a time as [`rfc3339`] does, or null.
 pub(super) fn optional_rfc3339<S: Serializer>(
     time: &Option<OffsetDateTime>,
     serializer: S,
@@ -112,7 +114,7 @@ pub(super) fn optional_rfc3339<S: Serializer>(
     }
 }
 
-/// The last digits of a number.
+/// Writes the last digits of a number.
 fn put(digits: &mut [u8], mut number: u32) {
     for digit in digits.iter_mut().rev() {
         // Less than 10.
@@ -121,7 +123,58 @@ fn put(digits: &mut [u8], mut number: u32) {
     }
 }
 
-/// The JSON is what the OpenAPI document says of the type.
+/// Declares a JSON object of answers once: its fields, their documentation, and its example.
+///
+/// A field is `name "jsonName" nullable: Type as "writer" = example;`. `nullable` is for a field that can
+/// be null, and a writer is for times. `from Row` makes the object from a row with the same fields.
+macro_rules! json_object {
+    (
+        $(#[$meta:meta])*
+        struct $name:ident $(from $row:ident)? {
+            $(
+                $(#[$doc:meta])+
+                $field:ident $json:tt $($nullable:ident)?: $type:ty $(as $writer:tt)? = $example:expr;
+            )+
+        }
+    ) => {
+        #[derive(Clone, Debug, poem_openapi::Object, serde::Serialize)]
+        $(#[$meta])*
+        pub(crate) struct $name {
+            $(
+                $(#[$doc])+
+                #[oai(rename = $json $(, $nullable)?)]
+                #[serde(rename = $json $(, serialize_with = $writer)?)]
+                pub(crate) $field: $type,
+            )+
+        }
+
+        impl poem_openapi::types::Example for $name {
+            fn example() -> Self {
+                Self { $($field: $example),+ }
+            }
+        }
+
+        json_object!(@from $($row)? $name [$($field)+]);
+    };
+    (@from $name:ident [$($field:ident)+]) => {};
+    (@from $row:ident $name:ident [$($field:ident)+]) => {
+        impl From<$row> for $name {
+            fn from(row: $row) -> Self {
+                // A new column does not compile until it is a field.
+                let $row { $($field),+ } = row;
+                Self { $($field),+ }
+            }
+        }
+    };
+}
+pub(super) use json_object;
+
+/// A time for examples: 2026-11-23T08:15:30.123456Z.
+pub(super) fn example_time() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(1_795_421_730_123_456)
+}
+
+/// Panics unless the JSON is as the OpenAPI document describes the type.
 #[cfg(test)]
 pub(super) fn assert_written_as_documented<T>()
 where
@@ -129,7 +182,7 @@ where
 {
     let example = T::example();
     let written = serde_json::to_string(&example).unwrap();
-    // As texts, so that the order of the fields counts too.
+    // Texts, so that the order of fields counts too.
     let documented = example.to_json().map(|value| value.to_string());
     assert_eq!(Some(written), documented);
 }

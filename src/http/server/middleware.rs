@@ -1,0 +1,373 @@
+//! Middleware around each request: it normalizes the path, opens the span, renders errors and panics
+//! for the caller, writes one log line, and counts the answer.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use poem::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use poem::http::{HeaderValue, Method, StatusCode, Version};
+use poem::{Endpoint, PathPattern, Request, RequestBody, Response, Result};
+use time::OffsetDateTime;
+use tracing::{Instrument, Level, Span};
+
+use super::auth::{Access, Admitted, AdmittedBy, ApiToken, CallbackKey, CallbackPassword, Scheme};
+use super::memory::BodyLimits;
+use super::rejected::{self, RejectedRequest, is_kept};
+use super::routing::{self, CallbackRoute, Route, Routes, is_posted_read};
+use super::{OPERATION_ID, operation_id_header};
+use crate::domain::HintKind;
+use crate::http::body::{self, EarlyBody};
+use crate::http::error::{self, Code, Error, Side};
+use crate::http::{callbacks, commands, reply};
+use crate::ingest::Ingest;
+use crate::telemetry::Metrics;
+
+/// State of the middleware.
+pub(crate) struct Middleware {
+    pub(crate) routes: Routes,
+    /// Request data for the extractors, as is `bodies`.
+    pub(crate) access: Arc<Access>,
+    pub(crate) bodies: Arc<BodyLimits>,
+    pub(crate) ingest: Ingest,
+    pub(crate) metrics: Metrics,
+    /// True if a callback had wrong credentials since the last one with right credentials. Only the
+    /// first is a warning, because strangers can send any number.
+    pub(crate) is_locked_out: AtomicBool,
+}
+
+/// Properties of a request.
+struct RequestInfo {
+    method: Method,
+    version: Version,
+    is_callback: bool,
+    /// The path of the operation, as soon as it is known.
+    path: String,
+    /// True if the body names the operation.
+    is_routed_by_body: bool,
+    operation_id: Option<HeaderValue>,
+    received_at: OffsetDateTime,
+}
+
+impl RequestInfo {
+    /// The span of log lines about the request. A span has a cost, so it is made only for a line.
+    fn span(&self, route: Option<&Route>) -> Span {
+        // The level of errors: no filter removes it from lines that need it.
+        tracing::error_span!(
+            "request",
+            method = %self.method,
+            route = route.map(|route| route.path.as_str()),
+            operation_id = self.operation_id.as_ref().and_then(|value| value.to_str().ok()),
+        )
+    }
+}
+
+/// Runs `endpoint` within the middleware.
+pub(crate) async fn handle<E: Endpoint<Output = Response>>(
+    endpoint: Arc<E>,
+    mut request: Request,
+    middleware: Arc<Middleware>,
+) -> Result<Response> {
+    let method = request.method().clone();
+    let mut is_routed_by_body = false;
+    if method == Method::POST {
+        // OpenIM's `url` may end with a slash, and proxies may add one. Reads by GET keep their path: an
+        // empty segment is an empty id there.
+        let path = format!("/{}", request.uri().path().trim_matches('/'));
+        match CallbackRoute::of(&middleware.routes, &path) {
+            CallbackRoute::Path => routing::redirect(&mut request, &path),
+            CallbackRoute::Command(command) => {
+                routing::redirect(&mut request, &format!("/{command}"));
+            }
+            CallbackRoute::Body => {
+                routing::redirect(&mut request, &path);
+                is_routed_by_body = true;
+            }
+        }
+    }
+    let path = request.uri().path().to_owned();
+    let info = RequestInfo {
+        version: request.version(),
+        is_callback: method == Method::POST && !is_posted_read(&middleware.routes, &path),
+        method,
+        path,
+        is_routed_by_body,
+        operation_id: operation_id_header(&request).cloned(),
+        received_at: OffsetDateTime::now_utc(),
+    };
+    middleware.answer(endpoint, request, info).await
+}
+
+impl Middleware {
+    async fn answer<E: Endpoint<Output = Response>>(
+        &self,
+        endpoint: Arc<E>,
+        mut request: Request,
+        mut info: RequestInfo,
+    ) -> Result<Response> {
+        let admitted_by = AdmittedBy::default();
+        request.set_data(admitted_by.clone());
+        request.set_data(Arc::clone(&self.access));
+        request.set_data(Arc::clone(&self.bodies));
+        let mut count = Count::new(&self.metrics, info.is_callback);
+        // A path without parameters is its own pattern. The router does not report the pattern of a
+        // request that does not reach it.
+        count.route = self.routes.get(&info.path);
+        let routed = match self.access.check_host(&request, info.is_callback) {
+            Ok(()) if info.is_routed_by_body => {
+                let routed = catch_panic(route_by_body(&mut request, &mut info)).await;
+                count.route = self.routes.get(&info.path);
+                routed
+            }
+            checked => checked.map_err(poem::Error::from),
+        };
+        let result = match routed {
+            Ok(()) => catch_panic(endpoint.call(request)).await,
+            Err(error) => Err(error),
+        };
+        let pattern = match &result {
+            Ok(response) => response.data::<PathPattern>(),
+            Err(error) => error.data::<PathPattern>(),
+        };
+        if let Some(PathPattern(pattern)) = pattern {
+            count.route = self.routes.get(&**pattern);
+        }
+        let mut response = match result {
+            Ok(response) => response,
+            Err(error) if error.is_from_response() => error.into_response(),
+            Err(error) => {
+                let mut error = Error::from(error);
+                // The path of all other callbacks takes any path, and serves nothing but POST.
+                if error.code == Code::MethodNotAllowed && count.route.is_some_and(Route::is_any) {
+                    error = Error::path_unknown();
+                    count.route = None;
+                }
+                count.code = Some(error.code);
+                let span = info.span(count.route);
+                self.refuse(error, &info, count.route)
+                    .instrument(span)
+                    .await
+            }
+        };
+        if info.is_callback && admitted_by.get() != Admitted::No {
+            self.is_locked_out.store(false, Ordering::Relaxed);
+        }
+        let status = response.status();
+        if tracing::enabled!(Level::DEBUG) {
+            let elapsed_us = count.began.elapsed().as_micros();
+            let _entered = info.span(count.route).entered();
+            tracing::debug!(status = status.as_u16(), elapsed_us, "answered");
+        }
+        count.status = Some(status);
+        if let Some(value) = info.operation_id {
+            response.headers_mut().insert(OPERATION_ID, value);
+        }
+        if admitted_by.get() == Admitted::ByOlder {
+            let side = match info.is_callback {
+                true => "callbacks",
+                false => "reads",
+            };
+            self.metrics.older_keys.inc([side]);
+        }
+        // A caller without a key does not keep a connection: strangers could take all places.
+        if self.access.has_keys() && admitted_by.get() == Admitted::No {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+            // For HTTP/1.0 the server else adds "keep-alive" if the request asks for it.
+            if info.version == Version::HTTP_10 {
+                response.set_version(Version::HTTP_10);
+            }
+        }
+        if !info.is_callback {
+            let control = HeaderValue::from_static(cache_control(count.route, status));
+            response.headers_mut().insert(CACHE_CONTROL, control);
+        }
+        Ok(response)
+    }
+
+    /// Renders an error for the caller. Logs errors of the service and lost callbacks, and keeps
+    /// callbacks that cannot be understood.
+    async fn refuse(
+        &self,
+        mut error: Error,
+        info: &RequestInfo,
+        route: Option<&Route>,
+    ) -> Response {
+        let status = error.code.status();
+        self.log(&error, info.is_callback);
+        if let Some(body) = error.body.take()
+            && info.is_callback
+            && is_kept(status)
+        {
+            let request = RejectedRequest {
+                path: &info.path,
+                operation_id: info.operation_id.as_ref(),
+                received_at: info.received_at,
+            };
+            rejected::keep(&self.ingest, &self.metrics, request, &error, body).await;
+        }
+        let mut response = if info.is_callback {
+            reply::render(&error)
+        } else {
+            error::render_problem(&error)
+        };
+        let header = match status {
+            StatusCode::UNAUTHORIZED if info.is_callback => {
+                Some((WWW_AUTHENTICATE, CallbackPassword::CHALLENGE))
+            }
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ApiToken::CHALLENGE)),
+            StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, error::RETRY_AFTER_SECS)),
+            StatusCode::METHOD_NOT_ALLOWED => Some((
+                ALLOW,
+                route.map_or("GET, HEAD", |route| route.methods.as_str()),
+            )),
+            _ => None,
+        };
+        if let Some((name, value)) = header
+            && let Ok(value) = HeaderValue::from_str(value)
+        {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+
+    fn log(&self, error: &Error, is_callback: bool) {
+        let (code, detail) = (error.code.name(), &error.detail);
+        if error.code.status().is_server_error() {
+            let cause = error.source.as_ref().map(ToString::to_string);
+            // Probes of readiness repeat all the time.
+            if error.code == Code::NotReady {
+                tracing::debug!(%detail, cause, "not ready");
+            } else {
+                tracing::error!(code, cause, "request failed");
+            }
+        } else if is_callback {
+            // A refused callback is lost, so it is a warning. But strangers must not fill the log.
+            let is_warning = match error.code {
+                Code::CredentialsWrong => !self.is_locked_out.swap(true, Ordering::Relaxed),
+                Code::PathUnknown | Code::MethodNotAllowed | Code::HostNotLocal => false,
+                _ => true,
+            };
+            if is_warning {
+                tracing::warn!(code, %detail, "callback refused");
+            } else {
+                tracing::debug!(code, %detail, "callback refused");
+            }
+        }
+    }
+}
+
+/// Value of Cache-Control. Without it a cache may keep an answer as long as it likes, even a 404.
+fn cache_control(route: Option<&Route>, status: StatusCode) -> &'static str {
+    match route {
+        _ if status.is_client_error() || status.is_server_error() => "no-store",
+        // A cache asks each time if the ETag is still right.
+        Some(route) if route.is_read => "private, no-cache",
+        Some(_) => "no-store",
+        // The documentation.
+        None => "no-cache",
+    }
+}
+
+/// The result of `work`, or an error if it panics.
+async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let result = AssertUnwindSafe(work).catch_unwind().await;
+    result.unwrap_or_else(|_panic| Err(Error::internal().into()))
+}
+
+/// Reads the body of a callback and sends the request to the operation that the body names.
+async fn route_by_body(request: &mut Request, info: &mut RequestInfo) -> Result<()> {
+    CallbackKey::of(request)?;
+    let mut body = RequestBody::new(request.take_body());
+    let (received, command) = body::read_whole::<routing::Command>(request, &mut body).await?;
+    info.path = format!("/{command}");
+    routing::redirect(request, &info.path);
+    request.set_data(EarlyBody::new(received));
+    Ok(())
+}
+
+/// Label of paths without documentation.
+const OTHER: &str = "other";
+const OK: &str = "ok";
+const UNANSWERED: &str = "unanswered";
+
+/// Starts the counters of callbacks and of failed reads at zero.
+pub(crate) fn begin_counts(metrics: &Metrics, routes: &Routes) {
+    let all = routes.values();
+    let commands: Vec<&str> = all
+        .clone()
+        .filter_map(|route| route.command.as_deref())
+        .chain([OTHER])
+        .collect();
+    let codes = || Code::of_side(Side::Callback);
+    let outcomes: Vec<&str> = codes().map(Code::name).chain([OK, UNANSWERED]).collect();
+    metrics.callbacks.begin([&commands, &outcomes]);
+    metrics.callback_seconds.begin([&commands]);
+    let kept = codes().filter(|code| is_kept(code.status()));
+    let kept: Vec<&str> = kept.map(Code::name).collect();
+    metrics.rejected.begin([&kept, &["yes", "no"]]);
+    let passed_over: Vec<&str> = commands::labels().collect();
+    metrics.passed_over.begin([&passed_over]);
+    let kinds: Vec<&str> = HintKind::ALL.iter().map(|kind| kind.label()).collect();
+    let outcomes: Vec<&str> = callbacks::hint_outcomes().collect();
+    metrics.hints.begin([&kinds, &outcomes]);
+    let reads = all.filter(|route| route.command.is_none());
+    let paths: Vec<&str> = reads
+        .map(|route| route.path.as_str())
+        .chain([OTHER])
+        .collect();
+    let failures: Vec<StatusCode> = Code::of_side(Side::Read)
+        .map(Code::status)
+        .filter(StatusCode::is_server_error)
+        .collect();
+    let failures: Vec<&str> = failures.iter().map(StatusCode::as_str).collect();
+    metrics.reads.begin([&paths, &failures]);
+    metrics.read_seconds.begin([&paths]);
+}
+
+/// Counts an answer on drop. It also counts a request that gets no answer because the service stops.
+struct Count<'a> {
+    metrics: &'a Metrics,
+    began: Instant,
+    is_callback: bool,
+    route: Option<&'a Route>,
+    code: Option<Code>,
+    status: Option<StatusCode>,
+}
+
+impl<'a> Count<'a> {
+    fn new(metrics: &'a Metrics, is_callback: bool) -> Self {
+        Self {
+            metrics,
+            began: Instant::now(),
+            is_callback,
+            route: None,
+            code: None,
+            status: None,
+        }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        let (metrics, took) = (self.metrics, self.began.elapsed());
+        if self.is_callback {
+            let command = self.route.and_then(|route| route.command.as_deref());
+            let command = command.unwrap_or(OTHER);
+            let outcome = match (self.status, self.code) {
+                (None, _) => UNANSWERED,
+                (Some(_), Some(code)) => code.name(),
+                (Some(_), None) => OK,
+            };
+            metrics.callbacks.inc([command, outcome]);
+            metrics.callback_seconds.observe([command], took);
+        } else {
+            let route = self.route.map_or(OTHER, |route| route.path.as_str());
+            let status = self.status.as_ref().map_or(UNANSWERED, StatusCode::as_str);
+            metrics.reads.inc([route, status]);
+            metrics.read_seconds.observe([route], took);
+        }
+    }
+}
