@@ -25,6 +25,7 @@ mod hints;
 mod histories;
 mod lanes;
 mod large_answers;
+mod layout;
 mod lookups;
 mod membership;
 mod model;
