@@ -9,7 +9,7 @@ use super::{Change, GroupId, MemberPatch, UserId};
 /// Changes by the way to write them. No group is in both lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
-    /// One patch for each member, in bytewise order of group and user. The result of a write equals
+    /// A patch for each member, in bytewise order of group and user. The result of a write equals
     /// that of the original patches in their order, with one exception: the display value of a text
     /// that was set and emptied again stays known.
     ///
