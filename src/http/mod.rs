@@ -32,6 +32,7 @@ use tokio::sync::Mutex;
 use callbacks::Callbacks;
 use openapi::{Document, Pages};
 use ops::{Gauges, Ops};
+use reads::ReadState;
 use reads::drift::Drifts;
 use reads::groups::Groups;
 use reads::members::Members;
@@ -95,7 +96,10 @@ fn endpoint(
     } = parts;
     let document = Document::of::<Api>()?;
     middleware::begin_counts(&metrics, &document.routes);
-    let memory = Arc::clone(&gauges.answers);
+    let reads = ReadState {
+        store: store.clone(),
+        memory: Arc::clone(&gauges.answers),
+    };
     let middleware = Arc::new(Middleware {
         routes: document.routes.clone(),
         access: Arc::new(Access::new(&settings.access, is_local)),
@@ -111,18 +115,9 @@ fn endpoint(
             next_code: settings.callback_next_code,
             operators: settings.operators.clone(),
         },
-        Groups {
-            store: store.clone(),
-            memory: Arc::clone(&memory),
-        },
-        Members {
-            store: store.clone(),
-            memory: Arc::clone(&memory),
-        },
-        Memberships {
-            store: store.clone(),
-            memory,
-        },
+        Groups(reads.clone()),
+        Members(reads.clone()),
+        Memberships(reads),
         Drifts {
             store: store.clone(),
             compares: settings.compares,

@@ -1,24 +1,18 @@
 //! Reads of groups.
 
-use std::sync::Arc;
-
 use poem_openapi::param::{Path, Query};
 use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{Answer, PageRequest, Scope, read};
+use super::{Answer, PageRequest, ReadState, Scope, read};
 use crate::http::error::{Code, Error, ReadFailure};
 use crate::http::json_response::{example_time, json_object, optional_rfc3339, rfc3339};
 use crate::http::server::auth::{ReadKey, Tag};
-use crate::http::server::memory::AnswerMemory;
-use crate::store::{GroupFilter, GroupRow, GroupSummary, Store};
+use crate::store::{GroupFilter, GroupRow, GroupSummary};
 
-pub(crate) struct Groups {
-    pub(crate) store: Store,
-    pub(crate) memory: Arc<AnswerMemory>,
-}
+pub(crate) struct Groups(pub(crate) ReadState);
 
 json_object! {
     /// A group. null means unknown. An empty text is a value.
@@ -170,10 +164,12 @@ impl Groups {
             check_wanted: check_wanted.0,
         };
         let page = PageRequest::new(scope, cursor.0.as_deref(), limit.0)?;
-        let (store, limit) = (&self.store, page.limit);
+        let (store, limit) = (&self.0.store, page.limit);
         let find = |room| store.groups(filter, &page.after, limit, room);
         let key = |row: &GroupRow| row.group_id.clone();
-        let (found, next_cursor) = page.read(&self.memory, find, GroupRow::bytes, key).await?;
+        let (found, next_cursor) = page
+            .read(&self.0.memory, find, GroupRow::bytes, key)
+            .await?;
         Ok(found.write(|page| GroupPage {
             groups: page.rows.into_iter().map(GroupJson::from).collect(),
             next_cursor,
@@ -193,9 +189,9 @@ impl Groups {
         group_id: Path<String>,
     ) -> Result<Answer<GroupWithCounts>, ReadFailure> {
         let group = super::group_id(group_id.0)?;
-        let find = |room| self.store.group(&group, room);
+        let find = |room| self.0.store.group(&group, room);
         let size = |summary: &GroupSummary| (1, summary.group.bytes());
-        let Some(found) = read(&self.memory, 1, find, size).await? else {
+        let Some(found) = read(&self.0.memory, 1, find, size).await? else {
             let detail = "groupID: no callback has named it yet";
             return Err(Error::new(Code::GroupUnknown, detail).into());
         };

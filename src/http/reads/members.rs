@@ -9,18 +9,14 @@ use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::{ApiResponse, Enum, OpenApi};
 use time::OffsetDateTime;
 
-use super::{Answer, PageRequest, Scope, read};
+use super::{Answer, PageRequest, ReadState, Scope, read};
 use crate::domain::UserId;
 use crate::http::error::{Code, Error, ReadFailure};
 use crate::http::json_response::{example_time, json_object, optional_rfc3339, rfc3339};
 use crate::http::server::auth::{ReadKey, Tag};
-use crate::http::server::memory::AnswerMemory;
-use crate::store::{self, Found, MemberFilter, MemberRow, MemberState, Room, Store};
+use crate::store::{self, Found, MemberFilter, MemberRow, MemberState, Room};
 
-pub(crate) struct Members {
-    pub(crate) store: Store,
-    pub(crate) memory: Arc<AnswerMemory>,
-}
+pub(crate) struct Members(pub(crate) ReadState);
 
 json_object! {
     /// A member of a group. null means unknown, unless the field says otherwise. An empty text is a
@@ -185,10 +181,12 @@ impl Members {
             user_ids,
         };
         let page = PageRequest::new(scope, cursor.0.as_deref(), limit.0)?;
-        let (store, limit) = (&self.store, page.limit);
+        let (store, limit) = (&self.0.store, page.limit);
         let find = |room| store.members(&group, &filter, &page.after, limit, room);
         let key = |row: &MemberRow| row.user_id.clone();
-        let (found, next_cursor) = page.read(&self.memory, find, MemberRow::bytes, key).await?;
+        let (found, next_cursor) = page
+            .read(&self.0.memory, find, MemberRow::bytes, key)
+            .await?;
         Ok(found.write(|page| MemberPage {
             group_id: group.as_str().to_owned(),
             members: page.rows.into_iter().map(MemberJson::from).collect(),
@@ -224,7 +222,7 @@ impl Members {
         let group = super::group_id(group_id.0)?;
         let user = super::user_id(user_id.0)?;
         let pair: Arc<[_]> = [(group, user)].into();
-        let (store, pair) = (&self.store, &pair);
+        let (store, pair) = (&self.0.store, &pair);
         let find = |room| async move {
             let found = match room {
                 Room::Short => store.memberships(Arc::clone(pair)).await?,
@@ -236,7 +234,7 @@ impl Members {
                 false => Found::Long(member.bytes),
             }))
         };
-        let found = read(&self.memory, 1, find, |row: &MemberRow| (1, row.bytes())).await?;
+        let found = read(&self.0.memory, 1, find, |row: &MemberRow| (1, row.bytes())).await?;
         let Some(found) = found else {
             let detail = "no current member of this group has this userID";
             return Err(Error::new(Code::MemberUnknown, detail).into());

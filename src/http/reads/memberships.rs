@@ -8,20 +8,16 @@ use poem_openapi::types::Example;
 use poem_openapi::{Object, OpenApi};
 
 use super::members::MemberJson;
-use super::{Answer, PageRequest, ReadRows, Scope, cost, max_cost};
+use super::{Answer, PageRequest, ReadRows, ReadState, Scope, cost, max_cost};
 use crate::domain::{GroupId, UserId};
 use crate::http::body::{FromBody, JsonBody};
 use crate::http::error::{Error, ReadFailure, Side};
 use crate::http::json;
 use crate::http::json_response::json_object;
 use crate::http::server::auth::{ReadKey, Tag};
-use crate::http::server::memory::AnswerMemory;
-use crate::store::{MemberRow, PAGE_BYTES, SoughtMember, Store};
+use crate::store::{MemberRow, PAGE_BYTES, SoughtMember};
 
-pub(crate) struct Memberships {
-    pub(crate) store: Store,
-    pub(crate) memory: Arc<AnswerMemory>,
-}
+pub(crate) struct Memberships(pub(crate) ReadState);
 
 json_object! {
     /// A page of the groups of a user.
@@ -153,10 +149,12 @@ impl Memberships {
         let user = super::user_id(user_id.0)?;
         let scope = Scope::new("groups of user").and(user.as_str());
         let page = PageRequest::new(scope, cursor.0.as_deref(), limit.0)?;
-        let (store, limit) = (&self.store, page.limit);
+        let (store, limit) = (&self.0.store, page.limit);
         let find = |room| store.groups_of(&user, &page.after, limit, room);
         let key = |row: &MemberRow| row.group_id.clone();
-        let (found, next_cursor) = page.read(&self.memory, find, MemberRow::bytes, key).await?;
+        let (found, next_cursor) = page
+            .read(&self.0.memory, find, MemberRow::bytes, key)
+            .await?;
         Ok(found.write(|page| MembershipPage {
             user_id: user.as_str().to_owned(),
             groups: page.rows.into_iter().map(MemberJson::from).collect(),
@@ -182,11 +180,11 @@ impl Memberships {
     ) -> Result<Answer<MembershipAnswers>, ReadFailure> {
         let query = PairQuery::new(body.parsed);
         let (places, ids) = (query.places.len(), query.bytes_of_ids());
-        let deadline = self.memory.deadline();
+        let deadline = self.0.memory.deadline();
         let of_ids = cost(ids, 0);
         let first = of_ids + max_cost(places);
-        let mut share = self.memory.reserve(first, deadline).await?;
-        let mut found = self.store.memberships(Arc::clone(&query.pairs)).await?;
+        let mut share = self.0.memory.reserve(first, deadline).await?;
+        let mut found = self.0.store.memberships(Arc::clone(&query.pairs)).await?;
         let (is_shown, bytes) = query.shown(&found);
         let shown = query.shown_pairs(&is_shown);
         let is_long = |at: &usize| found[*at].as_ref().is_some_and(|sought| !sought.has_texts);
@@ -198,7 +196,7 @@ impl Memberships {
                 .flatten()
                 .for_each(SoughtMember::forget_texts);
             share.shrink(0);
-            share = self.memory.reserve(whole, deadline).await?;
+            share = self.0.memory.reserve(whole, deadline).await?;
             let known = shown
                 .iter()
                 .filter_map(|at| Some((*at, found[*at].as_ref()?.bytes)));
@@ -207,7 +205,7 @@ impl Memberships {
                 .iter()
                 .map(|(at, bytes)| (&query.pairs[*at], *bytes))
                 .collect();
-            let members = self.store.long_members(&allowed).await?;
+            let members = self.0.store.long_members(&allowed).await?;
             for ((at, _), member) in known.into_iter().zip(members) {
                 found[at] = member;
             }

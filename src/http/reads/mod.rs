@@ -34,7 +34,7 @@ use crate::domain::{GroupId, UserId};
 use crate::http::error::{Code, Error};
 use crate::http::json_response::{JsonResponse, json};
 use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare};
-use crate::store::{self, Found, PAGE_BYTES, Page, Room, SHORT_ROW};
+use crate::store::{self, Found, PAGE_BYTES, Page, Room, SHORT_ROW, Store};
 
 /// Limit of a page without a `limit`.
 fn default_limit() -> u32 {
@@ -57,6 +57,13 @@ fn group_id(id: String) -> Result<GroupId, Error> {
 
 fn user_id(id: String) -> Result<UserId, Error> {
     UserId::parse(id).map_err(|error| Error::id("userID", error))
+}
+
+/// State of the reads.
+#[derive(Clone)]
+pub(crate) struct ReadState {
+    pub(crate) store: Store,
+    pub(crate) memory: Arc<AnswerMemory>,
 }
 
 /// Memory of a row without its texts: names of fields, and times.
