@@ -10,11 +10,11 @@ use poem_openapi::types::{ToJSON, Type};
 use serde_json::{Map, Value, json};
 
 use super::auth::{ApiToken, CallbackPassword, Scheme};
+use super::callbacks::reply::CallbackReply;
 use super::document;
 use super::error::{Code, Door};
 use super::memory::{ANSWERS, BODIES};
 use super::problem::{PROBLEM_JSON, Problem};
-use super::reply::CallbackReply;
 
 /// The failing answers at a door, for an operation's `ApiResponse`: one a status. [`complete`],
 /// which knows the operation, takes away those that it cannot give and describes the others.

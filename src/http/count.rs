@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use poem::http::StatusCode;
 
+use super::callbacks::{self, commands};
 use super::document::{Route, Routes};
 use super::error::{Code, Door};
-use super::{callbacks, commands};
 use crate::telemetry::{Answer, Metrics};
 
 /// What stands for every path that is not documented.

@@ -10,8 +10,9 @@ use poem_openapi::registry::{MetaApi, Registry};
 use poem_openapi::{ContactObject, LicenseObject, OpenApi, OpenApiService};
 use serde_json::{Map, Value};
 
+use super::callbacks::commands;
 use super::error::{Code, Door};
-use super::{answers, commands, portable};
+use super::{answers, portable};
 use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";

@@ -14,12 +14,13 @@ use tracing::{Instrument, Level, Span};
 
 use super::auth::{Access, Admitted, ApiToken, CallbackKey, CallbackPassword, LetIn, Scheme};
 use super::body::{self, Held};
+use super::callbacks::{self, reply};
 use super::count::{Count, is_kept};
 use super::document::{Route, Routes, is_posted_read};
 use super::error::{Code, Error};
 use super::memory::BodyLimits;
 use super::routing::{self, Way};
-use super::{answers, operation_id, payload, problem, reply};
+use super::{answers, operation_id, problem};
 use crate::domain::{CheckReason, MAX_KEPT_BYTES, Rejected};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
@@ -200,7 +201,7 @@ impl Edge {
         {
             // A body of another command was sent here; what it names is not what it seems.
             if error.code != Code::CommandMismatch
-                && let Some(group) = payload::group_of(&body.bytes)
+                && let Some(group) = callbacks::group_of(&body.bytes)
             {
                 self.ingest.want_check(group, CheckReason::CallbackRejected);
             }

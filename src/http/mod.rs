@@ -6,7 +6,6 @@ mod answers;
 mod auth;
 mod body;
 mod callbacks;
-mod commands;
 mod connection;
 mod count;
 mod document;
@@ -21,16 +20,13 @@ mod json;
 mod members;
 mod memberships;
 mod memory;
-mod message;
 mod operation_id;
 mod ops;
 mod page;
 mod pages;
 mod params;
-mod payload;
 mod portable;
 mod problem;
-mod reply;
 mod routing;
 mod rows;
 mod site;
@@ -140,8 +136,8 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
 /// # Errors
 /// The code and the detail that the answer would have.
 pub fn understand(path: &str, body: &[u8], received_at: OffsetDateTime) -> Result<Change, String> {
-    let told = payload::understand(path, body).map_err(|error| error.to_string())?;
-    Ok(Change::new(told.group_id, received_at, told.event))
+    let parsed = callbacks::understand(path, body).map_err(|error| error.to_string())?;
+    Ok(Change::new(parsed.group_id, received_at, parsed.event))
 }
 
 /// Everything that is served, without a socket.

@@ -7,9 +7,10 @@ use poem::http::Uri;
 use poem::http::uri::PathAndQuery;
 
 use super::body::FromBody;
+use super::callbacks::commands;
 use super::document::{Routes, is_of_a_read};
 use super::error::{Code, Door, Error};
-use super::{commands, json};
+use super::json;
 
 /// How the operation of a POST is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

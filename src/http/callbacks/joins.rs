@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json;
-use super::{Callback, Ignored, Told, expect_command};
+use super::{Callback, Ignored, ParsedCallback, expect_command};
 use crate::domain::{CheckReason, Event};
 
 /// callbackBeforeMembersJoinGroupCommand: users are about to become members, in whatever way.
@@ -54,26 +54,26 @@ impl Callback for MemberJoin {
 
 impl FromBody for MembersJoin {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         parse(body, Self::COMMAND)
     }
 }
 
 impl FromBody for MemberJoin {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         parse(body, Self::COMMAND)
     }
 }
 
-fn parse(body: &str, command: &'static str) -> Result<Told, Error> {
+fn parse(body: &str, command: &'static str) -> Result<ParsedCallback, Error> {
     let [found, group_id] = json::object(body, ["callbackCommand", "groupID"])?;
     expect_command(found, command)?;
-    Ok(Told {
+    Ok(ParsedCallback {
         group_id: group_id.required()?.group_id()?,
         event: Event::WantCheck(CheckReason::JoinAnnounced),
     })

@@ -6,7 +6,7 @@ use poem_openapi::types::Example;
 use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json;
-use super::{Callback, Told, expect_command};
+use super::{Callback, ParsedCallback, expect_command};
 use crate::domain::{Event, MemberPatch, Text};
 
 /// callbackAfterSetGroupMemberInfoCommand: fields of one member that were set. Missing and null
@@ -55,9 +55,9 @@ impl SetGroupMemberInfo {
 
 impl FromBody for SetGroupMemberInfo {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [
             command,
             group_id,
@@ -68,7 +68,7 @@ impl FromBody for SetGroupMemberInfo {
             ex,
         ] = json::object(body, Self::FIELDS)?;
         expect_command(command, Self::COMMAND)?;
-        Ok(Told {
+        Ok(ParsedCallback {
             group_id: group_id.required()?.group_id()?,
             event: Event::SetMember(MemberPatch {
                 user_id: user_id.required()?.user_id()?,

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::super::body::FromBody;
 use super::super::error::{Door, Error};
 use super::super::json::{self, Field};
-use super::{Callback, Ignored, Told, expect_command};
+use super::{Callback, Ignored, ParsedCallback, expect_command};
 use crate::domain::{
     Creation, Event, Profile, Text, UserId, Users, first_members, may_be_operator,
 };
@@ -97,9 +97,9 @@ impl Callback for CreateGroup {
 
 impl FromBody for CreateGroup {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [
             command,
             group_id,
@@ -174,7 +174,7 @@ impl FromBody for CreateGroup {
                 .and_then(time_of),
             is_incomplete,
         });
-        Ok(Told { group_id, event })
+        Ok(ParsedCallback { group_id, event })
     }
 }
 
@@ -248,9 +248,9 @@ impl Callback for JoinGroup {
 
 impl FromBody for JoinGroup {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [command, group_id, inviter, user, users, invited, members] = json::object(
             body,
             [
@@ -284,7 +284,7 @@ impl FromBody for JoinGroup {
         told.extend(members.unwrap_or_default());
         if told.is_empty() {
             let event = Event::Join(inviter.required()?.user_id()?);
-            return Ok(Told { group_id, event });
+            return Ok(ParsedCallback { group_id, event });
         }
         let mut joined = Users {
             user_ids: Vec::new(),
@@ -299,7 +299,7 @@ impl FromBody for JoinGroup {
             }
         }
         let event = Event::JoinAll(joined);
-        Ok(Told { group_id, event })
+        Ok(ParsedCallback { group_id, event })
     }
 }
 
@@ -336,13 +336,13 @@ impl Callback for QuitGroup {
 
 impl FromBody for QuitGroup {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [command, group_id, user] =
             json::object(body, ["callbackCommand", "groupID", "userID"])?;
         expect_command(command, Self::COMMAND)?;
-        Ok(Told {
+        Ok(ParsedCallback {
             group_id: group_id.required()?.group_id()?,
             event: Event::Quit(user.required()?.user_id()?),
         })
@@ -381,9 +381,9 @@ impl Callback for KickGroup {
 
 impl FromBody for KickGroup {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [command, group_id, users] =
             json::object(body, ["callbackCommand", "groupID", "kickedUserIDs"])?;
         expect_command(command, Self::COMMAND)?;
@@ -397,7 +397,7 @@ impl FromBody for KickGroup {
             user_ids: list.into_iter().flatten().collect(),
             is_incomplete,
         });
-        Ok(Told { group_id, event })
+        Ok(ParsedCallback { group_id, event })
     }
 }
 
@@ -437,12 +437,12 @@ impl Callback for DismissGroup {
 
 impl FromBody for DismissGroup {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [command, group_id] = json::object(body, ["callbackCommand", "groupID"])?;
         expect_command(command, Self::COMMAND)?;
-        Ok(Told {
+        Ok(ParsedCallback {
             group_id: group_id.required()?.group_id()?,
             event: Event::Dismiss,
         })
@@ -491,9 +491,9 @@ impl Callback for TransferGroupOwner {
 
 impl FromBody for TransferGroupOwner {
     const DOOR: Door = Door::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         let [command, group_id, old_owner, new_owner] = json::object(
             body,
             [
@@ -504,7 +504,7 @@ impl FromBody for TransferGroupOwner {
             ],
         )?;
         expect_command(command, Self::COMMAND)?;
-        Ok(Told {
+        Ok(ParsedCallback {
             group_id: group_id.required()?.group_id()?,
             event: Event::Transfer {
                 old_owner: old_owner.required()?.user_id()?,
