@@ -1,6 +1,7 @@
 //! One operation per callback command, and one for all others.
 
 pub(super) mod commands;
+mod declare;
 mod extract;
 mod joins;
 mod member;
