@@ -5,11 +5,11 @@
 use serde_json::Value;
 
 use super::body;
-use super::error::Error;
-use super::payload::{
-    BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, Looked, Notice, SetGroupMemberInfo, Told,
-    group_of, understand,
+use super::callbacks::{
+    BeforeSetGroupInfo, BeforeSetGroupInfoEx, Callback, Looked, Notice, ParsedCallback,
+    SetGroupMemberInfo, group_of, understand,
 };
+use super::error::Error;
 use super::reads::Scope;
 use super::reads::memberships::MembershipQuery;
 use super::server::routing;
@@ -88,7 +88,7 @@ fn check(error: &Error) {
     assert!(error.detail.is_ascii(), "{}", error.detail);
 }
 
-fn model(body: &Value) -> Option<Told> {
+fn model(body: &Value) -> Option<ParsedCallback> {
     let text = |name: &str| match &body[name] {
         Value::Null => Some(None),
         Value::String(text) => Some(Some(Text::parse(text.clone()))),
@@ -108,7 +108,7 @@ fn model(body: &Value) -> Option<Told> {
         },
         ex: text("ex")?,
     };
-    Some(Told {
+    Some(ParsedCallback {
         group_id: GroupId::parse(id("groupID")?).ok()?,
         event: Event::SetMember(patch),
     })

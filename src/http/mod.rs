@@ -2,18 +2,14 @@
 
 mod body;
 mod callbacks;
-mod commands;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod json;
 mod json_response;
-mod message;
 mod openapi;
 mod ops;
-mod payload;
 mod reads;
-mod reply;
 mod server;
 mod settings;
 
@@ -76,8 +72,8 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
 /// # Errors
 /// The code and the detail of the answer.
 pub fn understand(path: &str, body: &[u8], received_at: OffsetDateTime) -> Result<Change, String> {
-    let told = payload::understand(path, body).map_err(|error| error.to_string())?;
-    Ok(Change::new(told.group_id, received_at, told.event))
+    let parsed = callbacks::understand(path, body).map_err(|error| error.to_string())?;
+    Ok(Change::new(parsed.group_id, received_at, parsed.event))
 }
 
 /// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.

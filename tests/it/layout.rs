@@ -398,7 +398,9 @@ fn the_walks_of_the_architecture_page_follow_imports_and_are_short() {
         assert!(files.len() <= limit, "{name}: {} files", files.len());
         for (place, file) in files.iter().enumerate() {
             assert!(edges.contains_key(file.as_str()), "{name}: no {file}");
-            let is_imported = distinct.iter().any(|other| edges[other].contains(file.as_str()));
+            let is_imported = distinct
+                .iter()
+                .any(|other| edges[other].contains(file.as_str()));
             assert!(place == 0 || is_imported, "{name}: nothing imports {file}");
         }
     }

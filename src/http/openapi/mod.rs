@@ -16,7 +16,7 @@ use poem_openapi::{ApiResponse, ContactObject, LicenseObject, OpenApi, OpenApiSe
 use serde_json::{Map, Value};
 
 use self::response_docs::has_tag;
-use super::commands;
+use super::callbacks::commands;
 use super::error::{Code, Side};
 use super::server::routing::{ANY_COMMAND, Route, Routes};
 use crate::domain::MAX_ID_BYTES;

@@ -4,8 +4,8 @@
 use poem_openapi::types::ToJSON;
 use serde_json::{Map, Value, json};
 
+use crate::http::callbacks::reply::CallbackReply;
 use crate::http::error::{Code, PROBLEM_JSON, Problem, Side};
-use crate::http::reply::CallbackReply;
 use crate::http::server::auth::{ApiToken, CallbackPassword, Scheme};
 use crate::http::server::memory::{ANSWERS, BODIES};
 

@@ -20,8 +20,8 @@ use super::routing::{self, CallbackRoute, Route, Routes, is_posted_read};
 use super::{OPERATION_ID, operation_id_header};
 use crate::domain::HintKind;
 use crate::http::body::{self, EarlyBody};
+use crate::http::callbacks::{self, commands, reply};
 use crate::http::error::{self, Code, Error, Side};
-use crate::http::{callbacks, commands, reply};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
 

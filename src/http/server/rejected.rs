@@ -5,8 +5,8 @@ use poem::http::{HeaderValue, StatusCode};
 use time::OffsetDateTime;
 
 use crate::domain::{MAX_KEPT_BYTES, MarkReason, Rejected};
+use crate::http::callbacks;
 use crate::http::error::{Code, Error};
-use crate::http::payload;
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
 
@@ -32,7 +32,7 @@ pub(super) async fn keep(
 ) {
     // After a mismatch, the body is of another command, and its group id may mean something else.
     if error.code != Code::CommandMismatch
-        && let Some(group) = payload::group_of(&body)
+        && let Some(group) = callbacks::group_of(&body)
     {
         ingest.want_check(group, MarkReason::CallbackRejected);
     }

@@ -10,8 +10,9 @@ use poem::http::Uri;
 use poem::http::uri::PathAndQuery;
 
 use crate::http::body::FromBody;
+use crate::http::callbacks::commands;
 use crate::http::error::{Code, Error, Side};
-use crate::http::{commands, json};
+use crate::http::json;
 
 /// The documented paths, by the router's pattern of each.
 pub(crate) type Routes = BTreeMap<String, Route>;

@@ -8,21 +8,21 @@ use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use time::OffsetDateTime;
 
-use super::body;
-use super::payload::{Looked, Notice};
-use super::server;
+use super::super::body;
+use super::super::server;
+use super::{Looked, Notice};
 use crate::domain::{Hint, HintKind};
 
 /// What came; documented as `T`. Whatever it is, it is no error: a user may wait for the answer.
 #[derive(Debug)]
-pub(super) struct Message<T> {
-    pub(super) told: Told,
+pub(in crate::http) struct Message<T> {
+    pub(in crate::http) told: Notified,
     documented: PhantomData<T>,
 }
 
 /// What a message tells.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(in crate::http) enum Notified {
     /// Nothing of a group.
     Nothing,
     /// That something has happened to one.
@@ -62,17 +62,17 @@ impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
         })
         .await;
         let told = match looked.end() {
-            Notice::Ordinary => Told::Nothing,
+            Notice::Ordinary => Notified::Nothing,
             Notice::Notification {
                 kind,
                 group_id: None,
                 ..
-            } => Told::Unreadable(kind),
+            } => Notified::Unreadable(kind),
             Notice::Notification {
                 kind,
                 group_id: Some(group_id),
                 operation_id,
-            } => Told::Hint(Hint {
+            } => Notified::Hint(Hint {
                 group_id,
                 kind,
                 operation_id: operation_id

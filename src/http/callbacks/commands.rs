@@ -52,10 +52,10 @@ const KNOWN: [&str; 43] = [
 ];
 
 /// What commands that are not [`KNOWN`] look like, as a regular expression of JSON Schema.
-pub(super) const PATTERN: &str = "^callback[A-Za-z0-9]+Command$";
+pub(in crate::http) const PATTERN: &str = "^callback[A-Za-z0-9]+Command$";
 
 /// Whether this is a command of OpenIM, be it one that nobody has heard of.
-pub(super) fn is_command(text: &str) -> bool {
+pub(in crate::http) fn is_command(text: &str) -> bool {
     let middle = text
         .strip_prefix("callback")
         .and_then(|rest| rest.strip_suffix("Command"));
@@ -66,17 +66,17 @@ pub(super) fn is_command(text: &str) -> bool {
 }
 
 /// The command, if it is one that is known.
-pub(super) fn label(command: &str) -> &'static str {
+pub(in crate::http) fn label(command: &str) -> &'static str {
     let known = KNOWN.iter().find(|known| **known == command);
     known.copied().unwrap_or(OTHER)
 }
 
 /// Every label.
-pub(super) fn labels() -> impl Iterator<Item = &'static str> {
+pub(in crate::http) fn labels() -> impl Iterator<Item = &'static str> {
     KNOWN.into_iter().chain([OTHER])
 }
 
 /// A command for examples.
-pub(super) fn example() -> String {
+pub(in crate::http) fn example() -> String {
     "callbackAfterSendSingleMsgCommand".into()
 }

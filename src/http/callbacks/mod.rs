@@ -1,18 +1,41 @@
 //! One operation per callback command, and one for all others.
 
-use poem_openapi::param::Path;
-use poem_openapi::{ApiResponse, OpenApi};
+pub(super) mod commands;
+mod declare;
+mod extract;
+mod joins;
+mod member;
+mod membership;
+mod messages;
+mod profile;
+pub(super) mod reply;
 
-use super::body::{FromBody, JsonBody, Unread};
-use super::commands;
+use poem_openapi::param::Path;
+use poem_openapi::types::Any;
+use poem_openapi::{ApiResponse, OpenApi};
+use serde_json::Value;
+
+pub(super) use joins::{MemberJoin, MembersJoin};
+pub(super) use member::SetGroupMemberInfo;
+pub(super) use membership::{
+    CreateGroup, DismissGroup, JoinGroup, KickGroup, QuitGroup, TransferGroupOwner,
+};
+pub(super) use messages::{Looked, Notice, PushedGroupMessage, SentGroupMessage};
+pub(super) use profile::{
+    BeforeSetGroupInfo, BeforeSetGroupInfoEx, ProfileEcho, SetGroupInfo, SetGroupInfoEx,
+};
+
+use super::body::{self, FromBody, JsonBody, Unread};
+use super::error::{Code, Error};
+use super::json;
 use super::json_response::JsonResponse;
-use super::message::{self, Message};
-use super::payload::{self, ProfileEcho, Told};
-use super::reply::{CallbackFailure, CallbackReply};
 use super::server::auth::{CallbackKey, Tag};
-use crate::domain::{Change, MarkReason, Operators};
+use super::server::routing;
+use crate::domain::{Change, Event, GroupId, MarkReason, Operators};
 use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
+use extract::Message;
+use reply::{CallbackFailure, CallbackReply};
 
 pub(super) struct Callbacks {
     pub(super) ingest: Ingest,
@@ -37,10 +60,10 @@ impl Done {
 }
 
 #[derive(ApiResponse)]
-enum Heard {
+enum Acknowledged {
     /// Always.
     #[oai(status = 200)]
-    Heard(JsonResponse<CallbackReply>),
+    Acknowledged(JsonResponse<CallbackReply>),
 }
 
 #[derive(ApiResponse)]
@@ -51,24 +74,25 @@ enum Echoed {
 }
 
 impl Callbacks {
-    async fn submit<T>(&self, body: JsonBody<T>) -> Result<Done, CallbackFailure>
+    /// Writes the change of a callback; `next_code` goes into the reply.
+    async fn submit<T>(&self, body: JsonBody<T>, next_code: i32) -> Result<Done, CallbackFailure>
     where
-        T: FromBody<Parsed = Told>,
+        T: FromBody<Parsed = ParsedCallback>,
     {
-        let Told { group_id, event } = body.parsed;
+        let ParsedCallback { group_id, event } = body.parsed;
         let event = self.operators.sort_out(event);
         let change = Change::new(group_id, body.received_at, event);
         let operation_id = body.operation_id.as_deref();
         self.ingest.take(change, operation_id).await?;
-        Ok(Done::with(0))
+        Ok(Done::with(next_code))
     }
 
     /// What is about to happen may not happen, and the user waits: so the answer does not wait for
     /// the mark.
-    fn hear(&self, told: Told) -> Heard {
+    fn acknowledge(&self, parsed: ParsedCallback) -> Acknowledged {
         self.ingest
-            .want_check(told.group_id, MarkReason::JoinAnnounced);
-        Heard::Heard(JsonResponse(CallbackReply::success(0)))
+            .want_check(parsed.group_id, MarkReason::JoinAnnounced);
+        Acknowledged::Acknowledged(JsonResponse(CallbackReply::success(0)))
     }
 }
 
@@ -103,10 +127,9 @@ impl Callbacks {
     async fn after_set_group_member_info(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::SetGroupMemberInfo>,
+        body: JsonBody<SetGroupMemberInfo>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await?;
-        Ok(Done::with(self.next_code))
+        self.submit(body, self.next_code).await
     }
 
     /// After create group
@@ -121,9 +144,9 @@ impl Callbacks {
     async fn after_create_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::CreateGroup>,
+        body: JsonBody<CreateGroup>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After join group
@@ -139,9 +162,9 @@ impl Callbacks {
     async fn after_join_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::JoinGroup>,
+        body: JsonBody<JoinGroup>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After quit group
@@ -155,9 +178,9 @@ impl Callbacks {
     async fn after_quit_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::QuitGroup>,
+        body: JsonBody<QuitGroup>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After kick group
@@ -171,9 +194,9 @@ impl Callbacks {
     async fn after_kick_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::KickGroup>,
+        body: JsonBody<KickGroup>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After dismiss group
@@ -187,9 +210,9 @@ impl Callbacks {
     async fn after_dismiss_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::DismissGroup>,
+        body: JsonBody<DismissGroup>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After transfer group owner
@@ -204,9 +227,9 @@ impl Callbacks {
     async fn after_transfer_group_owner(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::TransferGroupOwner>,
+        body: JsonBody<TransferGroupOwner>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After set group info
@@ -221,9 +244,9 @@ impl Callbacks {
     async fn after_set_group_info(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::SetGroupInfo>,
+        body: JsonBody<SetGroupInfo>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// After set group info ex
@@ -238,9 +261,9 @@ impl Callbacks {
     async fn after_set_group_info_ex(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::SetGroupInfoEx>,
+        body: JsonBody<SetGroupInfoEx>,
     ) -> Result<Done, CallbackFailure> {
-        self.submit(body).await
+        self.submit(body, 0).await
     }
 
     /// Before members join group
@@ -255,9 +278,9 @@ impl Callbacks {
     async fn before_members_join_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::MembersJoin>,
-    ) -> Result<Heard, CallbackFailure> {
-        Ok(self.hear(body.parsed))
+        body: JsonBody<MembersJoin>,
+    ) -> Result<Acknowledged, CallbackFailure> {
+        Ok(self.acknowledge(body.parsed))
     }
 
     /// Before member join group
@@ -271,9 +294,9 @@ impl Callbacks {
     async fn before_member_join_group(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::MemberJoin>,
-    ) -> Result<Heard, CallbackFailure> {
-        Ok(self.hear(body.parsed))
+        body: JsonBody<MemberJoin>,
+    ) -> Result<Acknowledged, CallbackFailure> {
+        Ok(self.acknowledge(body.parsed))
     }
 
     /// Before set group info
@@ -288,7 +311,7 @@ impl Callbacks {
     async fn before_set_group_info(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::BeforeSetGroupInfo>,
+        body: JsonBody<BeforeSetGroupInfo>,
     ) -> Result<Echoed, CallbackFailure> {
         Ok(Echoed::Echoed(JsonResponse(body.parsed)))
     }
@@ -304,7 +327,7 @@ impl Callbacks {
     async fn before_set_group_info_ex(
         &self,
         _key: CallbackKey,
-        body: JsonBody<payload::BeforeSetGroupInfoEx>,
+        body: JsonBody<BeforeSetGroupInfoEx>,
     ) -> Result<Echoed, CallbackFailure> {
         Ok(Echoed::Echoed(JsonResponse(body.parsed)))
     }
@@ -323,12 +346,14 @@ impl Callbacks {
     async fn after_send_group_msg(
         &self,
         _key: CallbackKey,
-        message: Message<payload::SentGroupMessage>,
+        message: Message<SentGroupMessage>,
     ) -> Result<Done, CallbackFailure> {
         match message.told {
-            message::Told::Nothing => self.metrics.passed_over.inc([SENT]),
-            message::Told::Unreadable(kind) => self.metrics.hints.inc([kind.label(), UNREADABLE]),
-            message::Told::Hint(hint) => {
+            extract::Notified::Nothing => self.metrics.passed_over.inc([SENT]),
+            extract::Notified::Unreadable(kind) => {
+                self.metrics.hints.inc([kind.label(), UNREADABLE])
+            }
+            extract::Notified::Hint(hint) => {
                 let kind = hint.kind;
                 let hinted = self.ingest.hint(hint).await;
                 let outcome = hinted.as_ref().map_or(FAILED, |hinted| hinted.label());
@@ -351,18 +376,22 @@ impl Callbacks {
     async fn before_group_online_push(
         &self,
         _key: CallbackKey,
-        message: Message<payload::PushedGroupMessage>,
-    ) -> Result<Heard, CallbackFailure> {
+        message: Message<PushedGroupMessage>,
+    ) -> Result<Acknowledged, CallbackFailure> {
         match message.told {
-            message::Told::Nothing => self.metrics.passed_over.inc([PUSHED]),
-            message::Told::Unreadable(kind) => self.metrics.hints.inc([kind.label(), UNREADABLE]),
-            message::Told::Hint(hint) => {
+            extract::Notified::Nothing => self.metrics.passed_over.inc([PUSHED]),
+            extract::Notified::Unreadable(kind) => {
+                self.metrics.hints.inc([kind.label(), UNREADABLE])
+            }
+            extract::Notified::Hint(hint) => {
                 let kind = hint.kind;
                 let outcome = self.ingest.hint_unwaited(hint).label();
                 self.metrics.hints.inc([kind.label(), outcome]);
             }
         }
-        Ok(Heard::Heard(JsonResponse(CallbackReply::success(0))))
+        Ok(Acknowledged::Acknowledged(JsonResponse(
+            CallbackReply::success(0),
+        )))
     }
 
     /// Any other callback
@@ -381,8 +410,75 @@ impl Callbacks {
         #[oai(example = "commands::example")]
         command: Path<String>,
         _body: Unread,
-    ) -> Result<Heard, CallbackFailure> {
+    ) -> Result<Acknowledged, CallbackFailure> {
         self.metrics.passed_over.inc([commands::label(&command.0)]);
-        Ok(Heard::Heard(JsonResponse(CallbackReply::success(0))))
+        Ok(Acknowledged::Acknowledged(JsonResponse(
+            CallbackReply::success(0),
+        )))
     }
+}
+
+/// A field that is not looked at.
+type Ignored = Option<Any<Value>>;
+
+/// What a callback tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ParsedCallback {
+    pub(super) group_id: GroupId,
+    pub(super) event: Event,
+}
+
+/// The body of a callback that tells what happened.
+pub(super) trait Callback: FromBody<Parsed = ParsedCallback> {
+    /// The command, which is also its path.
+    const COMMAND: &'static str;
+}
+
+/// What the body of a callback to this path means: for those that are taken in again.
+pub(super) fn understand(path: &str, body: &[u8]) -> Result<ParsedCallback, Error> {
+    let command = match routing::command_of(path) {
+        Some(command) => command.to_owned(),
+        None => body::parse::<routing::Command>(body)?,
+    };
+    macro_rules! one_of {
+        ($($callback:ty),+) => {
+            match command.as_str() {
+                $(<$callback>::COMMAND => body::parse::<$callback>(body),)+
+                _ => Err(Error::new(
+                    Code::CommandUnknown,
+                    "callbackCommand: expected one that says something of a group",
+                )),
+            }
+        };
+    }
+    one_of!(
+        SetGroupMemberInfo,
+        CreateGroup,
+        JoinGroup,
+        QuitGroup,
+        KickGroup,
+        DismissGroup,
+        TransferGroupOwner,
+        SetGroupInfo,
+        SetGroupInfoEx,
+        MembersJoin,
+        MemberJoin
+    )
+}
+
+/// The group that a body names, of which nothing else need be understood.
+pub(super) fn group_of(body: &[u8]) -> Option<GroupId> {
+    let [group_id] = json::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
+    group_id.required().ok()?.group_id().ok()
+}
+
+/// A body sent to the wrong path is one that we would misread.
+fn expect_command(found: json::Field<'_>, expected: &'static str) -> Result<(), Error> {
+    if found.required()?.text()? == expected {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::CommandMismatch,
+        format!("callbackCommand: expected {expected}, as in the path"),
+    ))
 }

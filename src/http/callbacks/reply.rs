@@ -6,29 +6,29 @@ use poem_openapi::types::{Example, Type};
 use poem_openapi::{ApiResponse, Object, ResponseContent};
 use serde::Serialize;
 
-use super::error::{Code, Error, Side, failures};
-use super::json_response::JsonResponse;
+use super::super::error::{Code, Error, Side, failures};
+use super::super::json_response::JsonResponse;
 
 /// The reply to a callback.
 #[derive(Clone, Debug, Object, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
-pub(super) struct CallbackReply {
+pub(in crate::http) struct CallbackReply {
     /// 0: the callback was executed; 1: it was not, errCode says why.
-    pub(super) action_code: i32,
+    pub(in crate::http) action_code: i32,
     /// 0, or what went wrong.
-    pub(super) err_code: i32,
+    pub(in crate::http) err_code: i32,
     /// What went wrong, the same words for the same errCode.
-    pub(super) err_msg: String,
+    pub(in crate::http) err_msg: String,
     /// What exactly: names the field and what was expected.
-    pub(super) err_dlt: String,
+    pub(in crate::http) err_dlt: String,
     /// 1 in the success reply to callbackAfterSetGroupMemberInfoCommand (0 with
     /// CALLBACK_NEXT_CODE=0), else 0. OpenIM 3.7 and later looks at it in before-callbacks only.
-    pub(super) next_code: i32,
+    pub(in crate::http) next_code: i32,
 }
 
 impl CallbackReply {
-    pub(super) fn success(next_code: i32) -> Self {
+    pub(in crate::http) fn success(next_code: i32) -> Self {
         Self {
             action_code: 0,
             err_code: 0,
@@ -38,7 +38,7 @@ impl CallbackReply {
         }
     }
 
-    pub(super) fn failure(code: Code, detail: String) -> Self {
+    pub(in crate::http) fn failure(code: Code, detail: String) -> Self {
         Self {
             action_code: 1,
             err_code: code.number(),
@@ -57,7 +57,7 @@ impl Example for CallbackReply {
 
 /// A failing answer to a callback; documents itself for each operation that returns it.
 #[derive(Debug)]
-pub(super) struct CallbackFailure(Error);
+pub(in crate::http) struct CallbackFailure(Error);
 
 impl<E: Into<Error>> From<E> for CallbackFailure {
     fn from(error: E) -> Self {
@@ -83,7 +83,7 @@ impl ApiResponse for CallbackFailure {
 }
 
 /// An error as the answer to a callback.
-pub(super) fn render(error: &Error) -> Response {
+pub(in crate::http) fn render(error: &Error) -> Response {
     let reply = CallbackReply::failure(error.code, error.detail.to_string());
     let mut response = JsonResponse(reply).into_response();
     response.set_status(error.code.status());
@@ -92,7 +92,7 @@ pub(super) fn render(error: &Error) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json_response::assert_written_as_documented;
+    use super::super::super::json_response::assert_written_as_documented;
     use super::CallbackReply;
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::body::FromBody;
 use super::super::error::{Error, Side};
 use super::super::json::{self, Field};
-use super::{Callback, Ignored, Told, expect_command};
+use super::{Callback, Ignored, ParsedCallback, expect_command};
 use crate::domain::{Event, GroupProfile, Text};
 
 /// A callback about a profile. The four have the same fields.
@@ -192,10 +192,10 @@ impl ProfileEcho {
     }
 
     /// What the same fields say once they are set. `is_change` tells which texts are.
-    fn told(self, is_change: impl Fn(&String) -> bool) -> Result<Told, Error> {
+    fn told(self, is_change: impl Fn(&String) -> bool) -> Result<ParsedCallback, Error> {
         let text = |value: Option<String>| value.filter(&is_change).map(Text::parse);
         let group_id = crate::domain::GroupId::parse(self.group_id);
-        Ok(Told {
+        Ok(ParsedCallback {
             group_id: group_id.map_err(|error| Error::id("groupID", error))?,
             event: Event::SetProfile(GroupProfile {
                 name: text(self.group_name),
@@ -226,9 +226,9 @@ impl Callback for SetGroupInfo {
 
 impl FromBody for SetGroupInfo {
     const SIDE: Side = Side::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         ProfileEcho::parse(body, Self::COMMAND)?.told(|value| !value.is_empty())
     }
 }
@@ -239,9 +239,9 @@ impl Callback for SetGroupInfoEx {
 
 impl FromBody for SetGroupInfoEx {
     const SIDE: Side = Side::Callback;
-    type Parsed = Told;
+    type Parsed = ParsedCallback;
 
-    fn parse(body: &str) -> Result<Told, Error> {
+    fn parse(body: &str) -> Result<ParsedCallback, Error> {
         ProfileEcho::parse(body, Self::COMMAND)?.told(|_| true)
     }
 }
