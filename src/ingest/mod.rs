@@ -1,4 +1,4 @@
-//! The queue between the doors and the wall: takes a change, answers when it is durable.
+//! Takes changes, and answers when they are durable.
 
 mod drain;
 mod hints;
