@@ -417,9 +417,10 @@ fn a_damaged_segment_gives_every_whole_entry_and_nothing_else() {
         let is_smooth =
             matches!(harm, Harm::Cut { .. }) && (after.is_empty() || after.len() <= HEADER);
         if !lost.is_empty() && !is_smooth {
+            // A cut in the padding behind an entry leaves no damaged byte.
             let at_end = places(&before)
                 .iter()
-                .any(|place| place.end.next_multiple_of(8) == after.len());
+                .any(|place| (place.end..=place.end.next_multiple_of(8)).contains(&after.len()));
             assert!(at_end || !files(dir.path(), ".damaged").is_empty());
         }
         Ok(())
