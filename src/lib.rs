@@ -1,5 +1,5 @@
-//! A Postgres mirror of OpenIM group membership, fed by OpenIM's callbacks, held against OpenIM's API
-//! and served over REST.
+//! A Postgres mirror of OpenIM group membership: fed by OpenIM's callbacks, reconciled with OpenIM's API, served over
+//! REST.
 //!
 //! ```text
 //!  OpenIM ──POST──▶ http ──────────────┐
@@ -11,30 +11,14 @@
 //!  backend ──GET──▶ http
 //! ```
 //!
-//! Two doors (`http`, which OpenIM and the backends call, and `reconcile`, which calls OpenIM through
-//! `openim`), one queue (`ingest`), one wall (`store`). What a callback says is born as a `domain::Change` at its door, what
-//! a comparison with OpenIM finds as a `domain::Repair` at the other; both only move right, and nothing
-//! knows what stands to its left. A lane writes what waits: patches of members who are there as one
-//! statement, in which those of one member are folded into one; everything else by `domain::apply`,
-//! which says what a change does to the rows of its group, and whether the group is to be checked
-//! against OpenIM, as `reconcile` then does. What cannot be written, for the database is away, goes to the
-//! spool on disk, and from there to the store when it is back.
+//! A callback becomes a `domain::Change` in `http`, and a difference from OpenIM becomes a `domain::Repair` in
+//! `reconcile`. Both go to `ingest`. Its lanes write them through `store`: patches of current members in one statement,
+//! all other changes by `domain::apply`, which computes the new rows and the mark of a group that contradicts them.
+//! Changes that Postgres does not take wait in `spool`, and the drain writes them later. A notification of OpenIM
+//! becomes a `domain::Hint`, and `reconcile` looks at its group.
 //!
-//! OpenIM's notifications come by the first door too, each as a `domain::Hint` that something has happened
-//! to a group. `ingest::hints` keeps them in memory and says when which group is to be looked at, and
-//! `reconcile` looks; without access to OpenIM's API some become marks.
-//!
-//! Around them: `app` builds the parts, runs them and stops them, and does what the subcommands
-//! ask; `tasks` tells of what goes on beside serving and has ended early; `config` has every setting;
-//! `telemetry` the logs and every metric; `local_postgres` the server that is used where no other is
-//! named.
-//!
-//! Imports point at `domain`, which imports nobody. `http` and `reconcile` read from `store` and submit
-//! to `ingest`, and do not know each other; `reconcile` also records in `store` what it has compared. Only
-//! `http` names poem, only `openim` and the healthcheck in `app` reqwest, only `openim` and `store`
-//! rustls, only `store` sqlx, only `spool` SQLite, only `telemetry` the metrics library, only `app` what
-//! draws progress, and only `config` reads the environment; `tests/it/boundaries.rs` holds the code to
-//! that.
+//! `docs/architecture.md` has the rooms, what each may import, and five walks through the code. `tests/it/boundaries.rs`
+//! and `tests/it/layout.rs` hold the code to it.
 
 pub mod app;
 pub mod config;
