@@ -438,6 +438,3 @@ fn report_damage(segment: &Path, entries: u64, bytes: u64) {
          answered may be lost"
     );
 }
-
-#[cfg(test)]
-mod tests;
