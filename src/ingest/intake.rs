@@ -148,7 +148,7 @@ impl Spool {
         let limits = self.0.limits;
         let delete = move |log: &mut Log| {
             log.delete_to(number)?;
-            Ok(!log.is_disk_full() && limits.has_room(log.usage()))
+            Ok(!log.is_disk_full && limits.has_room(log.usage))
         };
         if self.with_log(false, delete).await? {
             self.0.state().0.has_room();
@@ -180,7 +180,7 @@ impl Spool {
             let log = folder.log.as_mut();
             let entries = log.map_or(0, |log| {
                 log.compact();
-                log.usage().entries
+                log.usage.entries
             });
             Ok(was_absent && entries > 0)
         });
@@ -260,19 +260,19 @@ impl Shared {
     /// Notes what waits. Returns the number of entries.
     fn follow(&self, folder: &SpoolFolder) -> u64 {
         let log = folder.log.as_ref();
-        let usage = log.map(Log::usage).unwrap_or_default();
+        let usage = log.map(|log| log.usage).unwrap_or_default();
         let (state, oldest) = &mut *self.state();
         state.waiting = usage.entries;
         state.bytes = usage.changes + usage.rejected;
         state.is_absent = log.is_none();
-        *oldest = log.and_then(Log::oldest);
+        *oldest = log.and_then(|log| log.oldest);
         usage.entries
     }
 
     fn append_what_fits(&self, folder: &mut SpoolFolder, entries: &[Draft], results: &mut Results) {
         let taken = folder
             .log()
-            .and_then(|log| match self.limits.admit(log.usage(), entries) {
+            .and_then(|log| match self.limits.admit(log.usage, entries) {
                 true => log.append(entries),
                 false => Err(SpoolError::Full),
             });
@@ -300,7 +300,7 @@ impl Limits {
         entries.iter().all(|draft| {
             usage.add(draft.usage());
             // A mark is small, and says that another change did not come in.
-            let reserve = if draft.is_mark() { self.0 / 16 } else { 0 };
+            let reserve = if draft.is_mark { self.0 / 16 } else { 0 };
             match draft.is_rejected() {
                 true => usage.rejected <= self.0 - self.for_changes(),
                 false => usage.changes <= self.for_changes().saturating_add(reserve),
@@ -362,7 +362,7 @@ impl SpoolState {
                 tracing::error!(reason, "the spool takes no more: callbacks are refused");
             }
             // Marks have a reserve, so they do not show that there is room.
-            Ok(()) if !drafts.iter().all(|draft| draft.is_mark()) => self.has_room(),
+            Ok(()) if !drafts.iter().all(|draft| draft.is_mark) => self.has_room(),
             _ => {}
         }
     }

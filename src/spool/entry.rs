@@ -53,7 +53,8 @@ pub enum Content {
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     pub(super) kind: u8,
-    pub(super) is_mark: bool,
+    /// True for a change that only marks a group.
+    pub is_mark: bool,
     pub(super) attempt: Option<Attempt>,
     /// Microseconds since 1970.
     pub(super) received_at: i64,
@@ -92,11 +93,6 @@ impl Draft {
     /// What the entry uses of SPOOL_MAX_BYTES.
     pub fn usage(&self) -> Usage {
         Usage::of(self.kind, self.record.len())
-    }
-
-    /// True for a change that only marks a group.
-    pub fn is_mark(&self) -> bool {
-        self.is_mark
     }
 
     /// True for a rejected callback.

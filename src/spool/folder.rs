@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::error::SpoolError;
+use super::SpoolError;
 use super::segment::NO_FOLLOW;
 
 /// Time limit of the wait for another instance that is about to end.

@@ -8,8 +8,8 @@ use std::path::Path;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 use sha2::{Digest, Sha256};
 
+use super::SpoolError;
 use super::entry::{Attempt, Draft};
-use super::error::SpoolError;
 use super::folder::sync;
 use super::segment::FORMAT;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
+use super::SpoolError;
 use super::entry::{BYTES_OF_ENTRY, Draft, Entry, HEADER, Usage, micros};
-use super::error::SpoolError;
 use super::folder::sync;
 use super::legacy;
 use super::segment::{self, FORMAT, NO_FOLLOW, Reader};
@@ -35,7 +35,7 @@ struct Segment {
 }
 
 /// The segments of a folder. After an error each call can be tried again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Log {
     dir: PathBuf,
     /// Size at which another segment begins.
@@ -45,15 +45,16 @@ pub struct Log {
     active: Option<File>,
     /// End of the last entry that is done with, in the first segment.
     done: u64,
-    usage: Usage,
-    /// Time of receipt of the first entry.
-    oldest: Option<i64>,
+    /// What waits.
+    pub usage: Usage,
+    /// Time of receipt of the first entry, in microseconds since 1970.
+    pub oldest: Option<i64>,
     /// The last number that was given. The next is larger.
     last: i64,
     /// Number of the last entry that was accepted.
     accepted: i64,
     /// True from a write that found no room until there may be some.
-    is_disk_full: bool,
+    pub is_disk_full: bool,
 }
 
 impl Log {
@@ -87,14 +88,7 @@ impl Log {
         Self {
             dir: dir.to_owned(),
             segment_bytes: (max_bytes / 8).clamp(MIN_SEGMENT, MAX_SEGMENT),
-            segments: VecDeque::new(),
-            active: None,
-            done: 0,
-            usage: Usage::default(),
-            oldest: None,
-            last: 0,
-            accepted: 0,
-            is_disk_full: false,
+            ..Self::default()
         }
     }
 
@@ -397,21 +391,6 @@ impl Log {
             let error = error.to_string();
             tracing::debug!(error, "the spool's files stay as large as they are for now");
         }
-    }
-
-    /// True if the disk was full at the last write, and no room was made since.
-    pub fn is_disk_full(&self) -> bool {
-        self.is_disk_full
-    }
-
-    /// What waits.
-    pub fn usage(&self) -> Usage {
-        self.usage
-    }
-
-    /// Time of receipt of the first entry, in microseconds since 1970.
-    pub fn oldest(&self) -> Option<i64> {
-        self.oldest
     }
 }
 

@@ -101,8 +101,8 @@ fn drained(log: &mut Log) -> Vec<Entry> {
     loop {
         let batch = log.first(7, 1 << 20).unwrap();
         let Some(last) = batch.last() else {
-            assert_eq!(log.usage(), Default::default());
-            assert_eq!(log.oldest(), None);
+            assert_eq!(log.usage, Default::default());
+            assert_eq!(log.oldest, None);
             return all;
         };
         log.delete_to(last.number).unwrap();
@@ -150,14 +150,14 @@ fn what_is_appended_is_read_in_order_until_it_is_deleted() {
     });
     let mut sizes = Vec::new();
     for draft in &drafts {
-        let before = log.usage();
+        let before = log.usage;
         log.append(std::slice::from_ref(draft)).unwrap();
-        let after = log.usage();
+        let after = log.usage;
         sizes.push(after.changes + after.rejected - before.changes - before.rejected);
     }
     log.append(&[]).unwrap();
-    assert_eq!(log.usage().entries, 3);
-    assert_eq!(log.oldest(), Some(1_790_000_000_000_000));
+    assert_eq!(log.usage.entries, 3);
+    assert_eq!(log.oldest, Some(1_790_000_000_000_000));
     let batch = log.first(10, usize::MAX).unwrap();
     let found = batch
         .iter()
@@ -174,8 +174,8 @@ fn what_is_appended_is_read_in_order_until_it_is_deleted() {
         assert_eq!(log.first(entries, bytes).unwrap().len(), most);
     }
     log.delete_to(first + 1).unwrap();
-    assert_eq!((log.usage().entries, log.usage().changes), (1, sizes[2]));
-    assert_eq!(log.oldest(), Some(1_790_000_000_000_009));
+    assert_eq!((log.usage.entries, log.usage.changes), (1, sizes[2]));
+    assert_eq!(log.oldest, Some(1_790_000_000_000_009));
     log.delete_to(first + 9).unwrap();
     assert!(drained(log).is_empty());
 }
@@ -400,7 +400,7 @@ fn a_damaged_segment_gives_every_whole_entry_and_nothing_else() {
         }
         let mut folder = open(dir.path(), 1 << 20);
         let log = folder.log().unwrap();
-        let waiting = log.usage().entries;
+        let waiting = log.usage.entries;
         let found = drained(log);
         assert_eq!(found.len() as u64, waiting);
         let mut expected = appended.clone();
@@ -483,7 +483,7 @@ fn a_request_is_kept_and_holds_up_what_comes_after_it() {
     for _ in 0..2 {
         let blocked = log.first(10, usize::MAX);
         assert!(matches!(blocked, Err(SpoolError::Unknown(number, _)) if number == first + 1));
-        assert_eq!(log.usage().entries, 2);
+        assert_eq!(log.usage.entries, 2);
     }
 }
 
