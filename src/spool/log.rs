@@ -404,7 +404,7 @@ impl Log {
         self.is_disk_full
     }
 
-    /// What waits.
+    /// Usage of the waiting entries.
     pub fn usage(&self) -> Usage {
         self.usage
     }
