@@ -5,15 +5,15 @@ use super::{Error, PRIVATE_STOP_TIMEOUT};
 use crate::config::Config;
 use crate::ingest::{self, Spool};
 
-/// What to do where the folder cannot be used now.
+/// Behaviour if the folder cannot be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unusable {
-    /// Goes on without a spool until it can be, if nothing waits in it.
+    /// Continues without a spool until the folder can be used, if no entry waits in it.
     Passes,
     Fails,
 }
 
-/// Opens it: reading all that is in it can take a while.
+/// Opens the spool. This reads every entry, which can take a while.
 pub(super) async fn open(config: &Config, unusable: Unusable) -> Result<Spool, Error> {
     let dir = config.spool.dir.clone().ok_or(Error::NoSpoolDir)?;
     let max_bytes = config.spool.max_bytes;
@@ -25,10 +25,10 @@ pub(super) async fn open(config: &Config, unusable: Unusable) -> Result<Spool, E
     Ok(opened.map_err(|e| Error::Print(std::io::Error::other(e)))??)
 }
 
-/// Writes what waits in the spool to the database.
+/// Writes the entries of the spool to the database.
 ///
 /// # Errors
-/// [`Error::Drain`] where something is left, and see [`Error`].
+/// [`Error::Drain`] if entries are left. See also [`Error`].
 pub async fn drain(config: &Config) -> Result<(), Error> {
     let spool = open(config, Unusable::Fails).await?;
     let (database, server) = database::find(config, Private::Own).await?;

@@ -1,4 +1,4 @@
-//! What OpenIM has to be told: where we are, and which callbacks to send.
+//! Settings for OpenIM: the URL of this service, and the callbacks to send.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -9,15 +9,15 @@ use super::Error;
 use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
 use crate::http::AccessSettings;
 
-/// What may stand in the user part of a URL as it is (RFC 3986, unreserved).
+/// Characters to escape in the user part of a URL: all but the unreserved ones of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// OpenIM's switches of what tells about groups and their members. Not beforeMemberJoinGroup, which
-/// tells more: with it on, nobody can join a group while this service is away.
+/// OpenIM's switches of callbacks about groups and their members. beforeMemberJoinGroup is not in the list: with it on,
+/// nobody can join a group while this service is away.
 const SWITCHES: [&str; 9] = [
     "afterCreateGroup",
     "afterJoinGroup",
@@ -38,7 +38,7 @@ const NOTIFICATIONS: &str = "1501-1520";
 /// Seconds.
 const TIMEOUT: &str = "5";
 
-/// What is said where it is not known which OpenIM it is.
+/// Text for an unknown version of OpenIM.
 const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or joins stay unheard: \
                       openim-config --openim patch; others need these: openim-config --openim main";
 
@@ -119,7 +119,7 @@ fn variables(url: &str, has_notifications: bool) -> Vec<(String, String)> {
     all
 }
 
-/// As a docker-compose file takes it: a string, of which nothing is taken for a variable.
+/// Quotes a value for a docker-compose file, so that nothing in it is read as a variable.
 fn quoted(value: &str) -> String {
     let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", escaped.replace('$', "$$"))

@@ -1,24 +1,24 @@
-//! Who calls OpenIM's API for others, and so stands in callbacks about groups without being a member.
+//! Operators: users who call OpenIM's API for others. Callbacks name them without their being members.
 
 use std::collections::BTreeSet;
 
 use super::{Event, MarkReason, ORDINARY, UserId};
 
-/// The users by whom backends call OpenIM's API.
+/// User ids with which backends call OpenIM's API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Operators(BTreeSet<UserId>);
 
 impl Operators {
-    /// Of these users.
+    /// Creates the set of these users.
     pub fn new(users: impl IntoIterator<Item = UserId>) -> Self {
         Self(users.into_iter().collect())
     }
 
-    /// What a callback says, without whom it names for having called the API. The group is marked then:
-    /// an operator may be a member as well.
+    /// Removes an operator from an event that names it for having called the API. The group is then
+    /// marked, because an operator may be a member as well.
     pub fn sort_out(&self, event: Event) -> Event {
         match event {
-            // Told as inviter: somebody has come, and nobody knows who.
+            // The inviter is an operator: a user has joined, and the callback does not name it.
             Event::Join(user) if self.0.contains(&user) => Event::Mark(MarkReason::MembersMissing),
             Event::Create(mut creation) => {
                 let operator = creation.may_be_operator.take();
@@ -33,8 +33,8 @@ impl Operators {
     }
 }
 
-/// Whom of a creation's list [`Operators`] has to look at: the last, an ordinary member, where the owner
-/// is named once. Where the owner is named twice, the list itself tells.
+/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and
+/// the owner is named once. If the owner is named twice, the list itself shows the operator.
 pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option<UserId> {
     let mentions = list.iter().filter(|(user, _)| Some(user) == owner).count();
     let (last, role_level) = list.last()?;

@@ -1,5 +1,4 @@
-//! What the fuzz targets run: the parsers that meet whatever anybody sends, and what has to hold
-//! of them.
+//! Bodies of the fuzz targets: they run the parsers of untrusted input and check their invariants.
 #![allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
 
 use serde_json::Value;
@@ -64,7 +63,7 @@ pub fn body(bytes: &[u8]) {
     }
 }
 
-/// A message says the same however it is cut, and what it says stands in it.
+/// Checks that a message gives one result however it is cut, and that its text contains the result.
 fn message(bytes: &[u8]) {
     let look = |parts: &[&[u8]]| {
         let mut looked = Looked::default();
@@ -81,7 +80,7 @@ fn message(bytes: &[u8]) {
     }
 }
 
-/// An error names a field and what was expected; it does not repeat what was sent.
+/// Checks that an error names a field and the expected value, and does not repeat the input.
 fn check(error: &Error) {
     assert_eq!(error.code.status().as_u16(), 400);
     assert!(error.detail.len() < 200, "{}", error.detail);

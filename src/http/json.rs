@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::error::{Code, Error};
 use crate::domain::{GroupId, UserId};
 
-/// A field that was asked for.
+/// A requested field.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Field<'a> {
     name: &'static str,
@@ -24,7 +24,7 @@ pub(super) struct Present<'a> {
     raw: &'a str,
 }
 
-/// The named fields of the object that `body` is. Of a name that is there twice, the last counts.
+/// The named fields of the object that `body` is. If a name occurs twice, the last counts.
 pub(super) fn object<'a, const N: usize>(
     body: &'a str,
     names: [&'static str; N],
@@ -64,7 +64,7 @@ impl<'a> Present<'a> {
         if !self.raw.starts_with('"') {
             return Err(self.wrong_type("a string"));
         }
-        // What is left to fail on is an escape that stands for no character: a lone surrogate.
+        // The only error left is an escape of a lone surrogate, which is no character.
         serde_json::from_str(self.raw).map_err(|_| {
             let name = self.name;
             Error::new(
@@ -91,8 +91,8 @@ impl<'a> Present<'a> {
         serde_json::from_str(self.raw).map_err(|_| self.wrong_type("a whole number of 64 bits"))
     }
 
-    /// The value itself, or what stands in `{"value": ...}`: OpenIM's documentation shows the one
-    /// and its server sends the other.
+    /// Returns the value itself or the one in `{"value": ...}`. OpenIM's documentation shows the first
+    /// form, and its server sends the second.
     pub(super) fn unwrapped(self) -> Result<Self, Error> {
         let Self { name, raw } = self;
         if !raw.starts_with('{') {
@@ -105,7 +105,7 @@ impl<'a> Present<'a> {
         Ok(Self { name, raw })
     }
 
-    /// What `read` makes of each item, at most `most` of them; its error tells which.
+    /// Reads each item with `read`, at most `most` items. An error names the index of the item.
     pub(super) fn each<T>(
         self,
         most: usize,
@@ -129,7 +129,7 @@ impl<'a> Present<'a> {
             .collect()
     }
 
-    /// The named fields of the object that this is.
+    /// Reads the named fields of an object.
     pub(super) fn object<const N: usize>(
         self,
         names: [&'static str; N],
@@ -218,7 +218,7 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
-/// Keeps one item more than wanted, so that too many can be told.
+/// Keeps one item more than wanted, so that too many items can be detected.
 struct Items {
     most: usize,
 }

@@ -62,7 +62,7 @@ type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
 /// The OpenAPI document as JSON.
 ///
 /// # Errors
-/// When the document cannot be written as JSON, which is a bug.
+/// If the document cannot be written as JSON, which is a bug.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
     Ok(Document::of::<Api>()?.json)
 }
@@ -153,7 +153,7 @@ fn metrics_alone(
 /// `metrics_listener`, if there is one.
 ///
 /// # Errors
-/// When a listener cannot be used.
+/// If a listener cannot be used.
 pub async fn serve(
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,

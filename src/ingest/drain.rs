@@ -208,8 +208,8 @@ impl Drain {
             let SpoolState { waiting, bytes, .. } = self.spool.state();
             let is_little = waiting <= MAX_ENTRIES as u64 && bytes <= MAX_BYTES as u64;
             // The last entries are written while the intake is locked, or there would always be some.
-            // The same if entries come as fast as they are written. But callbacks do not wait for a
-            // write that may take long.
+            // This also holds if entries come as fast as they are written. But callbacks do not wait for
+            // a write that may take long.
             let is_quick = self.write_timeout == self.first_timeout;
             let needs_lock = is_quick && (is_little || waiting >= before);
             before = waiting;

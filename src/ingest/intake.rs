@@ -508,7 +508,7 @@ mod tests {
         // After the drain all is as before.
         spool.delete_to(i64::MAX).await.unwrap();
         assert!(!spool.state().is_refusing);
-        // Of entries that do not fit as one, those are taken that fit.
+        // If entries do not fit together, the ones that fit are taken.
         let entries = vec![profile(2000), profile(100_000), mark()];
         let results = spool.lock_intake().await.append(entries).await;
         assert_eq!(

@@ -48,10 +48,10 @@ const PURGE: Period = Period {
     ..Period::every(Duration::from_secs(3600))
 };
 
-/// How long an answer waits for the deletion of what is too much.
+/// Time limit of an answer's wait for the deletion of excess rejected callbacks.
 const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why a change is not known to be durable.
+/// Reason for which a change is not known to be durable.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The store could not take it.
@@ -60,7 +60,7 @@ pub enum Error {
     /// The database is away, and the spool cannot take it.
     #[error("the spool: {0}")]
     Refused(Arc<SpoolError>),
-    /// The task that wrote it ended before it could say so.
+    /// The task that wrote it ended without a result.
     #[error("the write ended without an answer")]
     Lost,
 }
@@ -73,20 +73,20 @@ pub struct Ingest {
     marks: Marks,
     hints: Hints,
     spool: Option<Spool>,
-    /// Writes the marks until it is told to end.
+    /// Writes the marks until it ends.
     marking: Task,
-    /// Drains the spool until it is told to end.
+    /// Drains the spool until it ends.
     draining: Task,
-    /// Notes whom callbacks have named until it is told to end.
+    /// Notes the groups that callbacks have touched.
     noting: Task,
-    /// Fills in when those left who were members of a dismissed group, until it is told to end.
+    /// Fills in the leave time of members of dismissed groups.
     filling_in: Task,
-    /// Deletes rejected callbacks that are too old, until it is told to end.
+    /// Deletes rejected callbacks that are too old.
     housekeeping: Task,
-    /// Told when it is known whether the database is there.
+    /// Cancelled as soon as the state of the database is known.
     settled: CancellationToken,
     keeper: Arc<Keeper>,
-    /// How long a change waits for a lane where many are before it.
+    /// Time limit of a change's wait for a lane with a long queue.
     patience: Duration,
     under_way: TaskTracker,
     tasks: Tasks,
@@ -171,7 +171,7 @@ impl Ingest {
         }
     }
 
-    /// What goes on until [`Self::close`], and may end early.
+    /// Tasks that run until [`Self::close`] and may end early.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
@@ -183,8 +183,8 @@ impl Ingest {
     }
 
     /// Resolves when the change is durable: committed or, while the database is away, in the spool.
-    /// Where it may be neither, its group is marked to be checked as soon as the database can, also
-    /// when nobody waits for the answer any more.
+    /// If it may be neither, its group is marked as soon as the database can be written, even if the
+    /// caller no longer waits for the answer.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
@@ -193,7 +193,7 @@ impl Ingest {
         Ok(())
     }
 
-    /// The same; what came of the change where it is a repair.
+    /// Writes a change as [`Self::submit`] does. Returns the result of a repair.
     async fn write(&self, change: Change) -> Result<Repaired, Error> {
         let queued = self.lanes.push(change);
         if queued.needs_deadline() {
@@ -236,8 +236,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Takes a notification. Where OpenIM's API cannot be asked and it is one that no callback is about,
-    /// resolves when its group is marked, durably as a change is.
+    /// Takes a notification. If OpenIM's API cannot be asked and no callback covers the notification, this
+    /// resolves when the mark of its group is durable, as for a change.
     ///
     /// # Errors
     /// See [`Error`].
@@ -251,13 +251,13 @@ impl Ingest {
         }
     }
 
-    /// The same without waiting for the mark.
+    /// Takes a notification as [`Self::hint`] does, without waiting for the mark.
     pub fn hint_unwaited(&self, hint: Hint) -> HintOutcome {
         match self.hear(&hint) {
             HintAction::Done(done) => done,
             heard => {
                 let ingest = self.clone();
-                // What is not written marks its group itself.
+                // A change that is not written marks its group itself.
                 self.under_way
                     .spawn(async move { ingest.mark(hint, heard).await });
                 HintOutcome::Marked
@@ -285,21 +285,21 @@ impl Ingest {
         Ok(())
     }
 
-    /// Takes back the mark of somebody who entered, for the callback has told who.
+    /// Removes the mark for a user who entered, because the callback names the user.
     async fn take_back_mark(&self, group: &GroupId) {
         if let Err(error) = self.store.undo_mark(group).await {
-            // It is one that need not be, and no more.
+            // An unneeded mark does no harm.
             let error = error.to_string();
             tracing::debug!(error, "a mark that has turned out to be unfounded stays");
         }
     }
 
-    /// What is known from hints.
+    /// State of the hints.
     pub fn hints(&self) -> &Hints {
         &self.hints
     }
 
-    /// Makes a part of a group what OpenIM holds; resolves when that is committed, with what was written.
+    /// Makes a part of a group equal to OpenIM. Resolves with the written rows when that is committed.
     /// Rows that a callback has named since OpenIM was asked stay as they are, and the group is marked.
     ///
     /// # Errors
@@ -310,13 +310,13 @@ impl Ingest {
             .await
     }
 
-    /// Has a group marked to be checked, without waiting for it.
+    /// Marks a group without waiting for the write.
     pub fn want_check(&self, group: GroupId, reason: MarkReason) {
         self.marks.add(group, reason);
     }
 
-    /// Keeps a callback that could not be understood; resolves when it is durable. False where
-    /// none are kept.
+    /// Keeps a rejected callback. Resolves when it is durable. Returns false if rejected callbacks are
+    /// not kept.
     ///
     /// # Errors
     /// See [`Error`]; it may still have been kept.
@@ -351,7 +351,7 @@ impl Ingest {
         }
     }
 
-    /// From now on what has to be done now and then is.
+    /// Starts the periodic housekeeping.
     pub fn begin_housekeeping(&self) {
         let keeper = Arc::clone(&self.keeper);
         self.housekeeping.repeat(PURGE, move || {
@@ -360,17 +360,17 @@ impl Ingest {
         });
     }
 
-    /// How many changes wait to be written.
+    /// Number of changes that wait to be written.
     pub fn waiting(&self) -> usize {
         self.lanes.waiting()
     }
 
-    /// How many groups wait to be marked.
+    /// Number of groups that wait to be marked.
     pub fn marks_waiting(&self) -> usize {
         self.marks.count()
     }
 
-    /// What waits in the spool, if there is one.
+    /// State of the spool, if there is one.
     pub fn spool(&self) -> Option<SpoolState> {
         self.spool.as_ref().map(Spool::state)
     }
@@ -394,7 +394,7 @@ impl Ingest {
         }
     }
 
-    /// Says what is left in the spool, at the end.
+    /// Logs the entries left in the spool at the end.
     pub fn tell_what_is_left(&self) {
         if let Some(state) = self.spool()
             && state.waiting > 0
@@ -407,10 +407,10 @@ impl Ingest {
     }
 }
 
-/// Writes what is in a spool, once.
+/// Writes the entries of a spool once.
 ///
 /// # Errors
-/// See [`DrainError`]; what is left can be tried again.
+/// See [`DrainError`]. The entries left can be tried again.
 pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     let drained = Drain::new(spool.clone(), store.clone(), None)
         .drain_all()
@@ -442,7 +442,7 @@ async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Resu
     Ok(Kept::Yes)
 }
 
-/// What a change was that the database did not take out of the spool, by what was kept of it.
+/// Reads a spooled change that the database refused, from its kept record.
 /// `None`: it was kept for another reason.
 pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
     let is_ours = rejected.path == drain::REFUSED_PATH;

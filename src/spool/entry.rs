@@ -37,7 +37,7 @@ pub struct Entry {
     pub number: i64,
     /// The write that may have committed it.
     pub attempt: Option<Attempt>,
-    /// What it holds.
+    /// Content of the entry.
     pub content: Content,
 }
 
@@ -90,7 +90,7 @@ impl Draft {
         }
     }
 
-    /// What the entry uses of SPOOL_MAX_BYTES.
+    /// Part of SPOOL_MAX_BYTES that the entry uses.
     pub fn usage(&self) -> Usage {
         Usage::of(self.kind, self.record.len())
     }

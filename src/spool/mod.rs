@@ -33,7 +33,7 @@ pub struct SpoolFolder {
     /// `None`: the folder cannot be used yet.
     pub log: Option<Log>,
     folder: Option<Folder>,
-    /// Why there is no log.
+    /// Reason for a missing log.
     why: String,
     not_before: Instant,
 }

@@ -1,7 +1,7 @@
-//! Commands of OpenIM: how they are told, and those that say nothing of the mirror, by which their
-//! callbacks are counted.
+//! Commands of OpenIM: their pattern, and the labels by which callbacks are counted that do not
+//! concern the mirror.
 
-/// What stands for a command that is none of these: a caller must not choose a label.
+/// Label of every other command. A caller must not choose a label.
 const OTHER: &str = "other";
 
 /// As in OpenIM's pkg/callbackstruct/constant.go, 3.8; those with another ending are of 3.6.
@@ -51,10 +51,10 @@ const KNOWN: [&str; 43] = [
     "callbackSingleMsgRead",
 ];
 
-/// What commands that are not [`KNOWN`] look like, as a regular expression of JSON Schema.
+/// Pattern of commands that are not [`KNOWN`], as a regular expression of JSON Schema.
 pub(in crate::http) const PATTERN: &str = "^callback[A-Za-z0-9]+Command$";
 
-/// Whether this is a command of OpenIM, be it one that nobody has heard of.
+/// Returns true if the text is a command of OpenIM, known or unknown.
 pub(in crate::http) fn is_command(text: &str) -> bool {
     let middle = text
         .strip_prefix("callback")
@@ -65,7 +65,7 @@ pub(in crate::http) fn is_command(text: &str) -> bool {
     middle.is_some_and(is_one) || KNOWN.contains(&text)
 }
 
-/// The command, if it is one that is known.
+/// Label of a command: the command itself if it is known.
 pub(in crate::http) fn label(command: &str) -> &'static str {
     let known = KNOWN.iter().find(|known| **known == command);
     known.copied().unwrap_or(OTHER)

@@ -1,4 +1,4 @@
-//! A message on its way in: its head is looked at as it comes, and nothing of it is kept.
+//! Extractor of messages. It reads the head of a body as it arrives and keeps nothing of it.
 
 use std::marker::PhantomData;
 
@@ -13,21 +13,21 @@ use super::super::server;
 use super::{Looked, Notice};
 use crate::domain::{Hint, HintKind};
 
-/// What came; documented as `T`. Whatever it is, it is no error: a user may wait for the answer.
+/// A message, documented as `T`. No body is an error, because a user may wait for the answer.
 #[derive(Debug)]
 pub(in crate::http) struct Message<T> {
     pub(in crate::http) told: Notified,
     documented: PhantomData<T>,
 }
 
-/// What a message tells.
+/// Content of a message for the mirror.
 #[derive(Debug)]
 pub(in crate::http) enum Notified {
-    /// Nothing of a group.
+    /// An ordinary message.
     Nothing,
-    /// That something has happened to one.
+    /// A notification that names its group.
     Hint(Hint),
-    /// The same, but not to which.
+    /// A notification without a usable group id.
     Unreadable(HintKind),
 }
 

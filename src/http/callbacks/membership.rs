@@ -1,4 +1,4 @@
-//! Groups that are created, dismissed and given to others; members who join and leave.
+//! Callbacks about groups that are created, dismissed or transferred, and members who join or leave.
 
 use std::collections::HashSet;
 
@@ -108,7 +108,7 @@ callback! {
     }
 }
 
-/// One of the first members of a group.
+/// A first member of a group.
 #[derive(Clone, Debug, Object)]
 #[oai(rename_all = "camelCase")]
 struct FirstMember {
@@ -161,18 +161,18 @@ fn time_of(millis: i64) -> Option<OffsetDateTime> {
 pub(in super::super) struct JoinGroup {
     /// Always callbackAfterJoinGroupCommand.
     callback_command: String,
-    /// Not looked at; several callbacks may share one.
+    /// Not read; several callbacks may share one.
     #[oai(rename = "operationID")]
     operation_id: Ignored,
     /// The group: 1 to 1,024 bytes, any characters but U+0000.
     #[oai(rename = "groupID", validator(min_length = 1, max_length = 1024))]
     group_id: String,
-    /// Not looked at.
+    /// Not read.
     req_message: Ignored,
-    /// Not looked at: OpenIM itself does not store it.
+    /// Not read: OpenIM itself does not store it.
     join_source: Ignored,
-    /// Who joined, in spite of the name: 1 to 1,024 bytes, any characters but U+0000. Not looked at where
-    /// `userID`, `userIDs`, `invitedUserIDs` or `memberList` tell who joined, which no OpenIM does yet.
+    /// The user who joined, in spite of the name: 1 to 1,024 bytes, any characters but U+0000. Not read if
+    /// `userID`, `userIDs`, `invitedUserIDs` or `memberList` names users. No version of OpenIM sends these yet.
     #[oai(rename = "inviterUserID", validator(min_length = 1, max_length = 1024))]
     inviter_user_id: String,
 }

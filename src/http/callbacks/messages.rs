@@ -1,9 +1,9 @@
-//! Messages. A notification is one that OpenIM itself sends into a group, and says that something has
-//! happened to the group; every other says nothing of it.
+//! Messages. OpenIM itself sends a notification into a group when something has happened to the group.
+//! Every other message is ordinary and does not concern the mirror.
 //!
-//! Of ordinary messages there are thousands a second. So a body is looked at as it comes, nothing of it
-//! is kept but three short fields, and nothing is looked at any more once its `contentType`, which OpenIM
-//! writes before the content, is known to be that of an ordinary one.
+//! Thousands of ordinary messages arrive each second. So a body is parsed as it arrives, and only three
+//! short fields are kept. OpenIM writes `contentType` before the content: the parser stops as soon as it
+//! shows an ordinary message.
 
 use poem_openapi::Object;
 use poem_openapi::types::{Any, Example};
@@ -13,32 +13,32 @@ use super::super::server::is_usable_operation_id;
 use super::Ignored;
 use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
 
-/// callbackAfterSendGroupMsgCommand: a message was sent into a group. Of the fields not listed nothing is
-/// looked at.
+/// callbackAfterSendGroupMsgCommand: a message was sent into a group. Other fields are
+/// not read.
 #[derive(Clone, Debug, Object)]
 #[oai(rename_all = "camelCase", example)]
 pub(in super::super) struct SentGroupMessage {
     /// Always callbackAfterSendGroupMsgCommand.
     callback_command: String,
-    /// Of the call that made the change; where it is empty, the header of that name is taken.
+    /// Id of the call that made the change. If it is empty, the header of that name counts.
     #[oai(rename = "operationID", nullable)]
     operation_id: Option<String>,
     /// 1501 to 1520: a notification. Anything else: an ordinary message.
     content_type: i32,
-    /// Not looked at; empty where it is a notification.
+    /// Not read; empty in a notification.
     content: Ignored,
     /// The group.
     #[oai(rename = "groupID", nullable)]
     group_id: Option<String>,
 }
 
-/// callbackBeforeGroupOnlinePushCommand: a message is about to be pushed to those who are online.
+/// callbackBeforeGroupOnlinePushCommand: a message is about to be pushed to online members.
 #[derive(Clone, Debug, Object)]
 #[oai(rename_all = "camelCase", example)]
 pub(in super::super) struct PushedGroupMessage {
     /// Always callbackBeforeGroupOnlinePushCommand.
     callback_command: String,
-    /// Of the call that made the change; where it is empty, the header of that name is taken.
+    /// Id of the call that made the change. If it is empty, the header of that name counts.
     #[oai(rename = "operationID", nullable)]
     operation_id: Option<String>,
     /// The group.
@@ -46,7 +46,7 @@ pub(in super::super) struct PushedGroupMessage {
     group_id: Option<String>,
     /// 1501 to 1520: a notification. Anything else: an ordinary message.
     content_type: i32,
-    /// Not looked at, for it comes twice, and late.
+    /// Not read: it comes twice, and late.
     content: Ignored,
 }
 
@@ -74,32 +74,32 @@ impl Example for PushedGroupMessage {
     }
 }
 
-/// What a body says that has been looked at.
+/// Result of the parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) enum Notice {
-    /// Nothing of a group.
+    /// An ordinary message.
     Ordinary,
-    /// Something has happened.
+    /// A notification: something has happened to a group.
     Notification {
         kind: HintKind,
-        /// `None` where there is none that can be used.
+        /// `None` if the id is missing or cannot be used.
         group_id: Option<GroupId>,
         operation_id: Option<String>,
     },
 }
 
-/// A body that is looked at as it comes. Of a field that is there twice, the first counts. What is no JSON
-/// is looked at as far as it could be.
+/// Parser of a body that arrives in parts. If a field occurs twice, the first counts. A body that is not
+/// JSON is parsed up to its first error.
 #[derive(Debug, Default)]
 pub(in super::super) struct Looked {
     place: Place,
-    /// The name of a field, or its value if it is one that is wanted, as JSON text.
+    /// JSON text of a field's name, or of the value of a wanted field.
     text: Vec<u8>,
-    /// Which one this is, if any.
+    /// The wanted field whose value comes next, if it is one.
     field: Option<Wanted>,
-    /// Whether the next byte of a string belongs to the one before.
+    /// True if a backslash escapes the next byte.
     is_escaped: bool,
-    /// Of objects and arrays within a value.
+    /// Depth of objects and arrays within a value.
     depth: usize,
     content_type: Option<Option<HintKind>>,
     group_id: Option<Option<GroupId>>,
@@ -123,7 +123,7 @@ enum Place {
     Nested,
     NestedString,
     AfterValue,
-    /// Nothing is looked at any more.
+    /// The parser reads no more bytes.
     Over,
 }
 
@@ -134,13 +134,13 @@ enum Wanted {
     OperationId,
 }
 
-/// A field's value may be so long: an id of which every byte is escaped.
+/// Limit of a value in bytes: an id with every byte escaped.
 const LONGEST_VALUE: usize = 6 * MAX_ID_BYTES + 2;
-/// The same of a name, which nobody escapes.
+/// Limit of a name in bytes. OpenIM does not escape names.
 const LONGEST_NAME: usize = 64;
 
 impl Looked {
-    /// Looks at what comes next. False where nothing more is looked at.
+    /// Parses the next bytes. Returns false if no more bytes are needed.
     pub(in super::super) fn look(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
             self.place = self.step(*byte);
@@ -152,7 +152,7 @@ impl Looked {
         true
     }
 
-    /// What it says, as far as it has come.
+    /// Returns the result of the bytes so far.
     pub(in super::super) fn end(self) -> Notice {
         match self.content_type.flatten() {
             None => Notice::Ordinary,
@@ -243,7 +243,7 @@ impl Looked {
         }
     }
 
-    /// A byte of a string that is kept, so that nothing in it is taken for its end.
+    /// Takes a byte of a string. An escaped quote does not end the string.
     fn in_string(&mut self, byte: u8, longest: usize, here: Place, after: Place) -> Place {
         if std::mem::take(&mut self.is_escaped) {
             self.keep(byte, longest);
@@ -260,7 +260,7 @@ impl Looked {
         here
     }
 
-    /// Of a value nobody asks for nothing is kept, and of a longer one than may be, one byte more than that.
+    /// Keeps a byte of a name or of a wanted value. A text that is too long is kept up to one byte over its limit.
     fn keep(&mut self, byte: u8, longest: usize) {
         let is_kept = self.place == Place::Name || self.field.is_some();
         if is_kept && self.text.len() <= longest {
@@ -279,7 +279,7 @@ impl Looked {
         }
     }
 
-    /// The field that the name is of.
+    /// Returns the wanted field of this name, if it is one.
     fn wanted(&self) -> Option<Wanted> {
         if self.text.len() > LONGEST_NAME {
             return None;
@@ -301,7 +301,7 @@ impl Looked {
         Some(wanted)
     }
 
-    /// Takes the value of a field that is wanted.
+    /// Stores the value of a wanted field.
     fn note(&mut self, is_string: bool) {
         let text = || {
             let is_short = is_string && self.text.len() <= LONGEST_VALUE;
@@ -324,7 +324,7 @@ impl Looked {
         }
     }
 
-    /// The string whose JSON text, without the quotes, is kept.
+    /// Decodes the kept JSON text, which has no quotes.
     fn unescaped(&self) -> Option<String> {
         let quoted = [b"\"".as_slice(), &self.text, b"\""].concat();
         serde_json::from_slice(&quoted).ok()
@@ -361,7 +361,7 @@ mod tests {
             r#"{"a":{"contentType":1501},"b":[{"contentType":101}],"c":"\"contentType\":101","operationID":"op","contentType":1509,"groupID":"g"}"#,
             r#"{"ex":"}\\","groupID":"\u0067","content\u0054ype":1509,"operationID":"op"}"#,
             r#"{"contentType":1509,"groupID":"g","operationID":"op","contentType":101,"groupID":"h"}"#,
-            // What comes after all that is wanted is not looked at.
+            // The parser stops after the last wanted field.
             r#"{"contentType":1509,"groupID":"g","operationID":"op",no JSON"#,
         ] {
             assert_eq!(look(body), invited, "{body}");
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(of(&body.replacen("\\u", "a\\u", 1)), quit(None, None));
     }
 
-    /// What the recordings have: `content` can be long, and the group stands behind it.
+    /// As in recordings of OpenIM: `content` can be long, and the group comes after it.
     #[test]
     fn nothing_of_a_long_content_is_kept() {
         let mut looked = Looked::default();
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(looked.end(), expected);
     }
 
-    /// By a second, slower parser.
+    /// Result of a second, slower parser.
     fn model(body: &Value) -> Notice {
         let kind = body["contentType"].as_i64().and_then(HintKind::of_code);
         let text = |name: &str| body[name].as_str().map(str::to_owned);

@@ -42,7 +42,7 @@ pub(super) struct Callbacks {
     pub(super) metrics: Metrics,
     /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
     pub(super) next_code: i32,
-    /// Who is named in callbacks for having called OpenIM's API.
+    /// Users that callbacks name for having called OpenIM's API.
     pub(super) operators: Operators,
 }
 
@@ -68,7 +68,7 @@ enum Acknowledged {
 
 #[derive(ApiResponse)]
 enum Echoed {
-    /// What was sent.
+    /// The fields as sent.
     #[oai(status = 200)]
     Echoed(JsonResponse<ProfileEcho>),
 }
@@ -87,8 +87,8 @@ impl Callbacks {
         Ok(Done::with(next_code))
     }
 
-    /// What is about to happen may not happen, and the user waits: so the answer does not wait for
-    /// the mark.
+    /// Answers an announcement. The answer does not wait for the mark: a user waits, and the announced
+    /// change may not happen.
     fn acknowledge(&self, parsed: ParsedCallback) -> Acknowledged {
         self.ingest
             .want_check(parsed.group_id, MarkReason::JoinAnnounced);
@@ -96,7 +96,7 @@ impl Callbacks {
     }
 }
 
-/// What becomes of hints that tell no group, and of those whose mark is not written.
+/// Outcomes of hints without a usable group id, and of hints whose mark is not written.
 const UNREADABLE: &str = "unreadable";
 const FAILED: &str = "failed";
 
@@ -106,7 +106,7 @@ pub(super) fn hint_outcomes() -> impl Iterator<Item = &'static str> {
     taken.chain([UNREADABLE, FAILED])
 }
 
-/// The commands of messages, by which these are counted where they tell nothing.
+/// Commands of messages. Ordinary messages are counted by them.
 const SENT: &str = "callbackAfterSendGroupMsgCommand";
 const PUSHED: &str = "callbackBeforeGroupOnlinePushCommand";
 
@@ -115,10 +115,10 @@ impl Callbacks {
     /// After set group member info
     ///
     /// OpenIM calls this after nickname, avatar, role or extra data of a group member were set.
-    /// Only the fields that are present and not null change; an empty text is a value. A member
-    /// never heard of gets a row with what is known. The answer is sent when the change is committed
-    /// or, while the database is away, when it is on disk, from where it is written later; as is that
-    /// to every callback of a change. Any query string is ignored, as are unknown fields.
+    /// Only the fields that are present and not null change; an empty text is a value. An
+    /// unknown member gets a row with the known values. The answer is sent when the change is committed.
+    /// While the database is away, it is sent when the change is on disk; the change is written later.
+    /// This holds for every callback of a change. Query strings and unknown fields are ignored.
     #[oai(
         path = "/callbackAfterSetGroupMemberInfoCommand",
         method = "post",
@@ -134,8 +134,8 @@ impl Callbacks {
 
     /// After create group
     ///
-    /// OpenIM calls this after a group was created. The profile and the first members are stored. Of a
-    /// group that is known, only what is unknown is filled in.
+    /// OpenIM calls this after a group was created. The profile and the first members are stored. In a
+    /// known group, only unknown values are filled in.
     #[oai(
         path = "/callbackAfterCreateGroupCommand",
         method = "post",
@@ -151,9 +151,9 @@ impl Callbacks {
 
     /// After join group
     ///
-    /// OpenIM calls this after a user joined a group by itself; of invitations and approvals it tells
-    /// nothing. The joiner, an ordinary member from now on, is in `inviterUserID`; where other fields tell
-    /// who joined, these count.
+    /// OpenIM calls this after a user joined a group by itself, and not after invitations and approvals.
+    /// `inviterUserID` is the user who joined, as an ordinary member. If other fields name the users who
+    /// joined, these count.
     #[oai(
         path = "/callbackAfterJoinGroupCommand",
         method = "post",
@@ -235,7 +235,7 @@ impl Callbacks {
     /// After set group info
     ///
     /// OpenIM calls this after a group's profile was set by the older of its two ways. Only the fields
-    /// that are present and not null change; an empty name, notice, introduction or avatar is none.
+    /// that are present and not null change; an empty name, notice, introduction or avatar is no change.
     #[oai(
         path = "/callbackAfterSetGroupInfoCommand",
         method = "post",
@@ -268,8 +268,8 @@ impl Callbacks {
 
     /// Before members join group
     ///
-    /// OpenIM calls this before users become members in whatever way, and waits for the answer. The
-    /// group is marked to be checked; nothing else changes, for they may not come in after all.
+    /// OpenIM calls this before users become members in any way, and waits for the answer. The group is
+    /// marked for a reconcile. Nothing else changes, because the users may not join after all.
     #[oai(
         path = "/callbackBeforeMembersJoinGroupCommand",
         method = "post",
@@ -285,7 +285,8 @@ impl Callbacks {
 
     /// Before member join group
     ///
-    /// The same of one user, as OpenIM 3.7 calls it.
+    /// OpenIM 3.7 calls this before one user becomes a member. It is handled like
+    /// callbackBeforeMembersJoinGroupCommand.
     #[oai(
         path = "/callbackBeforeMemberJoinGroupCommand",
         method = "post",
@@ -301,8 +302,8 @@ impl Callbacks {
 
     /// Before set group info
     ///
-    /// OpenIM calls this before a group's profile is set, waits for the answer, and stores what
-    /// stands there instead, nothing for what is missing. So it gets back what it sent.
+    /// OpenIM calls this before a group's profile is set, waits for the answer, and stores the
+    /// fields of the answer instead. It stores a missing field as empty. So the answer repeats the fields.
     #[oai(
         path = "/callbackBeforeSetGroupInfoCommand",
         method = "post",
@@ -318,7 +319,8 @@ impl Callbacks {
 
     /// Before set group info ex
     ///
-    /// The same of the newer way to set a group's profile.
+    /// OpenIM calls this before a group's profile is set by the newer of its two ways. It is handled like
+    /// callbackBeforeSetGroupInfoCommand.
     #[oai(
         path = "/callbackBeforeSetGroupInfoExCommand",
         method = "post",
@@ -334,10 +336,10 @@ impl Callbacks {
 
     /// After send group message
     ///
-    /// OpenIM calls this after a message was sent into a group. Of a notification (`contentType` 1501 to
-    /// 1520) the group is compared with OpenIM soon. Without access to OpenIM's API it is marked where
-    /// no callback tells what the notification announces, and the answer is sent when that is written.
-    /// Every other message is answered at once and counted. A body that is odd is no error.
+    /// OpenIM calls this after a message was sent into a group. After a notification (`contentType` 1501
+    /// to 1520) the group is reconciled soon. Without access to OpenIM's API, the group is marked if no
+    /// callback covers the notification, and the answer is sent when the mark is written. Every other
+    /// message is answered at once and counted. A malformed body is no error.
     #[oai(
         path = "/callbackAfterSendGroupMsgCommand",
         method = "post",
@@ -366,8 +368,8 @@ impl Callbacks {
 
     /// Before group online push
     ///
-    /// OpenIM calls this before a message is pushed to those of a group who are online, and waits for the
-    /// answer. It is taken as the one above is, but that nothing is waited for.
+    /// OpenIM calls this before a message is pushed to the online members of a group, and waits for the
+    /// answer. It is handled like callbackAfterSendGroupMsgCommand, but the answer waits for nothing.
     #[oai(
         path = "/callbackBeforeGroupOnlinePushCommand",
         method = "post",
@@ -396,12 +398,12 @@ impl Callbacks {
 
     /// Any other callback
     ///
-    /// OpenIM has one URL for all its callbacks, so those of messages, friends and users come here
-    /// too, and those of groups that tell nothing. They are answered at once and counted; their
-    /// body is not looked at.
+    /// OpenIM has one URL for all its callbacks, so callbacks about messages, friends and users come here
+    /// too, as do callbacks about groups that the mirror does not need. They are answered at once and
+    /// counted. Their body is not read.
     ///
-    /// A POST to a path that does not end with a command, and is not a read's, is taken as one to the path
-    /// of its body's `callbackCommand`. Before a command there may be other segments.
+    /// A POST to a path that does not end with a command, and is not the path of a read, is handled as one
+    /// to the path of its body's `callbackCommand`. Other segments may precede a command.
     #[oai(path = "/:command", method = "post", operation_id = "callbackOther")]
     async fn other(
         &self,
@@ -418,23 +420,23 @@ impl Callbacks {
     }
 }
 
-/// A field that is not looked at.
+/// A field that is not read.
 type Ignored = Option<Any<Value>>;
 
-/// What a callback tells.
+/// Group and event of a callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ParsedCallback {
     pub(super) group_id: GroupId,
     pub(super) event: Event,
 }
 
-/// The body of a callback that tells what happened.
+/// Body of a callback about a change.
 pub(super) trait Callback: FromBody<Parsed = ParsedCallback> {
     /// The command, which is also its path.
     const COMMAND: &'static str;
 }
 
-/// What the body of a callback to this path means: for those that are taken in again.
+/// Parses the body of a callback to this path, for rejected callbacks that are taken in again.
 pub(super) fn understand(path: &str, body: &[u8]) -> Result<ParsedCallback, Error> {
     let command = match routing::command_of(path) {
         Some(command) => command.to_owned(),
@@ -466,13 +468,13 @@ pub(super) fn understand(path: &str, body: &[u8]) -> Result<ParsedCallback, Erro
     )
 }
 
-/// The group that a body names, of which nothing else need be understood.
+/// Returns the group of a body. The other fields may be invalid.
 pub(super) fn group_of(body: &[u8]) -> Option<GroupId> {
     let [group_id] = json::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
     group_id.required().ok()?.group_id().ok()
 }
 
-/// A body sent to the wrong path is one that we would misread.
+/// Checks the command of a body. A body sent to the wrong path would be misread.
 fn expect_command(found: json::Field<'_>, expected: &'static str) -> Result<(), Error> {
     if found.required()?.text()? == expected {
         return Ok(());

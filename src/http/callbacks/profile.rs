@@ -1,4 +1,4 @@
-//! A group's profile: what was set, and what is about to be.
+//! Callbacks about a group's profile, after and before it is set.
 
 use poem_openapi::Object;
 use poem_openapi::types::{Any, Example};
@@ -18,9 +18,9 @@ macro_rules! profile {
         #[derive(Clone, Debug, Object)]
         #[oai(rename_all = "camelCase", example)]
         pub(in super::super) struct $name {
-            /// As the path.
+            /// Equal to the path.
             callback_command: String,
-            /// Not looked at: always empty.
+            /// Not read: always empty.
             #[oai(rename = "operationID")]
             operation_id: Ignored,
             /// The group: 1 to 1,024 bytes, any characters but U+0000.
@@ -41,13 +41,13 @@ macro_rules! profile {
             /// Extra data; empty is a value.
             #[oai(nullable)]
             ex: Option<String>,
-            /// 0: who asks waits for approval; 1: who is invited too; 2: anyone joins.
+            /// 0: a user who asks to join waits for approval; 1: an invited user too; 2: anyone joins.
             #[oai(nullable)]
             need_verification: Option<i32>,
-            /// Whether members may look at each other's profile.
+            /// Setting: may members look at each other's profile.
             #[oai(nullable)]
             look_member_info: Option<i32>,
-            /// Whether members may ask each other to be friends.
+            /// Setting: may members ask each other to be friends.
             #[oai(nullable)]
             apply_member_friend: Option<i32>,
         }
@@ -96,9 +96,8 @@ profile! {
     BeforeSetGroupInfoEx = "callbackBeforeSetGroupInfoExCommand"
 }
 
-/// What a callback about a profile carries, to be sent back. OpenIM takes from the answer to the
-/// before-callbacks what it then stores, and what is missing there for empty: the group's name
-/// among it.
+/// The fields of a callback about a profile, sent back. OpenIM stores the fields of the answer to a
+/// before-callback. It stores a missing field as empty, also the group's name.
 #[derive(Clone, Debug, Object, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename_all = "camelCase", example)]
@@ -191,7 +190,7 @@ impl ProfileEcho {
         })
     }
 
-    /// What the same fields say once they are set. `is_change` tells which texts are.
+    /// Event of the callback after these fields were set. `is_change` is true for a text that is a change.
     fn told(self, is_change: impl Fn(&String) -> bool) -> Result<ParsedCallback, Error> {
         let text = |value: Option<String>| value.filter(&is_change).map(Text::parse);
         let group_id = crate::domain::GroupId::parse(self.group_id);
@@ -202,7 +201,7 @@ impl ProfileEcho {
                 notification: text(self.notification),
                 introduction: text(self.introduction),
                 face_url: text(self.face_url),
-                // Nullable with both callbacks, so an empty one is a value with both.
+                // Nullable in both callbacks, so an empty text is a value in both.
                 ex: self.ex.map(Text::parse),
                 need_verification: self.need_verification,
                 look_member_info: self.look_member_info,

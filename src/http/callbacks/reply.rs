@@ -16,14 +16,14 @@ use super::super::json_response::JsonResponse;
 pub(in crate::http) struct CallbackReply {
     /// 0: the callback was executed; 1: it was not, errCode says why.
     pub(in crate::http) action_code: i32,
-    /// 0, or what went wrong.
+    /// 0, or the number of the error.
     pub(in crate::http) err_code: i32,
-    /// What went wrong, the same words for the same errCode.
+    /// Text of the error. It is fixed for each errCode.
     pub(in crate::http) err_msg: String,
-    /// What exactly: names the field and what was expected.
+    /// Details of the error: the field and the expected value.
     pub(in crate::http) err_dlt: String,
     /// 1 in the success reply to callbackAfterSetGroupMemberInfoCommand (0 with
-    /// CALLBACK_NEXT_CODE=0), else 0. OpenIM 3.7 and later looks at it in before-callbacks only.
+    /// CALLBACK_NEXT_CODE=0), else 0. OpenIM 3.7 and later reads it in before-callbacks only.
     pub(in crate::http) next_code: i32,
 }
 

@@ -114,7 +114,7 @@ enum MemberAnswer {
     /// The member has not changed since If-None-Match was its ETag.
     #[oai(status = 304)]
     NotModified(
-        /// The same ETag.
+        /// ETag of the member, equal to If-None-Match.
         #[oai(header = "ETag")]
         String,
     ),
