@@ -189,6 +189,18 @@ where
     }
 }
 
+/// Documentation of a required JSON body.
+pub(super) fn documented_as<T: Type>() -> MetaRequest {
+    MetaRequest {
+        description: None,
+        content: vec![MetaMediaType {
+            content_type: "application/json",
+            schema: T::schema_ref(),
+        }],
+        required: true,
+    }
+}
+
 /// A parsed JSON body. It holds its share of the memory until the answer.
 #[derive(Debug)]
 pub(super) struct JsonBody<T: FromBody> {
@@ -213,14 +225,7 @@ where
     }
 
     fn request_meta() -> Option<MetaRequest> {
-        Some(MetaRequest {
-            description: None,
-            content: vec![MetaMediaType {
-                content_type: "application/json",
-                schema: T::schema_ref(),
-            }],
-            required: true,
-        })
+        Some(documented_as::<T>())
     }
 
     async fn from_request(
