@@ -390,7 +390,7 @@ type Changes<T> = Vec<(T, Option<Attempt>)>;
 type Answers<T> = Vec<(T, Result<(), Error>)>;
 
 /// Appends changes that could not be written because of `error`, and begins diverting.
-pub(super) async fn divert<T: AsRef<Change>>(
+pub(super) async fn divert<T: AsRef<Change> + Send + 'static>(
     spool: &Spool,
     changes: Changes<T>,
     error: &store::Error,
@@ -411,7 +411,7 @@ pub(super) async fn divert<T: AsRef<Change>>(
 }
 
 /// Appends changes if the spool is diverting. If it is not, the changes come back.
-pub(super) async fn append_if_diverting<T: AsRef<Change>>(
+pub(super) async fn append_if_diverting<T: AsRef<Change> + Send + 'static>(
     spool: &Spool,
     changes: Changes<T>,
 ) -> Result<Answers<T>, Changes<T>> {
@@ -422,12 +422,21 @@ pub(super) async fn append_if_diverting<T: AsRef<Change>>(
     Ok(append(&intake, changes).await)
 }
 
-async fn append<T: AsRef<Change>>(intake: &IntakeLock, changes: Changes<T>) -> Answers<T> {
-    let draft = |(change, attempt): &(T, _)| Draft::change(change.as_ref(), *attempt);
-    let mut results = intake
-        .append(changes.iter().map(draft).collect())
-        .await
-        .into_iter();
+async fn append<T: AsRef<Change> + Send + 'static>(
+    intake: &IntakeLock,
+    changes: Changes<T>,
+) -> Answers<T> {
+    // A record can have megabytes. Writing its JSON here would block other requests of the thread.
+    let drafted = tokio::task::spawn_blocking(move || {
+        let draft = |(change, attempt): &(T, _)| Draft::change(change.as_ref(), *attempt);
+        let drafts = changes.iter().map(draft).collect();
+        (changes, drafts)
+    });
+    // After a panic the changes are dropped, and each marks its group.
+    let Ok((changes, drafts)) = drafted.await else {
+        return Vec::new();
+    };
+    let mut results = intake.append(drafts).await.into_iter();
     let answer = |(change, _)| {
         let result = results.next().map(|result| result.map_err(Error::Refused));
         (change, result.unwrap_or(Err(Error::Lost)))
