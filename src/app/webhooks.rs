@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Error;
 use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
-use crate::http::AccessSettings;
+use crate::http::{self, AccessSettings};
 
 /// Characters to escape in the user part of a URL: all but the unreserved ones of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -15,20 +15,6 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-
-/// OpenIM's switches of callbacks about groups and their members. beforeMemberJoinGroup is not in the list: with it on,
-/// nobody can join a group while this service is away.
-const SWITCHES: [&str; 9] = [
-    "afterCreateGroup",
-    "afterJoinGroup",
-    "afterQuitGroup",
-    "afterKickGroupMember",
-    "afterDismissGroup",
-    "afterTransferGroupOwner",
-    "afterSetGroupInfo",
-    "afterSetGroupInfoEx",
-    "afterSetGroupMemberInfo",
-];
 
 /// The switch of messages, and those of them that are notifications of groups. Only where OpenIM knows
 /// allowedTypes: elsewhere every message would come.
@@ -76,7 +62,7 @@ pub(super) fn write(
     match format {
         ConfigFormat::Yaml => {
             writeln!(out, "url: {url}")?;
-            for switch in SWITCHES {
+            for switch in http::webhook_switches() {
                 writeln!(out, "{switch}: {{ enable: true, timeout: {TIMEOUT} }}")?;
             }
             if has_notifications {
@@ -109,7 +95,7 @@ fn variables(url: &str, has_notifications: bool) -> Vec<(String, String)> {
     };
     let mut all = vec![variable("url", url)];
     let messages = has_notifications.then_some(MESSAGES);
-    for switch in SWITCHES.into_iter().chain(messages) {
+    for switch in http::webhook_switches().chain(messages) {
         all.push(variable(&format!("{switch}_enable"), "true"));
         all.push(variable(&format!("{switch}_timeout"), TIMEOUT));
     }

@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
-use callbacks::Callbacks;
+use callbacks::{Callbacks, OtherCallbacks};
 use openapi::{Document, Pages};
 use ops::{Gauges, Ops};
 use reads::ReadState;
@@ -57,7 +57,15 @@ pub struct HttpParts {
     pub stopping: Stopping,
 }
 
-type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
+type Api = (
+    callbacks::Operations,
+    OtherCallbacks,
+    Groups,
+    Members,
+    Memberships,
+    Drifts,
+    Ops,
+);
 
 /// The OpenAPI document as JSON.
 ///
@@ -73,7 +81,14 @@ pub fn openapi_json() -> Result<String, serde_json::Error> {
 /// The code and the detail of the answer.
 pub fn understand(path: &str, body: &[u8], received_at: OffsetDateTime) -> Result<Change, String> {
     let parsed = callbacks::understand(path, body).map_err(|error| error.to_string())?;
-    Ok(Change::new(parsed.group_id, received_at, parsed.event))
+    Ok(Change::new(parsed.group_id, received_at, parsed.content))
+}
+
+/// OpenIM's switches of the callbacks that the mirror needs, in the order of the document.
+pub fn webhook_switches() -> impl Iterator<Item = &'static str> {
+    callbacks::DECLARED
+        .iter()
+        .filter_map(|declared| declared.switch)
 }
 
 /// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
@@ -104,13 +119,15 @@ fn endpoint(
         metrics: metrics.clone(),
         is_locked_out: AtomicBool::new(false),
     });
+    let callbacks = Arc::new(Callbacks {
+        ingest: ingest.clone(),
+        metrics,
+        next_code: settings.callback_next_code,
+        operators: settings.operators.clone(),
+    });
     let api = (
-        Callbacks {
-            ingest: ingest.clone(),
-            metrics,
-            next_code: settings.callback_next_code,
-            operators: settings.operators.clone(),
-        },
+        callbacks::operations(&callbacks),
+        OtherCallbacks(callbacks),
         Groups(reads.clone()),
         Members(reads.clone()),
         Memberships(reads),

@@ -348,7 +348,10 @@ async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password
     assert_eq!(printed.code, Some(0), "{}", printed.stderr);
     let lines: Vec<&str> = printed.stdout.lines().collect();
     assert_eq!(lines.len(), 11);
-    assert_eq!(lines[2], "afterCreateGroup: { enable: true, timeout: 5 }");
+    assert_eq!(
+        lines[2],
+        "afterSetGroupMemberInfo: { enable: true, timeout: 5 }"
+    );
     let url = lines[1].strip_prefix("url: ").unwrap();
     // As OpenIM does: the command behind the URL.
     let request = web::client()

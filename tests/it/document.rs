@@ -185,17 +185,10 @@ fn the_optional_fields_of_the_callback_are_nullable_and_the_others_required() {
         .collect();
     assert_eq!(required, ["callbackCommand", "groupID", "userID"]);
     let properties = schema["properties"].as_object().unwrap();
-    let names: Vec<&String> = properties.keys().collect();
-    let expected = [
-        "callbackCommand",
-        "groupID",
-        "userID",
-        "nickName",
-        "faceURL",
-        "roleLevel",
-        "ex",
-    ];
-    assert_eq!(names, expected);
+    // OpenIM's body has these fields, in this order.
+    let body = include_str!("../fixtures/callbacks/callbackAfterSetGroupMemberInfoCommand.json");
+    let body: serde_json::Map<String, Value> = serde_json::from_str(body).unwrap();
+    assert!(properties.keys().eq(body.keys()));
     for (name, property) in properties {
         let nullable = property["nullable"] == json!(true);
         assert_eq!(nullable, !required.contains(&name.as_str()), "{name}");

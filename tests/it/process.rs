@@ -19,6 +19,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// OpenIM's switches, as it is told to set them.
 const SWITCHES: [&str; 9] = [
+    "afterSetGroupMemberInfo",
     "afterCreateGroup",
     "afterJoinGroup",
     "afterQuitGroup",
@@ -27,7 +28,6 @@ const SWITCHES: [&str; 9] = [
     "afterTransferGroupOwner",
     "afterSetGroupInfo",
     "afterSetGroupInfoEx",
-    "afterSetGroupMemberInfo",
 ];
 
 /// The line that names both kinds of OpenIM.

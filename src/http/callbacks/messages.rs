@@ -5,78 +5,66 @@
 //! short fields are kept. OpenIM writes `contentType` before the content: the parser stops as soon as it
 //! shows an ordinary message.
 
-use poem_openapi::Object;
-use poem_openapi::types::{Any, Example};
-use serde_json::json;
+use std::marker::PhantomData;
 
-use super::super::server::is_usable_operation_id;
-use super::Ignored;
+use poem::{Request, RequestBody};
+use poem_openapi::registry::{MetaRequest, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use time::OffsetDateTime;
+
+use super::super::body;
+use super::super::server::{self, is_usable_operation_id};
 use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
 
-/// callbackAfterSendGroupMsgCommand: a message was sent into a group. Other fields are
-/// not read.
-#[derive(Clone, Debug, Object)]
-#[oai(rename_all = "camelCase", example)]
-pub(in super::super) struct SentGroupMessage {
-    /// Always callbackAfterSendGroupMsgCommand.
-    callback_command: String,
-    /// Id of the call that made the change. If it is empty, the header of that name counts.
-    #[oai(rename = "operationID", nullable)]
-    operation_id: Option<String>,
-    /// 1501 to 1520: a notification. Anything else: an ordinary message.
-    content_type: i32,
-    /// Not read; empty in a notification.
-    content: Ignored,
-    /// The group.
-    #[oai(rename = "groupID", nullable)]
-    group_id: Option<String>,
+/// A message, documented as `T`. No body is an error, because a user may wait for the answer.
+#[derive(Debug)]
+pub(in crate::http) struct Message<T> {
+    pub(super) notice: Notice,
+    pub(super) received_at: OffsetDateTime,
+    documented: PhantomData<T>,
 }
 
-/// callbackBeforeGroupOnlinePushCommand: a message is about to be pushed to online members.
-#[derive(Clone, Debug, Object)]
-#[oai(rename_all = "camelCase", example)]
-pub(in super::super) struct PushedGroupMessage {
-    /// Always callbackBeforeGroupOnlinePushCommand.
-    callback_command: String,
-    /// Id of the call that made the change. If it is empty, the header of that name counts.
-    #[oai(rename = "operationID", nullable)]
-    operation_id: Option<String>,
-    /// The group.
-    #[oai(rename = "groupID", nullable)]
-    group_id: Option<String>,
-    /// 1501 to 1520: a notification. Anything else: an ordinary message.
-    content_type: i32,
-    /// Not read: it comes twice, and late.
-    content: Ignored,
-}
+impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
 
-impl Example for SentGroupMessage {
-    fn example() -> Self {
-        Self {
-            callback_command: "callbackAfterSendGroupMsgCommand".into(),
-            operation_id: Some("op-13".into()),
-            content_type: HintKind::MemberInvited.code(),
-            content: Some(Any(json!(""))),
-            group_id: Some("g77".into()),
-        }
+    fn register(registry: &mut Registry) {
+        T::register(registry);
     }
-}
 
-impl Example for PushedGroupMessage {
-    fn example() -> Self {
-        Self {
-            callback_command: "callbackBeforeGroupOnlinePushCommand".into(),
-            operation_id: Some("op-13".into()),
-            group_id: Some("g77".into()),
-            content_type: HintKind::MemberEnter.code(),
-            content: Some(Any(json!("{}"))),
+    fn request_meta() -> Option<MetaRequest> {
+        Some(body::documented_as::<T>())
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let mut parser = MessageParser::default();
+        body::pass_through(request, body, |bytes| {
+            parser.read(bytes);
+        })
+        .await;
+        let mut notice = parser.end();
+        if let Notice::Notification { operation_id, .. } = &mut notice
+            && operation_id.is_none()
+        {
+            *operation_id = server::operation_id(request).map(str::to_owned);
         }
+        Ok(Self {
+            notice,
+            received_at: OffsetDateTime::now_utc(),
+            documented: PhantomData,
+        })
     }
 }
 
 /// Result of the parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in super::super) enum Notice {
+pub(in crate::http) enum Notice {
     /// An ordinary message.
     Ordinary,
     /// A notification: something has happened to a group.
@@ -91,7 +79,7 @@ pub(in super::super) enum Notice {
 /// Parser of a body that arrives in parts. If a field occurs twice, the first counts. A body that is not
 /// JSON is parsed up to its first error.
 #[derive(Debug, Default)]
-pub(in super::super) struct Looked {
+pub(in crate::http) struct MessageParser {
     place: Place,
     /// JSON text of a field's name, or of the value of a wanted field.
     text: Vec<u8>,
@@ -139,9 +127,9 @@ const LONGEST_VALUE: usize = 6 * MAX_ID_BYTES + 2;
 /// Limit of a name in bytes. OpenIM does not escape names.
 const LONGEST_NAME: usize = 64;
 
-impl Looked {
+impl MessageParser {
     /// Parses the next bytes. Returns false if no more bytes are needed.
-    pub(in super::super) fn look(&mut self, bytes: &[u8]) -> bool {
+    pub(in crate::http) fn read(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
             self.place = self.step(*byte);
             if self.place == Place::Over {
@@ -153,7 +141,7 @@ impl Looked {
     }
 
     /// Returns the result of the bytes so far.
-    pub(in super::super) fn end(self) -> Notice {
+    pub(in crate::http) fn end(self) -> Notice {
         match self.content_type.flatten() {
             None => Notice::Ordinary,
             Some(kind) => Notice::Notification {
@@ -338,10 +326,10 @@ mod tests {
 
     use super::*;
 
-    fn look(body: &str) -> Notice {
-        let mut looked = Looked::default();
-        looked.look(body.as_bytes());
-        looked.end()
+    fn read(body: &str) -> Notice {
+        let mut parser = MessageParser::default();
+        parser.read(body.as_bytes());
+        parser.end()
     }
 
     fn notification(kind: HintKind, group: Option<&str>, operation: Option<&str>) -> Notice {
@@ -364,7 +352,7 @@ mod tests {
             // The parser stops after the last wanted field.
             r#"{"contentType":1509,"groupID":"g","operationID":"op",no JSON"#,
         ] {
-            assert_eq!(look(body), invited, "{body}");
+            assert_eq!(read(body), invited, "{body}");
         }
     }
 
@@ -392,14 +380,14 @@ mod tests {
             r#"{"contentType ":1509}"#,
             r#"{"content":"a"b"contentType":1509}"#,
         ] {
-            assert_eq!(look(body), Notice::Ordinary, "{body}");
+            assert_eq!(read(body), Notice::Ordinary, "{body}");
         }
     }
 
     #[test]
     fn a_notification_may_name_no_group_that_can_be_used() {
         let quit = |group, operation| notification(HintKind::MemberQuit, group, operation);
-        let of = |rest: &str| look(&format!("{{\"contentType\":1504{rest}}}"));
+        let of = |rest: &str| read(&format!("{{\"contentType\":1504{rest}}}"));
         assert_eq!(of(""), quit(None, None));
         assert_eq!(of(r#","groupID":"","operationID":"""#), quit(None, None));
         assert_eq!(of(r#","groupID":7,"operationID":"a b""#), quit(None, None));
@@ -418,16 +406,16 @@ mod tests {
     /// As in recordings of OpenIM: `content` can be long, and the group comes after it.
     #[test]
     fn nothing_of_a_long_content_is_kept() {
-        let mut looked = Looked::default();
+        let mut parser = MessageParser::default();
         let head = r#"{"operationID":"op","contentType":1509,"content":""#;
-        assert!(looked.look(head.as_bytes()));
+        assert!(parser.read(head.as_bytes()));
         for _ in 0..1000 {
-            assert!(looked.look(&[b'x'; 1000]));
+            assert!(parser.read(&[b'x'; 1000]));
         }
-        assert!(looked.text.capacity() <= 64, "{}", looked.text.capacity());
-        assert!(!looked.look(br#"","groupID":"g"}"#));
+        assert!(parser.text.capacity() <= 64, "{}", parser.text.capacity());
+        assert!(!parser.read(br#"","groupID":"g"}"#));
         let expected = notification(HintKind::MemberInvited, Some("g"), Some("op"));
-        assert_eq!(looked.end(), expected);
+        assert_eq!(parser.end(), expected);
     }
 
     /// Result of a second, slower parser.
@@ -493,23 +481,23 @@ mod tests {
                 true => serde_json::to_string_pretty(&body).unwrap(),
                 false => body.to_string(),
             };
-            let mut looked = Looked::default();
+            let mut parser = MessageParser::default();
             let mut rest = text.as_bytes();
             for cut in cuts.iter().cycle() {
                 let (some, others) = rest.split_at(rest.len().min(*cut));
                 rest = others;
-                if !looked.look(some) || rest.is_empty() {
+                if !parser.read(some) || rest.is_empty() {
                     break;
                 }
             }
-            prop_assert_eq!(looked.end(), model(&body), "{}", text);
+            prop_assert_eq!(parser.end(), model(&body), "{}", text);
         }
 
         #[test]
         fn whatever_comes_it_comes_to_an_end(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut looked = Looked::default();
-            looked.look(&bytes);
-            looked.end();
+            let mut parser = MessageParser::default();
+            parser.read(&bytes);
+            parser.end();
         }
     }
 }

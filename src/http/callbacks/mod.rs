@@ -1,42 +1,37 @@
-//! One operation per callback command, and one for all others.
+//! Callbacks of OpenIM. [`commands`] declares each; here is what each kind does, and the reply.
 
-pub(super) mod commands;
+mod commands;
 mod declare;
-mod extract;
-mod joins;
-mod member;
-mod membership;
 mod messages;
-mod profile;
-pub(super) mod reply;
 
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use poem::{IntoResponse, Response};
 use poem_openapi::param::Path;
-use poem_openapi::types::Any;
-use poem_openapi::{ApiResponse, OpenApi};
-use serde_json::Value;
+use poem_openapi::registry::{MetaResponses, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiResponse, OpenApi, ResponseContent};
 
-pub(super) use joins::{MemberJoin, MembersJoin};
-pub(super) use member::SetGroupMemberInfo;
-pub(super) use membership::{
-    CreateGroup, DismissGroup, JoinGroup, KickGroup, QuitGroup, TransferGroupOwner,
-};
-pub(super) use messages::{Looked, Notice, PushedGroupMessage, SentGroupMessage};
-pub(super) use profile::{
-    BeforeSetGroupInfo, BeforeSetGroupInfoEx, ProfileEcho, SetGroupInfo, SetGroupInfoEx,
-};
+pub(super) use commands::{DECLARED, Operations, SetGroupMemberInfo, operations};
+pub(super) use commands::{PATTERN, is_command, labels};
+#[cfg(fuzzing)]
+pub(super) use messages::MessageParser;
+pub(super) use messages::Notice;
 
 use super::body::{self, FromBody, JsonBody, Unread};
-use super::error::{Code, Error};
+use super::error::{Code, Error, Side, failures};
 use super::json;
-use super::json_response::JsonResponse;
+use super::json_response::{JsonResponse, json_object};
 use super::server::auth::{CallbackKey, Tag};
 use super::server::routing;
-use crate::domain::{Change, Event, GroupId, MarkReason, Operators};
+use crate::domain::{Change, Event, GroupId, Hint, MarkReason, Operators};
 use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
-use extract::Message;
-use reply::{CallbackFailure, CallbackReply};
+use commands::ProfileEcho;
+use messages::Message;
 
+/// State of the callbacks' operations.
 pub(super) struct Callbacks {
     pub(super) ingest: Ingest,
     pub(super) metrics: Metrics,
@@ -46,53 +41,182 @@ pub(super) struct Callbacks {
     pub(super) operators: Operators,
 }
 
-#[derive(ApiResponse)]
-enum Done {
-    /// The change is committed, or on disk while the database is away.
-    #[oai(status = 200)]
-    Done(JsonResponse<CallbackReply>),
-}
+/// Operation of the callback that `T` declares.
+pub(super) struct Operation<T>(Arc<Callbacks>, PhantomData<fn() -> T>);
 
-impl Done {
-    fn with(next_code: i32) -> Self {
-        Self::Done(JsonResponse(CallbackReply::success(next_code)))
+impl<T> Operation<T> {
+    fn new(callbacks: &Arc<Callbacks>) -> Self {
+        Self(Arc::clone(callbacks), PhantomData)
     }
 }
 
-#[derive(ApiResponse)]
-enum Acknowledged {
-    /// Always.
-    #[oai(status = 200)]
-    Acknowledged(JsonResponse<CallbackReply>),
+/// Properties of a declared callback.
+pub(super) struct Declared {
+    /// The command, which is also its path.
+    pub(super) command: &'static str,
+    pub(super) operation_id: &'static str,
+    /// OpenIM's switch to turn on, if the mirror needs the callback.
+    pub(super) switch: Option<&'static str>,
+    /// True if the answer waits for the database.
+    pub(super) needs_database: bool,
+    /// The parser. `None` for a message: no body of a message is an error.
+    pub(super) parse: Option<Parser>,
 }
 
-#[derive(ApiResponse)]
-enum Echoed {
-    /// The fields as sent.
-    #[oai(status = 200)]
-    Echoed(JsonResponse<ProfileEcho>),
+/// Parser of a body. `None` for a callback that does not change the mirror.
+type Parser = fn(&[u8]) -> Result<Option<Parsed<Event>>, Error>;
+
+/// A callback: its group, and the content that its kind makes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parsed<Content> {
+    pub(super) group_id: GroupId,
+    pub(super) content: Content,
 }
 
-impl Callbacks {
-    /// Writes the change of a callback; `next_code` goes into the reply.
-    async fn submit<T>(&self, body: JsonBody<T>, next_code: i32) -> Result<Done, CallbackFailure>
-    where
-        T: FromBody<Parsed = ParsedCallback>,
-    {
-        let ParsedCallback { group_id, event } = body.parsed;
-        let event = self.operators.sort_out(event);
+/// Body of a callback that is declared with its fields.
+pub(super) trait Callback: Type + Send {
+    const COMMAND: &'static str;
+}
+
+/// A kind of callbacks: the result of its parser, and its answer.
+pub(super) trait Kind {
+    /// What the declaration makes of the fields.
+    type Content;
+    type Answer: ApiResponse;
+    const NEEDS_DATABASE: bool;
+}
+
+/// What a kind does with the callback `T`.
+pub(super) trait Handle<T>: Kind {
+    type Body;
+    const PARSE: Option<Parser>;
+
+    async fn handle(
+        callbacks: &Callbacks,
+        body: Self::Body,
+    ) -> Result<Self::Answer, CallbackFailure>;
+}
+
+/// Callbacks after a change. The answer waits until the change is stored.
+pub(super) struct Stored;
+
+impl Kind for Stored {
+    type Content = Event;
+    type Answer = Done;
+    const NEEDS_DATABASE: bool = true;
+}
+
+impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Stored {
+    type Body = JsonBody<T>;
+    const PARSE: Option<Parser> = Some(|bytes| body::parse::<T>(bytes).map(Some));
+
+    async fn handle(callbacks: &Callbacks, body: JsonBody<T>) -> Result<Done, CallbackFailure> {
+        let Parsed { group_id, content } = body.parsed;
+        let event = callbacks.operators.sort_out(content);
         let change = Change::new(group_id, body.received_at, event);
         let operation_id = body.operation_id.as_deref();
-        self.ingest.take(change, operation_id).await?;
-        Ok(Done::with(next_code))
+        callbacks.ingest.take(change, operation_id).await?;
+        let is_member_info = T::COMMAND == SetGroupMemberInfo::COMMAND;
+        Ok(Done::with(if is_member_info {
+            callbacks.next_code
+        } else {
+            0
+        }))
     }
+}
 
-    /// Answers an announcement. The answer does not wait for the mark: a user waits, and the announced
-    /// change may not happen.
-    fn acknowledge(&self, parsed: ParsedCallback) -> Acknowledged {
-        self.ingest
-            .want_check(parsed.group_id, MarkReason::JoinAnnounced);
-        Acknowledged::Acknowledged(JsonResponse(CallbackReply::success(0)))
+/// Callbacks before a change that may not happen. The answer does not wait for the mark, because a
+/// user waits for the answer.
+pub(super) struct Announced;
+
+impl Kind for Announced {
+    type Content = Event;
+    type Answer = Acknowledged;
+    const NEEDS_DATABASE: bool = false;
+}
+
+impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Announced {
+    type Body = JsonBody<T>;
+    const PARSE: Option<Parser> = Some(|bytes| body::parse::<T>(bytes).map(Some));
+
+    async fn handle(
+        callbacks: &Callbacks,
+        body: JsonBody<T>,
+    ) -> Result<Acknowledged, CallbackFailure> {
+        let group_id = body.parsed.group_id;
+        callbacks
+            .ingest
+            .want_check(group_id, MarkReason::JoinAnnounced);
+        Ok(Acknowledged::success())
+    }
+}
+
+/// Callbacks whose answer OpenIM stores. The answer repeats the fields.
+pub(super) struct Echoed;
+
+impl Kind for Echoed {
+    type Content = ProfileEcho;
+    type Answer = Echo;
+    const NEEDS_DATABASE: bool = false;
+}
+
+impl<T: Callback + FromBody<Parsed = Parsed<ProfileEcho>>> Handle<T> for Echoed {
+    type Body = JsonBody<T>;
+    const PARSE: Option<Parser> = Some(|bytes| body::parse::<T>(bytes).map(|_| None));
+
+    async fn handle(_callbacks: &Callbacks, body: JsonBody<T>) -> Result<Echo, CallbackFailure> {
+        Ok(Echo::Echo(JsonResponse(body.parsed.content)))
+    }
+}
+
+/// Messages that are sent. The answer waits until the hint of a notification is taken.
+pub(super) struct Sent;
+
+impl Kind for Sent {
+    type Content = ();
+    type Answer = Done;
+    const NEEDS_DATABASE: bool = true;
+}
+
+impl<T: Callback> Handle<T> for Sent {
+    type Body = Message<T>;
+    const PARSE: Option<Parser> = None;
+
+    async fn handle(callbacks: &Callbacks, message: Message<T>) -> Result<Done, CallbackFailure> {
+        if let Some(hint) = callbacks.hint(message) {
+            let kind = hint.kind;
+            let hinted = callbacks.ingest.hint(hint).await;
+            let outcome = hinted.as_ref().map_or(FAILED, |hinted| hinted.label());
+            callbacks.metrics.hints.inc([kind.label(), outcome]);
+            hinted?;
+        }
+        Ok(Done::with(0))
+    }
+}
+
+/// Messages before they are pushed. The answer waits for nothing, because OpenIM waits for it.
+pub(super) struct Pushed;
+
+impl Kind for Pushed {
+    type Content = ();
+    type Answer = Acknowledged;
+    const NEEDS_DATABASE: bool = false;
+}
+
+impl<T: Callback> Handle<T> for Pushed {
+    type Body = Message<T>;
+    const PARSE: Option<Parser> = None;
+
+    async fn handle(
+        callbacks: &Callbacks,
+        message: Message<T>,
+    ) -> Result<Acknowledged, CallbackFailure> {
+        if let Some(hint) = callbacks.hint(message) {
+            let kind = hint.kind;
+            let outcome = callbacks.ingest.hint_unwaited(hint).label();
+            callbacks.metrics.hints.inc([kind.label(), outcome]);
+        }
+        Ok(Acknowledged::success())
     }
 }
 
@@ -106,296 +230,38 @@ pub(super) fn hint_outcomes() -> impl Iterator<Item = &'static str> {
     taken.chain([UNREADABLE, FAILED])
 }
 
-/// Commands of messages. Ordinary messages are counted by them.
-const SENT: &str = "callbackAfterSendGroupMsgCommand";
-const PUSHED: &str = "callbackBeforeGroupOnlinePushCommand";
+impl Callbacks {
+    /// The hint of a message. Every other message is counted.
+    fn hint<T: Callback>(&self, message: Message<T>) -> Option<Hint> {
+        match message.notice {
+            Notice::Ordinary => self.metrics.passed_over.inc([T::COMMAND]),
+            Notice::Notification {
+                kind,
+                group_id: None,
+                ..
+            } => self.metrics.hints.inc([kind.label(), UNREADABLE]),
+            Notice::Notification {
+                kind,
+                group_id: Some(group_id),
+                operation_id,
+            } => {
+                return Some(Hint {
+                    group_id,
+                    kind,
+                    operation_id,
+                    received_at: message.received_at,
+                });
+            }
+        }
+        None
+    }
+}
+
+/// Operation of every other callback.
+pub(super) struct OtherCallbacks(pub(super) Arc<Callbacks>);
 
 #[OpenApi(tag = "Tag::Callbacks")]
-impl Callbacks {
-    /// After set group member info
-    ///
-    /// OpenIM calls this after nickname, avatar, role or extra data of a group member were set.
-    /// Only the fields that are present and not null change; an empty text is a value. An
-    /// unknown member gets a row with the known values. The answer is sent when the change is committed.
-    /// While the database is away, it is sent when the change is on disk; the change is written later.
-    /// This holds for every callback of a change. Query strings and unknown fields are ignored.
-    #[oai(
-        path = "/callbackAfterSetGroupMemberInfoCommand",
-        method = "post",
-        operation_id = "callbackAfterSetGroupMemberInfo"
-    )]
-    async fn after_set_group_member_info(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<SetGroupMemberInfo>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, self.next_code).await
-    }
-
-    /// After create group
-    ///
-    /// OpenIM calls this after a group was created. The profile and the first members are stored. In a
-    /// known group, only unknown values are filled in.
-    #[oai(
-        path = "/callbackAfterCreateGroupCommand",
-        method = "post",
-        operation_id = "callbackAfterCreateGroup"
-    )]
-    async fn after_create_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<CreateGroup>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After join group
-    ///
-    /// OpenIM calls this after a user joined a group by itself, and not after invitations and approvals.
-    /// `inviterUserID` is the user who joined, as an ordinary member. If other fields name the users who
-    /// joined, these count.
-    #[oai(
-        path = "/callbackAfterJoinGroupCommand",
-        method = "post",
-        operation_id = "callbackAfterJoinGroup"
-    )]
-    async fn after_join_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<JoinGroup>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After quit group
-    ///
-    /// OpenIM calls this after a member left a group by itself.
-    #[oai(
-        path = "/callbackAfterQuitGroupCommand",
-        method = "post",
-        operation_id = "callbackAfterQuitGroup"
-    )]
-    async fn after_quit_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<QuitGroup>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After kick group
-    ///
-    /// OpenIM calls this after members were removed from a group. All of them leave at once.
-    #[oai(
-        path = "/callbackAfterKickGroupCommand",
-        method = "post",
-        operation_id = "callbackAfterKickGroup"
-    )]
-    async fn after_kick_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<KickGroup>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After dismiss group
-    ///
-    /// OpenIM calls this after a group was dismissed. It has no current members from then on.
-    #[oai(
-        path = "/callbackAfterDisMissGroupCommand",
-        method = "post",
-        operation_id = "callbackAfterDismissGroup"
-    )]
-    async fn after_dismiss_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<DismissGroup>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After transfer group owner
-    ///
-    /// OpenIM calls this after a group got another owner. The old owner gets the role that the new one
-    /// had.
-    #[oai(
-        path = "/callbackAfterTransferGroupOwnerCommand",
-        method = "post",
-        operation_id = "callbackAfterTransferGroupOwner"
-    )]
-    async fn after_transfer_group_owner(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<TransferGroupOwner>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After set group info
-    ///
-    /// OpenIM calls this after a group's profile was set by the older of its two ways. Only the fields
-    /// that are present and not null change; an empty name, notice, introduction or avatar is no change.
-    #[oai(
-        path = "/callbackAfterSetGroupInfoCommand",
-        method = "post",
-        operation_id = "callbackAfterSetGroupInfo"
-    )]
-    async fn after_set_group_info(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<SetGroupInfo>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// After set group info ex
-    ///
-    /// OpenIM calls this after a group's profile was set by the newer of its two ways. Only the fields
-    /// that are present and not null change; an empty text is a value.
-    #[oai(
-        path = "/callbackAfterSetGroupInfoExCommand",
-        method = "post",
-        operation_id = "callbackAfterSetGroupInfoEx"
-    )]
-    async fn after_set_group_info_ex(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<SetGroupInfoEx>,
-    ) -> Result<Done, CallbackFailure> {
-        self.submit(body, 0).await
-    }
-
-    /// Before members join group
-    ///
-    /// OpenIM calls this before users become members in any way, and waits for the answer. The group is
-    /// marked for a reconcile. Nothing else changes, because the users may not join after all.
-    #[oai(
-        path = "/callbackBeforeMembersJoinGroupCommand",
-        method = "post",
-        operation_id = "callbackBeforeMembersJoinGroup"
-    )]
-    async fn before_members_join_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<MembersJoin>,
-    ) -> Result<Acknowledged, CallbackFailure> {
-        Ok(self.acknowledge(body.parsed))
-    }
-
-    /// Before member join group
-    ///
-    /// OpenIM 3.7 calls this before one user becomes a member. It is handled like
-    /// callbackBeforeMembersJoinGroupCommand.
-    #[oai(
-        path = "/callbackBeforeMemberJoinGroupCommand",
-        method = "post",
-        operation_id = "callbackBeforeMemberJoinGroup"
-    )]
-    async fn before_member_join_group(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<MemberJoin>,
-    ) -> Result<Acknowledged, CallbackFailure> {
-        Ok(self.acknowledge(body.parsed))
-    }
-
-    /// Before set group info
-    ///
-    /// OpenIM calls this before a group's profile is set, waits for the answer, and stores the
-    /// fields of the answer instead. It stores a missing field as empty. So the answer repeats the fields.
-    #[oai(
-        path = "/callbackBeforeSetGroupInfoCommand",
-        method = "post",
-        operation_id = "callbackBeforeSetGroupInfo"
-    )]
-    async fn before_set_group_info(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<BeforeSetGroupInfo>,
-    ) -> Result<Echoed, CallbackFailure> {
-        Ok(Echoed::Echoed(JsonResponse(body.parsed)))
-    }
-
-    /// Before set group info ex
-    ///
-    /// OpenIM calls this before a group's profile is set by the newer of its two ways. It is handled like
-    /// callbackBeforeSetGroupInfoCommand.
-    #[oai(
-        path = "/callbackBeforeSetGroupInfoExCommand",
-        method = "post",
-        operation_id = "callbackBeforeSetGroupInfoEx"
-    )]
-    async fn before_set_group_info_ex(
-        &self,
-        _key: CallbackKey,
-        body: JsonBody<BeforeSetGroupInfoEx>,
-    ) -> Result<Echoed, CallbackFailure> {
-        Ok(Echoed::Echoed(JsonResponse(body.parsed)))
-    }
-
-    /// After send group message
-    ///
-    /// OpenIM calls this after a message was sent into a group. After a notification (`contentType` 1501
-    /// to 1520) the group is reconciled soon. Without access to OpenIM's API, the group is marked if no
-    /// callback covers the notification, and the answer is sent when the mark is written. Every other
-    /// message is answered at once and counted. A malformed body is no error.
-    #[oai(
-        path = "/callbackAfterSendGroupMsgCommand",
-        method = "post",
-        operation_id = "callbackAfterSendGroupMsg"
-    )]
-    async fn after_send_group_msg(
-        &self,
-        _key: CallbackKey,
-        message: Message<SentGroupMessage>,
-    ) -> Result<Done, CallbackFailure> {
-        match message.told {
-            extract::Notified::Nothing => self.metrics.passed_over.inc([SENT]),
-            extract::Notified::Unreadable(kind) => {
-                self.metrics.hints.inc([kind.label(), UNREADABLE])
-            }
-            extract::Notified::Hint(hint) => {
-                let kind = hint.kind;
-                let hinted = self.ingest.hint(hint).await;
-                let outcome = hinted.as_ref().map_or(FAILED, |hinted| hinted.label());
-                self.metrics.hints.inc([kind.label(), outcome]);
-                hinted?;
-            }
-        }
-        Ok(Done::with(0))
-    }
-
-    /// Before group online push
-    ///
-    /// OpenIM calls this before a message is pushed to the online members of a group, and waits for the
-    /// answer. It is handled like callbackAfterSendGroupMsgCommand, but the answer waits for nothing.
-    #[oai(
-        path = "/callbackBeforeGroupOnlinePushCommand",
-        method = "post",
-        operation_id = "callbackBeforeGroupOnlinePush"
-    )]
-    async fn before_group_online_push(
-        &self,
-        _key: CallbackKey,
-        message: Message<PushedGroupMessage>,
-    ) -> Result<Acknowledged, CallbackFailure> {
-        match message.told {
-            extract::Notified::Nothing => self.metrics.passed_over.inc([PUSHED]),
-            extract::Notified::Unreadable(kind) => {
-                self.metrics.hints.inc([kind.label(), UNREADABLE])
-            }
-            extract::Notified::Hint(hint) => {
-                let kind = hint.kind;
-                let outcome = self.ingest.hint_unwaited(hint).label();
-                self.metrics.hints.inc([kind.label(), outcome]);
-            }
-        }
-        Ok(Acknowledged::Acknowledged(JsonResponse(
-            CallbackReply::success(0),
-        )))
-    }
-
+impl OtherCallbacks {
     /// Any other callback
     ///
     /// OpenIM has one URL for all its callbacks, so callbacks about messages, friends and users come here
@@ -413,59 +279,27 @@ impl Callbacks {
         command: Path<String>,
         _body: Unread,
     ) -> Result<Acknowledged, CallbackFailure> {
-        self.metrics.passed_over.inc([commands::label(&command.0)]);
-        Ok(Acknowledged::Acknowledged(JsonResponse(
-            CallbackReply::success(0),
-        )))
+        let label = commands::label(&command.0);
+        self.0.metrics.passed_over.inc([label]);
+        Ok(Acknowledged::success())
     }
 }
 
-/// A field that is not read.
-type Ignored = Option<Any<Value>>;
-
-/// Group and event of a callback.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ParsedCallback {
-    pub(super) group_id: GroupId,
-    pub(super) event: Event,
-}
-
-/// Body of a callback about a change.
-pub(super) trait Callback: FromBody<Parsed = ParsedCallback> {
-    /// The command, which is also its path.
-    const COMMAND: &'static str;
-}
-
 /// Parses the body of a callback to this path, for rejected callbacks that are taken in again.
-pub(super) fn understand(path: &str, body: &[u8]) -> Result<ParsedCallback, Error> {
+pub(super) fn understand(path: &str, body: &[u8]) -> Result<Parsed<Event>, Error> {
     let command = match routing::command_of(path) {
         Some(command) => command.to_owned(),
         None => body::parse::<routing::Command>(body)?,
     };
-    macro_rules! one_of {
-        ($($callback:ty),+) => {
-            match command.as_str() {
-                $(<$callback>::COMMAND => body::parse::<$callback>(body),)+
-                _ => Err(Error::new(
-                    Code::CommandUnknown,
-                    "callbackCommand: expected one that says something of a group",
-                )),
-            }
-        };
-    }
-    one_of!(
-        SetGroupMemberInfo,
-        CreateGroup,
-        JoinGroup,
-        QuitGroup,
-        KickGroup,
-        DismissGroup,
-        TransferGroupOwner,
-        SetGroupInfo,
-        SetGroupInfoEx,
-        MembersJoin,
-        MemberJoin
-    )
+    let declared = DECLARED.iter().find(|one| one.command == command);
+    let parsed = match declared.and_then(|declared| declared.parse) {
+        Some(parse) => parse(body)?,
+        None => None,
+    };
+    parsed.ok_or_else(|| {
+        let detail = "callbackCommand: expected one that says something of a group";
+        Error::new(Code::CommandUnknown, detail)
+    })
 }
 
 /// Returns the group of a body. The other fields may be invalid.
@@ -474,13 +308,122 @@ pub(super) fn group_of(body: &[u8]) -> Option<GroupId> {
     group_id.required().ok()?.group_id().ok()
 }
 
-/// Checks the command of a body. A body sent to the wrong path would be misread.
-fn expect_command(found: json::Field<'_>, expected: &'static str) -> Result<(), Error> {
-    if found.required()?.text()? == expected {
-        return Ok(());
+json_object! {
+    /// The reply to a callback.
+    #[oai(example)]
+    struct CallbackReply {
+        /// 0: the callback was executed; 1: it was not, errCode says why.
+        action_code "actionCode": i32 = 0;
+        /// 0, or the number of the error.
+        err_code "errCode": i32 = 0;
+        /// Text of the error. It is fixed for each errCode.
+        err_msg "errMsg": String = String::new();
+        /// Details of the error: the field and the expected value.
+        err_dlt "errDlt": String = String::new();
+        /// 1 in the success reply to callbackAfterSetGroupMemberInfoCommand (0 with
+        /// CALLBACK_NEXT_CODE=0), else 0. OpenIM 3.7 and later reads it in before-callbacks only.
+        next_code "nextCode": i32 = 1;
     }
-    Err(Error::new(
-        Code::CommandMismatch,
-        format!("callbackCommand: expected {expected}, as in the path"),
-    ))
+}
+
+impl CallbackReply {
+    fn success(next_code: i32) -> Self {
+        Self {
+            action_code: 0,
+            err_code: 0,
+            err_msg: String::new(),
+            err_dlt: String::new(),
+            next_code,
+        }
+    }
+
+    pub(super) fn failure(code: Code, detail: String) -> Self {
+        Self {
+            action_code: 1,
+            err_code: code.number(),
+            err_msg: code.message().into(),
+            err_dlt: detail,
+            next_code: 0,
+        }
+    }
+}
+
+#[derive(ApiResponse)]
+pub(super) enum Done {
+    /// The change is committed, or on disk while the database is away.
+    #[oai(status = 200)]
+    Done(JsonResponse<CallbackReply>),
+}
+
+impl Done {
+    fn with(next_code: i32) -> Self {
+        Self::Done(JsonResponse(CallbackReply::success(next_code)))
+    }
+}
+
+#[derive(ApiResponse)]
+pub(super) enum Acknowledged {
+    /// Always.
+    #[oai(status = 200)]
+    Acknowledged(JsonResponse<CallbackReply>),
+}
+
+impl Acknowledged {
+    fn success() -> Self {
+        Self::Acknowledged(JsonResponse(CallbackReply::success(0)))
+    }
+}
+
+#[derive(ApiResponse)]
+pub(super) enum Echo {
+    /// The fields as sent.
+    #[oai(status = 200)]
+    Echo(JsonResponse<ProfileEcho>),
+}
+
+/// A failing answer to a callback; documents itself for each operation that returns it.
+#[derive(Debug)]
+pub(super) struct CallbackFailure(Error);
+
+impl<E: Into<Error>> From<E> for CallbackFailure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<CallbackFailure> for poem::Error {
+    /// Rendered at the edge, by `render`.
+    fn from(failure: CallbackFailure) -> Self {
+        failure.0.into()
+    }
+}
+
+impl ApiResponse for CallbackFailure {
+    fn meta() -> MetaResponses {
+        failures(Side::Callback, JsonResponse::<CallbackReply>::media_types)
+    }
+
+    fn register(registry: &mut Registry) {
+        CallbackReply::register(registry);
+    }
+}
+
+/// An error as the answer to a callback.
+pub(super) fn render(error: &Error) -> Response {
+    let reply = CallbackReply::failure(error.code, error.detail.to_string());
+    let mut response = JsonResponse(reply).into_response();
+    response.set_status(error.code.status());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json_response::assert_written_as_documented;
+    use super::{CallbackReply, ProfileEcho};
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<CallbackReply>();
+        assert_written_as_documented::<ProfileEcho>();
+    }
 }

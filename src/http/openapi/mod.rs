@@ -16,7 +16,7 @@ use poem_openapi::{ApiResponse, ContactObject, LicenseObject, OpenApi, OpenApiSe
 use serde_json::{Map, Value};
 
 use self::response_docs::has_tag;
-use super::callbacks::commands;
+use super::callbacks;
 use super::error::{Code, Side};
 use super::server::routing::{ANY_COMMAND, Route, Routes};
 use crate::domain::MAX_ID_BYTES;
@@ -153,7 +153,7 @@ fn complete_operation(operation: &mut Value) {
         .and_then(Value::as_array_mut);
     for parameter in parameters.into_iter().flatten() {
         if parameter["name"] == "command" {
-            parameter["schema"]["pattern"] = commands::PATTERN.into();
+            parameter["schema"]["pattern"] = callbacks::PATTERN.into();
         }
         if ["groupID", "userID"].contains(&parameter["name"].as_str().unwrap_or_default()) {
             let schema = match parameter["schema"].get("items") {

@@ -4,7 +4,7 @@
 use poem_openapi::types::ToJSON;
 use serde_json::{Map, Value, json};
 
-use crate::http::callbacks::reply::CallbackReply;
+use crate::http::callbacks::{self, CallbackReply};
 use crate::http::error::{Code, PROBLEM_JSON, Problem, Side};
 use crate::http::server::auth::{ApiToken, CallbackPassword, Scheme};
 use crate::http::server::memory::{ANSWERS, BODIES};
@@ -69,24 +69,12 @@ fn example(code: Code, side: Side) -> (String, Value) {
     (code.name().to_owned(), json!({ "value": value }))
 }
 
-/// Operations that answer without a read or write of a table.
-const WITHOUT_DATABASE: [&str; 8] = [
-    "livez",
-    "readyz",
-    "metrics",
-    "callbackBeforeMembersJoinGroup",
-    "callbackBeforeMemberJoinGroup",
-    "callbackBeforeSetGroupInfo",
-    "callbackBeforeSetGroupInfoEx",
-    "callbackBeforeGroupOnlinePush",
-];
+/// Operations without a callback that answer without a read or write of a table.
+const WITHOUT_DATABASE: [&str; 3] = ["livez", READYZ, METRICS];
 
 /// The operation of all other paths. If a path has no command, the answer is that of the operation
 /// that the body names.
 const ANY: &str = "callbackOther";
-
-/// Operations that take any body.
-const WITH_ANY_BODY: [&str; 2] = ["callbackAfterSendGroupMsg", "callbackBeforeGroupOnlinePush"];
 
 /// Operations with an answer of their own, in [`codes_of`].
 const GET_GROUP: &str = "getGroup";
@@ -97,9 +85,8 @@ const READYZ: &str = "readyz";
 /// The operations that are named here.
 #[cfg(test)]
 pub(crate) fn named_operations() -> impl Iterator<Item = &'static str> {
-    let own = [ANY, GET_GROUP, GET_MEMBER, METRICS, READYZ];
-    let lists = WITHOUT_DATABASE.into_iter().chain(WITH_ANY_BODY);
-    lists.chain(own)
+    let own = [ANY, GET_GROUP, GET_MEMBER];
+    WITHOUT_DATABASE.into_iter().chain(own)
 }
 
 /// True if an operation has this tag.
@@ -111,8 +98,16 @@ pub(super) fn has_tag(operation: &Value, tag: &str) -> bool {
 /// The codes of an operation's answer with this status.
 pub(crate) fn codes_of(operation: &Value, side: Side, status: u16) -> Vec<Code> {
     let id = operation["operationId"].as_str().unwrap_or_default();
-    let has_body =
-        id == ANY || (operation.get("requestBody").is_some() && !WITH_ANY_BODY.contains(&id));
+    let mut declared = callbacks::DECLARED.iter();
+    let callback = declared.find(|declared| declared.operation_id == id);
+    let has_body = match callback {
+        Some(callback) => callback.parse.is_some(),
+        None => id == ANY || operation.get("requestBody").is_some(),
+    };
+    let needs_database = match callback {
+        Some(callback) => callback.needs_database,
+        None => !WITHOUT_DATABASE.contains(&id),
+    };
     let parameters: Vec<&str> = operation["parameters"]
         .as_array()
         .into_iter()
@@ -143,7 +138,7 @@ pub(crate) fn codes_of(operation: &Value, side: Side, status: u16) -> Vec<Code> 
         Code::MethodNotAllowed => false,
         Code::CredentialsWrong => operation.get("security").is_some(),
         Code::NotReady => id == READYZ,
-        Code::DatabaseAway | Code::SpoolRefused => !WITHOUT_DATABASE.contains(&id),
+        Code::DatabaseAway | Code::SpoolRefused => needs_database,
         Code::CommandMismatch => id != ANY && has_body,
         Code::CommandUnknown => id == ANY,
         Code::HostNotLocal | Code::Internal => true,

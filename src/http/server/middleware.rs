@@ -20,7 +20,7 @@ use super::routing::{self, CallbackRoute, Route, Routes, is_posted_read};
 use super::{OPERATION_ID, operation_id_header};
 use crate::domain::HintKind;
 use crate::http::body::{self, EarlyBody};
-use crate::http::callbacks::{self, commands, reply};
+use crate::http::callbacks;
 use crate::http::error::{self, Code, Error, Side};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
@@ -209,7 +209,7 @@ impl Middleware {
             rejected::keep(&self.ingest, &self.metrics, request, &error, body).await;
         }
         let mut response = if info.is_callback {
-            reply::render(&error)
+            callbacks::render(&error)
         } else {
             error::render_problem(&error)
         };
@@ -308,7 +308,7 @@ pub(crate) fn begin_counts(metrics: &Metrics, routes: &Routes) {
     let kept = codes().filter(|code| is_kept(code.status()));
     let kept: Vec<&str> = kept.map(Code::name).collect();
     metrics.rejected.begin([&kept, &["yes", "no"]]);
-    let passed_over: Vec<&str> = commands::labels().collect();
+    let passed_over: Vec<&str> = callbacks::labels().collect();
     metrics.passed_over.begin([&passed_over]);
     let kinds: Vec<&str> = HintKind::ALL.iter().map(|kind| kind.label()).collect();
     let outcomes: Vec<&str> = callbacks::hint_outcomes().collect();

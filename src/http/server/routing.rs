@@ -10,7 +10,7 @@ use poem::http::Uri;
 use poem::http::uri::PathAndQuery;
 
 use crate::http::body::FromBody;
-use crate::http::callbacks::commands;
+use crate::http::callbacks::is_command;
 use crate::http::error::{Code, Error, Side};
 use crate::http::json;
 
@@ -87,7 +87,7 @@ impl<'a> CallbackRoute<'a> {
 /// The command at the end of a path. A slash may follow it.
 pub(crate) fn command_of(path: &str) -> Option<&str> {
     let last = path.trim_end_matches('/').rsplit('/').next();
-    last.filter(|last| commands::is_command(last))
+    last.filter(|last| is_command(last))
 }
 
 /// A body that is read for its command only.
@@ -101,7 +101,7 @@ impl FromBody for Command {
     fn parse(body: &str) -> Result<String, Error> {
         let [command] = json::object(body, ["callbackCommand"])?;
         let command = command.required()?.text()?;
-        if commands::is_command(&command) {
+        if is_command(&command) {
             return Ok(command);
         }
         Err(Error::new(

@@ -92,7 +92,7 @@ impl Service {
             }
         });
         // The last line of it.
-        while !service.banner.contains("\nafterSetGroupMemberInfo:") {
+        while !service.banner.contains("\nafterSetGroupInfoEx:") {
             let Ok(line) = received.recv_timeout(START_BOUND) else {
                 panic!("the service did not start: {}", service.log());
             };
