@@ -1,13 +1,14 @@
 """Who runs: this service, and what a team would write or use instead."""
 
+import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from .postgres import FIRST_GROUP, FIRST_USER, Postgres, free_port
@@ -17,28 +18,14 @@ BENCH = ROOT / "bench"
 WORK = ROOT / "target" / "bench"
 
 
-def statement(name: str) -> str:
-    """The service's own statement of this name, so that all run the same."""
-    columns = (ROOT / "src/store/read/bounded.rs").read_text()
-    columns = re.search(r'macro_rules! member_columns {\s+\(short\) => {\s+"(.*?)"\s+};', columns, re.DOTALL)
-    for path in sorted((ROOT / "src" / "store").rglob("*.rs")):
-        text = path.read_text()
-        if found := re.search(rf'\b{name} = "\n(.*?)";', text, re.DOTALL):
-            return found.group(1)
-        # Made of the columns of a member and what is its own.
-        if found := re.search(rf'\b{name} = concat!\((.*?)\);', text, re.DOTALL):
-            parts = re.findall(r'"(.*?)"|member_columns!\((short)\)', found.group(1), re.DOTALL)
-            return "".join(columns.group(1) if short else part for part, short in parts)
-        page = rf'\b{name} = member_columns \+ "(.*?)",\s+key .*?, room .*?, "(.*?)";'
-        if found := re.search(page, text, re.DOTALL):
-            others, rest = found.groups()
-            return f"SELECT {columns.group(1)}, {others}{rest}"
-    raise SystemExit(f"src/store has no statement {name}")
-
-
+@cache
 def statements() -> dict[str, str]:
+    """Statements of the service, so that all contenders run the same ones."""
+    command = ["cargo", "bench", "--locked", "--quiet", "--bench", "statements"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    of_service = json.loads(printed.stdout)
     names = {"PATCH": "PATCH_MEMBER", "MEMBER": "MEMBER", "PAGE": "PAGE_OF_GROUP"}
-    return {short: statement(name) for short, name in names.items()}
+    return {short: of_service[name] for short, name in names.items()}
 
 
 def run(*command: str | Path, **more: object) -> None:

@@ -29,6 +29,25 @@ async fn every_statement_can_be_prepared_against_the_migrated_schema() {
     assert!(count >= 10, "{count}");
 }
 
+/// No test runs the measurements.
+#[test]
+fn the_measurements_name_statements_that_exist() {
+    let measured = include_str!("../../bench/harness/contenders.py");
+    let (_, names) = measured.split_once("names = {").unwrap();
+    let (names, _) = names.split_once('}').unwrap();
+    let names = names
+        .split(", ")
+        .map(|pair| pair.split('"').nth(3).unwrap());
+    let names: Vec<&str> = names.collect();
+    assert_eq!(names.len(), 3);
+    for wanted in names {
+        assert!(
+            Store::statements().any(|(name, _)| *name == wanted),
+            "{wanted}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn migrating_again_changes_nothing_and_a_newer_schema_is_no_error() {
     let db = TestDb::new().await;
