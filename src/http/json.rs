@@ -1,13 +1,17 @@
 //! Reads known fields from a JSON object, with errors that name the field and never the value.
 //! Unknown fields are skipped without being kept, so a body costs no more memory than its own size.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use poem_openapi::registry::{MetaSchema, MetaSchemaRef};
+use poem_openapi::types::{Any, ParseError, ParseFromJSON, ParseResult, ToJSON, Type};
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::{Code, Error};
-use crate::domain::{GroupId, UserId};
+use crate::domain::{GroupId, MAX_ID_BYTES, UserId};
 
 /// A requested field.
 #[derive(Clone, Copy, Debug)]
@@ -240,5 +244,108 @@ impl<'de> Visitor<'de> for Items {
         }
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(items)
+    }
+}
+
+/// A field that is not read.
+pub(in crate::http) type Ignored = Option<Any<Value>>;
+
+/// Reads a value from the field of a body.
+pub(in crate::http) trait FromField: Sized {
+    fn from_field(field: Field<'_>) -> Result<Self, Error>;
+}
+
+impl FromField for Ignored {
+    fn from_field(_: Field<'_>) -> Result<Self, Error> {
+        Ok(None)
+    }
+}
+
+impl FromField for Option<String> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.text())
+    }
+}
+
+impl FromField for Option<i32> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.int32())
+    }
+}
+
+impl FromField for Option<i64> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.int64())
+    }
+}
+
+/// An id in the document: a string with a bound.
+macro_rules! id {
+    ($id:ident, $read:ident) => {
+        impl FromField for $id {
+            fn from_field(field: Field<'_>) -> Result<Self, Error> {
+                field.required()?.$read()
+            }
+        }
+
+        impl Type for $id {
+            const IS_REQUIRED: bool = true;
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> Cow<'static, str> {
+                "string".into()
+            }
+
+            fn schema_ref() -> MetaSchemaRef {
+                MetaSchemaRef::Inline(Box::new(MetaSchema {
+                    min_length: Some(1),
+                    max_length: Some(MAX_ID_BYTES),
+                    ..MetaSchema::new("string")
+                }))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(std::iter::once(self))
+            }
+        }
+
+        impl ParseFromJSON for $id {
+            fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+                let text = String::parse_from_json(value).map_err(ParseError::propagate)?;
+                Self::parse(text).map_err(ParseError::custom)
+            }
+        }
+
+        impl ToJSON for $id {
+            fn to_json(&self) -> Option<Value> {
+                Some(self.as_str().into())
+            }
+        }
+    };
+}
+
+/// Reads a value that OpenIM's documentation shows plain and its server may wrap: `{"value": 2}`.
+pub(in crate::http) fn unwrapped_text(field: Field<'_>) -> Result<Option<String>, Error> {
+    field.optional(|value| value.unwrapped()?.text())
+}
+
+/// Reads a number as [`unwrapped_text`] reads a text.
+pub(in crate::http) fn unwrapped_int32(field: Field<'_>) -> Result<Option<i32>, Error> {
+    field.optional(|value| value.unwrapped()?.int32())
+}
+
+id!(GroupId, group_id);
+id!(UserId, user_id);
+
+/// Id in an example, read as from JSON.
+pub(in crate::http) fn id<T: ParseFromJSON>(text: &str) -> T {
+    match T::parse_from_json(Some(text.into())) {
+        Ok(id) => id,
+        Err(_) => unreachable!("the id of an example is an id"),
     }
 }

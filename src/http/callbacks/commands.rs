@@ -9,10 +9,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::super::error::Error;
-use super::super::json::Field;
+use super::super::json::{Field, FromField, Ignored, id, unwrapped_int32, unwrapped_text};
 use super::super::json_response::json_object;
-use super::declare::{FromField, Ignored, callback, id, unwrapped_int32, unwrapped_text};
-use super::{Callbacks, Declared, Operation};
+
+use super::{Callbacks, Declared, Operation, callback};
 use crate::domain::{
     Creation, Event, GroupId, GroupProfile, HintKind, MarkReason, MemberPatch, Text, UserId, Users,
     first_members, may_be_operator,

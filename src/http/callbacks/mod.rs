@@ -1,7 +1,6 @@
 //! Callbacks of OpenIM. [`commands`] declares each; here is what each kind does, and the reply.
 
 mod commands;
-mod declare;
 mod messages;
 
 use std::marker::PhantomData;
@@ -30,6 +29,119 @@ use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
 use commands::ProfileEcho;
 use messages::Message;
+
+/// Declares a callback: its operation, its documented body, its parser and its example.
+///
+/// ```ignore
+/// callback! {
+///     /// After quit group
+///     ///
+///     /// OpenIM calls this after a member left a group by itself.
+///     "/callbackAfterQuitGroupCommand", "callbackAfterQuitGroup", switch "afterQuitGroup";
+///
+///     /// callbackAfterQuitGroupCommand: a member left a group by itself.
+///     QuitGroup: Stored {
+///         /// The group: 1 to 1,024 bytes, any characters but U+0000.
+///         "groupID" group_id: GroupId = id("g77");
+///         /// The member: 1 to 1,024 bytes, any characters but U+0000.
+///         "userID" user_id: UserId = id("m1");
+///     } of group_id => Event::Quit(user_id)
+/// }
+/// ```
+///
+/// The operation has its documentation, its path, its id, and OpenIM's switch if the mirror needs the callback.
+/// The body has its kind, which says what happens with it. A field has its JSON name, its Rust name, its type,
+/// and its value in the example. The type says what the document shows and how the value is read
+/// ([`FromField`]), unless `by` names another function that reads it. The document does not show a `hidden` field.
+/// The expression at the end is the content, made of the values.
+macro_rules! callback {
+    (
+        $(#[doc = $operation:literal])+
+        $path:literal, $id:literal $(, switch $switch:literal)?;
+
+        $(#[doc = $doc:literal])+
+        $name:ident: $kind:ident $fields:tt $(of $group_id:ident => $content:expr)?
+    ) => {
+        impl super::Callback for $name {
+            const COMMAND: &'static str = $path.split_at(1).1;
+        }
+
+        callback! { @document $(#[doc = $doc])+ $name $fields }
+        $(callback! { @parser $name $kind $fields $group_id $content })?
+
+        #[poem_openapi::OpenApi(tag = "crate::http::server::auth::Tag::Callbacks")]
+        impl super::Operation<$name> {
+            $(#[doc = $operation])+
+            #[oai(path = $path, method = "post", operation_id = $id)]
+            async fn answer(
+                &self,
+                _key: crate::http::server::auth::CallbackKey,
+                body: <super::$kind as super::Handle<$name>>::Body,
+            ) -> Result<<super::$kind as super::Kind>::Answer, super::CallbackFailure> {
+                <super::$kind as super::Handle<$name>>::handle(&self.0, body).await
+            }
+
+            const DECLARED: super::Declared = super::Declared {
+                command: <$name as super::Callback>::COMMAND,
+                operation_id: $id,
+                switch: [$(Some($switch),)? None][0],
+                needs_database: <super::$kind as super::Kind>::NEEDS_DATABASE,
+                parse: <super::$kind as super::Handle<$name>>::PARSE,
+            };
+        }
+    };
+    (@document $(#[doc = $doc:literal])+ $name:ident {
+        $($(#[$attr:meta])+ $json:literal $field:ident: $type:ty = $example:expr $(, by $read:path)?;)+
+        $(hidden $hidden_json:literal $hidden:ident by $read_hidden:path;)*
+    }) => {
+        $(#[doc = $doc])+
+        #[derive(Debug, poem_openapi::Object)]
+        #[oai(example)]
+        pub(in crate::http) struct $name {
+            /// The command, as in the path.
+            #[oai(rename = "callbackCommand")]
+            callback_command: String,
+            $($(#[$attr])+ #[oai(rename = $json)] $field: $type,)+
+        }
+
+        impl poem_openapi::types::Example for $name {
+            fn example() -> Self {
+                Self {
+                    callback_command: <Self as super::Callback>::COMMAND.into(),
+                    $($field: $example,)+
+                }
+            }
+        }
+    };
+    (@parser $name:ident $kind:ident {
+        $($(#[$attr:meta])+ $json:literal $field:ident: $type:ty = $example:expr $(, by $read:path)?;)+
+        $(hidden $hidden_json:literal $hidden:ident by $read_hidden:path;)*
+    } $group_id:ident $content:expr) => {
+        impl crate::http::body::FromBody for $name {
+            const SIDE: crate::http::error::Side = crate::http::error::Side::Callback;
+            type Parsed = super::Parsed<<super::$kind as super::Kind>::Content>;
+
+            #[allow(unused_variables, reason = "a value that is not read")]
+            fn parse(text: &str) -> Result<Self::Parsed, crate::http::error::Error> {
+                let [callback_command, $($field,)+ $($hidden,)*] = crate::http::json::object(
+                    text,
+                    ["callbackCommand", $($json,)+ $($hidden_json,)*],
+                )?;
+                super::expect_command::<Self>(callback_command)?;
+                $(let $field = callback! { @read $field, $type $(, $read)? };)+
+                $(let $hidden = $read_hidden($hidden)?;)*
+                Ok(super::Parsed { content: $content, group_id: $group_id })
+            }
+        }
+    };
+    (@read $field:ident, $type:ty) => {
+        <$type as crate::http::json::FromField>::from_field($field)?
+    };
+    (@read $field:ident, $type:ty, $read:path) => {
+        $read($field)?
+    };
+}
+pub(super) use callback;
 
 /// State of the callbacks' operations.
 pub(super) struct Callbacks {
@@ -283,6 +395,15 @@ impl OtherCallbacks {
         self.0.metrics.passed_over.inc([label]);
         Ok(Acknowledged::success())
     }
+}
+
+/// Checks the command of a body. A body sent to the wrong path would be misread.
+fn expect_command<T: Callback>(found: json::Field<'_>) -> Result<(), Error> {
+    if found.required()?.text()? == T::COMMAND {
+        return Ok(());
+    }
+    let detail = format!("callbackCommand: expected {}, as in the path", T::COMMAND);
+    Err(Error::new(Code::CommandMismatch, detail))
 }
 
 /// Parses the body of a callback to this path, for rejected callbacks that are taken in again.
