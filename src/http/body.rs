@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use poem::http::{HeaderName, HeaderValue};
 use poem::{Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
@@ -20,7 +21,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
 use super::server::memory::{BodyLimits, BodyShare};
-use super::server::operation_id;
 
 /// Limit of a body that is parsed in place. A longer one would block other requests of the thread.
 const MAX_BYTES_IN_PLACE: usize = 256 << 10;
@@ -286,4 +286,25 @@ pub(super) async fn pass_through(
         left -= chunk.len();
         look(&chunk);
     }
+}
+
+/// Header of requests and answers with OpenIM's operation id. The caller of OpenIM's API chooses it, and several
+/// callbacks share one. It finds lines in logs, and it tells which notification and which callback belong to one change.
+pub(super) const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
+const MAX_OPERATION_ID_CHARS: usize = 128;
+
+/// The operation id of a request, if a log line and a header can repeat it.
+pub(super) fn operation_id_header(request: &Request) -> Option<&HeaderValue> {
+    let value = request.headers().get(OPERATION_ID);
+    value.filter(|value| is_usable_operation_id(value.as_bytes()))
+}
+
+/// The operation id of a request as text.
+pub(super) fn operation_id(request: &Request) -> Option<&str> {
+    operation_id_header(request).and_then(|value| value.to_str().ok())
+}
+
+/// True for visible ASCII of limited length.
+pub(super) fn is_usable_operation_id(id: &[u8]) -> bool {
+    (1..=MAX_OPERATION_ID_CHARS).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use poem::http::header::CACHE_CONTROL;
 use poem::web::Data;
-use poem::{Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route, Server, get, handler};
+use poem::{Endpoint, EndpointExt, Request, Response, Route, Server, get, handler};
 use poem_openapi::OpenApiService;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -111,14 +111,14 @@ fn endpoint(
         store: store.clone(),
         memory: Arc::clone(&gauges.answers),
     };
-    let middleware = Arc::new(Middleware {
+    let middleware = Middleware {
         routes: document.routes.clone(),
         access: Arc::new(Access::new(&settings.access, is_local)),
         bodies: Arc::clone(&gauges.bodies),
         ingest: ingest.clone(),
         metrics: metrics.clone(),
         is_locked_out: AtomicBool::new(false),
-    });
+    };
     let callbacks = Arc::new(Callbacks {
         ingest: ingest.clone(),
         metrics,
@@ -144,11 +144,8 @@ fn endpoint(
         },
     );
     // The document is complete, so this service needs no title and no version.
-    Ok(OpenApiService::new((api, Pages::from(document)), "", "")
-        .into_endpoint()
-        .around(move |endpoint, request| {
-            middleware::handle(endpoint, request, Arc::clone(&middleware))
-        }))
+    let service = OpenApiService::new((api, Pages::from(document)), "", "");
+    Ok(middleware::around(service, middleware))
 }
 
 /// Serves the metrics on their own listener. They need no key there.

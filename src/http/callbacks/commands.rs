@@ -8,8 +8,9 @@ use poem_openapi::types::Any;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::super::error::Error;
-use super::super::json::{Field, FromField, Ignored, id, unwrapped_int32, unwrapped_text};
+use super::super::body::FromBody;
+use super::super::error::{Code, Error, Side};
+use super::super::json::{self, Field, FromField, Ignored, id, unwrapped_int32, unwrapped_text};
 use super::super::json_response::json_object;
 
 use super::{Callbacks, Declared, Operation, callback};
@@ -721,4 +722,34 @@ pub(in crate::http) fn labels() -> impl Iterator<Item = &'static str> {
 /// A command for examples.
 pub(in crate::http) fn example() -> String {
     "callbackAfterSendSingleMsgCommand".into()
+}
+
+// OpenIM appends "/" and the command to its `url`. After a path the command is the last segment; after a query string
+// it is a part of that; and a proxy may cut it off. The body always has it.
+
+/// The command at the end of a path. A slash may follow it.
+pub(in crate::http) fn command_of(path: &str) -> Option<&str> {
+    let last = path.trim_end_matches('/').rsplit('/').next();
+    last.filter(|last| is_command(last))
+}
+
+/// A body that is read for its command only.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::http) struct Command;
+
+impl FromBody for Command {
+    const SIDE: Side = Side::Callback;
+    type Parsed = String;
+
+    fn parse(body: &str) -> Result<String, Error> {
+        let [command] = json::object(body, ["callbackCommand"])?;
+        let command = command.required()?.text()?;
+        if is_command(&command) {
+            return Ok(command);
+        }
+        Err(Error::new(
+            Code::CommandUnknown,
+            "callbackCommand: expected a command of OpenIM, such as callbackAfterQuitGroupCommand",
+        ))
+    }
 }

@@ -12,8 +12,8 @@ use poem_openapi::registry::{MetaResponses, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, OpenApi, ResponseContent};
 
+pub(super) use commands::{Command, PATTERN, command_of, labels};
 pub(super) use commands::{DECLARED, Operations, SetGroupMemberInfo, operations};
-pub(super) use commands::{PATTERN, is_command, labels};
 #[cfg(fuzzing)]
 pub(super) use messages::MessageParser;
 pub(super) use messages::Notice;
@@ -23,7 +23,6 @@ use super::error::{Code, Error, Side, failures};
 use super::json;
 use super::json_response::{JsonResponse, json_object};
 use super::server::auth::{CallbackKey, Tag};
-use super::server::routing;
 use crate::domain::{Change, Event, GroupId, Hint, MarkReason, Operators};
 use crate::ingest::{HintOutcome, Ingest};
 use crate::telemetry::Metrics;
@@ -408,9 +407,9 @@ fn expect_command<T: Callback>(found: json::Field<'_>) -> Result<(), Error> {
 
 /// Parses the body of a callback to this path, for rejected callbacks that are taken in again.
 pub(super) fn understand(path: &str, body: &[u8]) -> Result<Parsed<Event>, Error> {
-    let command = match routing::command_of(path) {
+    let command = match command_of(path) {
         Some(command) => command.to_owned(),
-        None => body::parse::<routing::Command>(body)?,
+        None => body::parse::<Command>(body)?,
     };
     let declared = DECLARED.iter().find(|one| one.command == command);
     let parsed = match declared.and_then(|declared| declared.parse) {

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use self::response_docs::has_tag;
 use super::callbacks;
 use super::error::{Code, Side};
-use super::server::routing::{ANY_COMMAND, Route, Routes};
+use super::server::middleware::{ANY_COMMAND, Route, Routes};
 use crate::domain::MAX_ID_BYTES;
 
 const TITLE: &str = "openim-group-mirror";

@@ -1,29 +1,79 @@
 //! Middleware around each request: it normalizes the path, opens the span, renders errors and panics
 //! for the caller, writes one log line, and counts the answer.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use poem::http::Uri;
 use poem::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use poem::http::uri::PathAndQuery;
 use poem::http::{HeaderValue, Method, StatusCode, Version};
-use poem::{Endpoint, PathPattern, Request, RequestBody, Response, Result};
+use poem::{
+    Endpoint, EndpointExt, IntoEndpoint, PathPattern, Request, RequestBody, Response, Result,
+};
 use time::OffsetDateTime;
 use tracing::{Instrument, Level, Span};
 
 use super::auth::{Access, Admitted, AdmittedBy, ApiToken, CallbackKey, CallbackPassword, Scheme};
 use super::memory::BodyLimits;
 use super::rejected::{self, RejectedRequest, is_kept};
-use super::routing::{self, CallbackRoute, Route, Routes, is_posted_read};
-use super::{OPERATION_ID, operation_id_header};
 use crate::domain::HintKind;
-use crate::http::body::{self, EarlyBody};
+use crate::http::body::{self, EarlyBody, OPERATION_ID, operation_id_header};
 use crate::http::callbacks;
 use crate::http::error::{self, Code, Error, Side};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
+
+/// The documented paths, by the router's pattern of each.
+pub(crate) type Routes = BTreeMap<String, Route>;
+
+/// A documented path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The path of the document, for example `/groups/{groupID}`.
+    pub(crate) path: String,
+    /// Its methods, as in `Allow`.
+    pub(crate) methods: String,
+    /// The command, for a path that OpenIM calls.
+    pub(crate) command: Option<String>,
+    /// True for a path that reads the mirror.
+    pub(crate) is_read: bool,
+}
+
+/// The command of the path that takes all commands without a path.
+pub(crate) const ANY_COMMAND: &str = "other";
+
+impl Route {
+    /// True for the path of all commands without a path.
+    pub(crate) fn is_any(&self) -> bool {
+        self.command.as_deref() == Some(ANY_COMMAND)
+    }
+}
+
+/// True if a POST to this path is a read with parameters too long for a URL.
+pub(crate) fn is_posted_read(routes: &Routes, path: &str) -> bool {
+    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
+    routes
+        .get(path)
+        .is_some_and(|route| route.command.is_none() && is_posted(route))
+}
+
+/// True if this is the path of a read, for any method.
+fn is_path_of_read(routes: &Routes, path: &str) -> bool {
+    let is_segment = |(pattern, segment): (&str, &str)| {
+        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
+    };
+    let is_like = |pattern: &str| {
+        pattern.split('/').count() == path.split('/').count()
+            && pattern.split('/').zip(path.split('/')).all(is_segment)
+    };
+    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
+    reads.any(|(pattern, _)| is_like(pattern))
+}
 
 /// State of the middleware.
 pub(crate) struct Middleware {
@@ -64,33 +114,40 @@ impl RequestInfo {
     }
 }
 
-/// Runs `endpoint` within the middleware.
-pub(crate) async fn handle<E: Endpoint<Output = Response>>(
+/// Puts the middleware around an endpoint.
+pub(crate) fn around<E: IntoEndpoint<Endpoint: Endpoint<Output = Response> + 'static>>(
+    endpoint: E,
+    middleware: Middleware,
+) -> impl Endpoint<Output = Response> {
+    let middleware = Arc::new(middleware);
+    let endpoint = endpoint.into_endpoint();
+    endpoint.around(move |endpoint, request| handle(endpoint, request, Arc::clone(&middleware)))
+}
+
+async fn handle<E: Endpoint<Output = Response>>(
     endpoint: Arc<E>,
     mut request: Request,
     middleware: Arc<Middleware>,
 ) -> Result<Response> {
     let method = request.method().clone();
+    let routes = &middleware.routes;
     let mut is_routed_by_body = false;
     if method == Method::POST {
         // OpenIM's `url` may end with a slash, and proxies may add one. Reads by GET keep their path: an
         // empty segment is an empty id there.
         let path = format!("/{}", request.uri().path().trim_matches('/'));
-        match CallbackRoute::of(&middleware.routes, &path) {
-            CallbackRoute::Path => routing::redirect(&mut request, &path),
-            CallbackRoute::Command(command) => {
-                routing::redirect(&mut request, &format!("/{command}"));
-            }
-            CallbackRoute::Body => {
-                routing::redirect(&mut request, &path);
-                is_routed_by_body = true;
+        match callbacks::command_of(&path) {
+            Some(command) => redirect(&mut request, &format!("/{command}")),
+            None => {
+                is_routed_by_body = !is_path_of_read(routes, &path);
+                redirect(&mut request, &path);
             }
         }
     }
     let path = request.uri().path().to_owned();
     let info = RequestInfo {
         version: request.version(),
-        is_callback: method == Method::POST && !is_posted_read(&middleware.routes, &path),
+        is_callback: method == Method::POST && !is_posted_read(routes, &path),
         method,
         path,
         is_routed_by_body,
@@ -281,9 +338,9 @@ async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 async fn route_by_body(request: &mut Request, info: &mut RequestInfo) -> Result<()> {
     CallbackKey::of(request)?;
     let mut body = RequestBody::new(request.take_body());
-    let (received, command) = body::read_whole::<routing::Command>(request, &mut body).await?;
+    let (received, command) = body::read_whole::<callbacks::Command>(request, &mut body).await?;
     info.path = format!("/{command}");
-    routing::redirect(request, &info.path);
+    redirect(request, &info.path);
     request.set_data(EarlyBody::new(received));
     Ok(())
 }
@@ -368,6 +425,25 @@ impl Drop for Count<'_> {
             let status = self.status.as_ref().map_or(UNANSWERED, StatusCode::as_str);
             metrics.reads.inc([route, status]);
             metrics.read_seconds.observe([route], took);
+        }
+    }
+}
+
+/// Changes the path of a request. The query string stays.
+pub(crate) fn redirect(request: &mut Request, path: &str) {
+    if request.uri().path() == path {
+        return;
+    }
+    let path_and_query = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut parts = request.uri().clone().into_parts();
+    // The path is part of a parsed URI, or a command, so parsing does not fail.
+    if let Ok(path_and_query) = PathAndQuery::try_from(path_and_query) {
+        parts.path_and_query = Some(path_and_query);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
         }
     }
 }
