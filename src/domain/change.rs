@@ -59,7 +59,7 @@ pub enum Event {
     /// A member's own values were set.
     SetMember(MemberPatch),
     /// The group must be reconciled; no value changes.
-    #[serde(rename = "want_check")]
+    #[serde(rename = "mark_unwaited")]
     Mark(MarkReason),
     /// A mark only for a known, dismissed group.
     #[serde(rename = "want_check_if_dismissed")]

@@ -247,7 +247,7 @@ mod tests {
             r#"{"group_id":"g","received_at":-1,"event":"dismiss"}"#,
             r#"{"group_id":"g","received_at":1,"event":{"transfer":{"old_owner":"a","new_owner":"b"}}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"kick":{"user_ids":["a"],"is_incomplete":false}}}"#,
-            r#"{"group_id":"g","received_at":1,"event":{"want_check":"callback_lost"}}"#,
+            r#"{"group_id":"g","received_at":1,"event":{"mark_unwaited":"callback_lost"}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"want_check_if_dismissed":"notified"}}"#,
             r#"{"group_id":"g","received_at":1,"event":{"set_member":{"user_id":"u","nickname":"","face_url":null,"role_level":20,"ex":null}}}"#,
         ] {
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(again(newer).unwrap(), known);
         for bad in [
             r#"{"group_id":"g","received_at":1,"event":{"mute":"u"}}"#,
-            r#"{"group_id":"g","received_at":1,"event":{"want_check":"unheard_of"}}"#,
+            r#"{"group_id":"g","received_at":1,"event":{"mark_unwaited":"unheard_of"}}"#,
             r#"{"group_id":"","received_at":1,"event":"dismiss"}"#,
             r#"{"group_id":"g","received_at":1,"event":{"join":"a\u0000b"}}"#,
             r#"{"group_id":"g","received_at":1}"#,

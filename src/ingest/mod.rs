@@ -4,15 +4,17 @@ mod drain;
 mod hints;
 mod intake;
 mod lanes;
-mod marks;
-mod queue;
 mod rejected;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,8 +27,7 @@ use crate::tasks::{Period, Task, Tasks};
 use drain::Drain;
 use hints::HintAction;
 use lanes::Lanes;
-use marks::Marks;
-use rejected::{Keeper, Kept};
+use rejected::{Keeper, Kept, keep};
 
 pub use drain::Error as DrainError;
 pub use hints::{DueLook, HintOutcome, Hints, Kinds, LookEnd};
@@ -49,7 +50,7 @@ const PURGE: Period = Period {
 };
 
 /// Time limit of an answer's wait for the deletion of excess rejected callbacks.
-const PURGE_PATIENCE: Duration = Duration::from_secs(1);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reason for which a change is not known to be durable.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,42 +88,41 @@ pub struct Ingest {
     settled: CancellationToken,
     keeper: Arc<Keeper>,
     /// Time limit of a change's wait for a lane with a long queue.
-    patience: Duration,
+    queue_timeout: Duration,
     under_way: TaskTracker,
     tasks: Tasks,
 }
 
-/// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
-/// waited for that or not.
-struct Told<'a> {
+/// A callback that was taken. Its drop tells the hints that the change is written or may be, also if the caller has
+/// gone.
+struct Taken<'a> {
     hints: &'a Hints,
     group: &'a GroupId,
     operation_id: Option<&'a str>,
-    is_looked_after: bool,
+    is_watched: bool,
 }
 
-impl Drop for Told<'_> {
+impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.hints
-            .written(self.group, self.operation_id, self.is_looked_after);
+            .written(self.group, self.operation_id, self.is_watched);
     }
 }
 
 impl Ingest {
-    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected`
-    /// says. What cannot be written goes to `spool`, if there is one; else whoever brought it is
-    /// told.
+    /// Starts the lanes, which write to `store`. `rejected` limits the rejected callbacks. Changes that cannot be
+    /// written go to `spool`; without one they fail.
     pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
         let (marks, tasks) = (Marks::default(), Tasks::default());
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
-        // The lanes may be at something that takes all their time.
-        let patience = store.lane_timeout() * 2;
+        // A lane may need all of its time for the batch before.
+        let queue_timeout = store.lane_timeout() * 2;
         let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
             move |closing| async move {
                 let submit = |change| {
-                    let (queued, deadline) = (lanes.push(change), Instant::now() + patience);
+                    let (queued, deadline) = (lanes.push(change), Instant::now() + queue_timeout);
                     let lanes = &lanes;
                     async move { lanes.answer(queued, deadline).await.is_ok() }
                 };
@@ -164,7 +164,7 @@ impl Ingest {
             filling_in,
             housekeeping: tasks.task("deletes old rejected callbacks"),
             settled,
-            patience,
+            queue_timeout,
             keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
             tasks,
@@ -176,8 +176,7 @@ impl Ingest {
         &self.tasks
     }
 
-    /// Waits until what an earlier process left is in the database, or the database is known to be
-    /// away.
+    /// Waits until the entries of an earlier process are in the database, or the database is known to be away.
     pub async fn settled(&self) {
         self.settled.cancelled().await;
     }
@@ -197,8 +196,8 @@ impl Ingest {
     async fn write(&self, change: Change) -> Result<Repaired, Error> {
         let queued = self.lanes.push(change);
         if queued.needs_deadline() {
-            let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.patience);
-            // Nothing waits in the queue without a bound, also where nobody waits for the answer.
+            let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.queue_timeout);
+            // The wait in the queue has a limit, also if the caller has gone.
             return self
                 .finish(async move { lanes.answer(queued, deadline).await })
                 .await;
@@ -209,27 +208,27 @@ impl Ingest {
         }
     }
 
-    /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one
-    /// change have one `operation_id`.
+    /// Submits the change of a callback that has just come. The callbacks and the notifications of one change have
+    /// one `operation_id`.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
     pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
         let group = change.group_id.clone();
         let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
-        let is_looked_after = self.hints.is_watched(&group);
-        let told = Told {
+        let is_watched = self.hints.is_watched(&group);
+        let taken = Taken {
             hints: &self.hints,
             group: &group,
             operation_id,
-            is_looked_after,
+            is_watched,
         };
         self.submit(Change {
-            is_reconciled_soon: is_looked_after,
+            is_reconciled_soon: is_watched,
             ..change
         })
         .await?;
-        drop(told);
+        drop(taken);
         if is_join && self.hints.joined(&group, operation_id) {
             self.take_back_mark(&group).await;
         }
@@ -242,10 +241,10 @@ impl Ingest {
     /// # Errors
     /// See [`Error`].
     pub async fn hint(&self, hint: Hint) -> Result<HintOutcome, Error> {
-        match self.hear(&hint) {
+        match self.receive(&hint) {
             HintAction::Done(done) => Ok(done),
-            heard => {
-                self.mark(hint, heard).await?;
+            action => {
+                self.mark(hint, action).await?;
                 Ok(HintOutcome::Marked)
             }
         }
@@ -253,26 +252,26 @@ impl Ingest {
 
     /// Takes a notification as [`Self::hint`] does, without waiting for the mark.
     pub fn hint_unwaited(&self, hint: Hint) -> HintOutcome {
-        match self.hear(&hint) {
+        match self.receive(&hint) {
             HintAction::Done(done) => done,
-            heard => {
+            action => {
                 let ingest = self.clone();
                 // A change that is not written marks its group itself.
                 self.under_way
-                    .spawn(async move { ingest.mark(hint, heard).await });
+                    .spawn(async move { ingest.mark(hint, action).await });
                 HintOutcome::Marked
             }
         }
     }
 
-    fn hear(&self, hint: &Hint) -> HintAction {
+    fn receive(&self, hint: &Hint) -> HintAction {
         let is_spooling = self.spool.as_ref().is_some_and(Spool::is_diverting);
         self.hints.receive(hint, is_spooling)
     }
 
-    async fn mark(&self, hint: Hint, heard: HintAction) -> Result<(), Error> {
+    async fn mark(&self, hint: Hint, action: HintAction) -> Result<(), Error> {
         let reason = MarkReason::Notified;
-        let (event, key) = match heard {
+        let (event, key) = match action {
             HintAction::Done(_) => return Ok(()),
             HintAction::Mark(key) => (Event::Mark(reason), key),
             HintAction::MarkIfDismissed => (Event::MarkIfDismissed(reason), None),
@@ -311,7 +310,7 @@ impl Ingest {
     }
 
     /// Marks a group without waiting for the write.
-    pub fn want_check(&self, group: GroupId, reason: MarkReason) {
+    pub fn mark_unwaited(&self, group: GroupId, reason: MarkReason) {
         self.marks.add(group, reason);
     }
 
@@ -333,14 +332,14 @@ impl Ingest {
                     tracing::warn!(error, "old rejected callbacks are not deleted");
                 }
             });
-            // As a rule it is done at once; who waits for an answer does not wait for a long one.
-            let _ = tokio::time::timeout(PURGE_PATIENCE, purge).await;
+            // It is usually done at once. An answer does not wait for a long one.
+            let _ = timeout(PURGE_TIMEOUT, purge).await;
         }
         Ok(kept != Kept::No)
     }
 
-    /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a
-    /// callback again, so what was taken goes on when nobody waits for it any more.
+    /// Runs a write as a task of its own. OpenIM hangs up after its timeout and never sends a callback again, so the
+    /// write goes on without a caller.
     async fn finish<T: Send + 'static>(
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -375,7 +374,7 @@ impl Ingest {
         self.spool.as_ref().map(Spool::state)
     }
 
-    /// Waits for every change under way, and drains the spool as far as the database lets us.
+    /// Waits for every change under way, and drains the spool as far as the database allows.
     pub async fn close(&self) {
         self.housekeeping.end().await;
         self.under_way.close();
@@ -395,7 +394,7 @@ impl Ingest {
     }
 
     /// Logs the entries left in the spool at the end.
-    pub fn tell_what_is_left(&self) {
+    pub fn log_remaining(&self) {
         if let Some(state) = self.spool()
             && state.waiting > 0
         {
@@ -415,7 +414,7 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     let drained = Drain::new(spool.clone(), store.clone(), None)
         .drain_all()
         .await;
-    // Nobody else notes what this process has changed.
+    // No other process notes the groups that this one has touched.
     if let Err(error) = store.note_touched().await {
         let error = error.to_string();
         tracing::warn!(
@@ -427,21 +426,6 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     drained
 }
 
-async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {
-    let spool = match spool {
-        Some(spool) if keeper.keeps() => spool,
-        _ => return Ok(keeper.keep(&rejected).await?),
-    };
-    if !spool.is_diverting() {
-        match keeper.keep(&rejected).await {
-            Err(error) if !matches!(error, store::Error::Permanent(_)) => {}
-            kept => return Ok(kept?),
-        }
-    }
-    intake::append_rejected(&spool, &rejected).await?;
-    Ok(Kept::Yes)
-}
-
 /// Reads a spooled change that the database refused, from its kept record.
 /// `None`: it was kept for another reason.
 pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
@@ -450,4 +434,114 @@ pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
         let change = from_record(&rejected.body);
         change.map_err(|why| format!("expected a change; {why}"))
     })
+}
+
+// Marks that wait to be written: groups of which a change was lost or is announced. No request waits for them. They
+// are written when the database can take them.
+
+/// Limit of groups that wait for a mark. OpenIM names only a few a second while it waits for failing answers.
+const MAX_MARKS: usize = 100_000;
+/// Limit of marks in the queue at a time, which is shared with callbacks.
+const MAX_MARKS_QUEUED: usize = 256;
+/// Shortest and longest pause after marks that could not be written.
+const FIRST_MARK_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_MARK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Marks that are not written. Clones share them.
+#[derive(Clone, Debug, Default)]
+struct Marks(Arc<WaitingMarks>);
+
+#[derive(Debug, Default)]
+struct WaitingMarks {
+    waiting: Mutex<HashMap<GroupId, MarkReason>>,
+    /// Number of marks that were taken and are not known to be durable.
+    under_way: AtomicUsize,
+    added: Notify,
+}
+
+impl Marks {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, MarkReason>> {
+        // No code panics while it holds the lock.
+        self.0
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a group to be marked.
+    fn add(&self, group: GroupId, reason: MarkReason) {
+        let is_full = {
+            let mut waiting = self.waiting();
+            let is_full = waiting.len() >= MAX_MARKS && !waiting.contains_key(&group);
+            if !is_full {
+                waiting.insert(group, reason);
+            }
+            is_full
+        };
+        if is_full {
+            tracing::error!("too many groups wait for a mark; one of them is lost");
+        }
+        self.0.added.notify_one();
+    }
+
+    /// Marks the group of a change that is not known to be written.
+    fn lost(&self, change: &Change) {
+        let reason = match change.event {
+            Event::Mark(reason) => reason,
+            // The next reconcile of the group makes it again.
+            Event::Repair(_) => return,
+            _ => MarkReason::CallbackLost,
+        };
+        self.add(change.group_id.clone(), reason);
+    }
+
+    /// Number of marks that are not written.
+    fn count(&self) -> usize {
+        self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Vec<(GroupId, MarkReason)> {
+        let mut waiting = self.waiting();
+        let some: Vec<GroupId> = waiting.keys().take(MAX_MARKS_QUEUED).cloned().collect();
+        self.0.under_way.store(some.len(), Ordering::Relaxed);
+        some.iter()
+            .filter_map(|group| waiting.remove_entry(group))
+            .collect()
+    }
+
+    /// Writes marks until `closing`, and then the rest once. `submit` writes one change and returns true if that is done; a
+    /// change that is not written comes back through [`Self::lost`].
+    async fn write<F: Future<Output = bool>>(
+        &self,
+        submit: impl Fn(Change) -> F,
+        closing: CancellationToken,
+    ) {
+        let mut pause = FIRST_MARK_PAUSE;
+        loop {
+            let marks = self.take();
+            if marks.is_empty() {
+                tokio::select! {
+                    biased;
+                    () = self.0.added.notified() => continue,
+                    () = closing.cancelled() => return,
+                }
+            }
+            let is_last = closing.is_cancelled();
+            let write = marks.into_iter().map(|(group, reason)| {
+                let event = Event::Mark(reason);
+                submit(Change::new(group, OffsetDateTime::now_utc(), event))
+            });
+            let done = join_all(write).await;
+            self.0.under_way.store(0, Ordering::Relaxed);
+            if done.into_iter().all(|done| done) {
+                pause = FIRST_MARK_PAUSE;
+                continue;
+            }
+            if is_last {
+                return;
+            }
+            let _ = timeout(pause, closing.cancelled()).await;
+            pause = (pause * 2).min(LONGEST_MARK_PAUSE);
+        }
+    }
 }

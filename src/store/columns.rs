@@ -391,6 +391,9 @@ impl Value for Option<String> {
     }
 }
 
+/// Maximum size of a text of an ordinary read, in bytes; `sql_column` has the number too.
+const MAX_SHORT_TEXT: usize = 1024;
+
 /// A row whose texts may be long.
 pub(super) trait PageRow: Sized {
     /// Reads the columns.
@@ -398,6 +401,11 @@ pub(super) trait PageRow: Sized {
 
     /// Returns the texts.
     fn texts(&self) -> impl Iterator<Item = &str>;
+
+    /// True if a mark stands in place of a long text.
+    fn is_marked(&self) -> bool {
+        self.texts().any(|text| text.len() > MAX_SHORT_TEXT)
+    }
 }
 
 /// Makes the type of a row as readers see it: the key, the listed columns, and more.

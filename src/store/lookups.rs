@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::columns::{Columns, MemberRow, PageRow};
-use super::read::{self, SHORT_ROW, is_marked};
+use super::postgres::Kind;
+use super::read::{self, SHORT_ROW};
 use super::{Error, Store};
 use crate::domain::{GroupId, UserId};
 
@@ -235,11 +236,13 @@ impl Store {
             // The last lookup has its full time, unless the first would wait too long.
             let deadline = last.min(first + self.timeout / 2);
             let pairs: Vec<&Pair> = lookups.iter().flat_map(|lookup| &*lookup.pairs).collect();
-            let found = self.read_by(deadline, async |connection| match pairs[..] {
-                // A single row needs less time without arrays.
-                [(group, user)] => Ok(vec![member(connection, group, user).await?]),
-                _ => memberships(connection, &pairs).await,
-            });
+            let found = self
+                .pool
+                .run(Kind::Read, deadline, async |connection| match pairs[..] {
+                    // A single row needs less time without arrays.
+                    [(group, user)] => Ok(vec![member(connection, group, user).await?]),
+                    _ => memberships(connection, &pairs).await,
+                });
             let mut found = found.await.map(Vec::into_iter);
             for Lookup { pairs, answer, .. } in lookups {
                 let answers = match &mut found {
@@ -260,7 +263,7 @@ impl Store {
     ) -> Result<Vec<Option<SoughtMember>>, Error> {
         let mut found = self.look_up(Arc::clone(&pairs)).await?;
         let marked: Vec<usize> = (0..found.len())
-            .filter(|at| found[*at].as_ref().is_some_and(is_marked))
+            .filter(|at| found[*at].as_ref().is_some_and(MemberRow::is_marked))
             .collect();
         let asked: Vec<_> = marked.iter().map(|at| (&pairs[*at], SHORT_ROW)).collect();
         // These rows are read again. Free the memory first.

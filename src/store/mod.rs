@@ -22,19 +22,19 @@ mod postgres;
 mod read;
 mod reconcile;
 mod rejected;
-mod touched;
+
 mod write;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tokio::sync::{OnceCell, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use lookups::Lookups;
 use postgres::{Connections, Connector, Kind, Pool};
-use touched::Touched;
+use write::Touched;
 
 pub use columns::{GroupRow, MemberRow};
 pub use error::{Error, OpenError, UnfitSession};
@@ -69,8 +69,6 @@ pub struct Store {
     prepared: Arc<OnceCell<()>>,
     /// Connections for all but the lanes, the drain and the leases.
     pool: Arc<Pool>,
-    /// Limits the connections of the pool that reads use.
-    read_permits: Arc<Semaphore>,
     lookups: Arc<Lookups>,
     /// Makes the connections of the lanes.
     lane_connector: Arc<Connector>,
@@ -109,7 +107,6 @@ impl Database {
             drain,
             leases,
             lane_count,
-            max_reads,
             lane_timeout,
             lane_lock_timeout,
             timeout,
@@ -118,7 +115,6 @@ impl Database {
             database: Arc::new(self.clone()),
             prepared: Arc::default(),
             pool: Arc::new(pool),
-            read_permits: Arc::new(Semaphore::new(max_reads)),
             lookups: Arc::default(),
             lane_connector: Arc::new(lanes),
             drain_connector: Arc::new(drain),
@@ -134,26 +130,13 @@ impl Database {
 }
 
 impl Store {
-    /// Runs a read. Reads leave a connection free for writes: a rejected callback without one is lost.
+    /// Runs a read.
     async fn read<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        self.read_by(Instant::now() + self.timeout, work).await
-    }
-
-    /// Runs a read with a deadline.
-    async fn read_by<T>(
-        &self,
-        deadline: Instant,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
-    ) -> Result<T, Error> {
-        let permit = Arc::clone(&self.read_permits).acquire_owned();
-        let permit = timeout_at(deadline, permit).await;
-        let permit = permit.map_err(|_elapsed| Error::gave_up())?;
-        // The semaphore is never closed.
-        let permit = permit.ok();
-        self.pool.run(Kind::Read, permit, deadline, work).await
+        let deadline = Instant::now() + self.timeout;
+        self.pool.run(Kind::Read, deadline, work).await
     }
 
     /// Runs a write without a lane that may run twice.
@@ -162,7 +145,7 @@ impl Store {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.timeout;
-        self.pool.run(Kind::Write, None, deadline, work).await
+        self.pool.run(Kind::Write, deadline, work).await
     }
 
     /// Runs a write that must not run twice. The caller gets an error if the answer is lost.
@@ -171,7 +154,7 @@ impl Store {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.timeout;
-        self.pool.run(Kind::WriteOnce, None, deadline, work).await
+        self.pool.run(Kind::WriteOnce, deadline, work).await
     }
 
     /// Runs a background statement that may read a whole table and may run twice.
@@ -193,7 +176,7 @@ impl Store {
             }
         };
         let deadline = Instant::now() + HOUSEKEEPING_TIMEOUT;
-        self.pool.run(Kind::Write, None, deadline, work).await
+        self.pool.run(Kind::Write, deadline, work).await
     }
 
     /// Checks the server and migrates the schema, once, before the first write.

@@ -257,7 +257,7 @@ impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Announced {
         let group_id = body.parsed.group_id;
         callbacks
             .ingest
-            .want_check(group_id, MarkReason::JoinAnnounced);
+            .mark_unwaited(group_id, MarkReason::JoinAnnounced);
         Ok(Acknowledged::success())
     }
 }

@@ -314,6 +314,8 @@ impl Drop for Working<'_> {
 pub(in crate::store) struct Pool {
     connector: Arc<Connector>,
     permits: Arc<Semaphore>,
+    /// Limits the connections that reads use: one is left for writes. A rejected callback without one is lost.
+    read_permits: Arc<Semaphore>,
     size: u32,
     /// Connections without work, the last used last.
     idle: Mutex<Vec<Counted>>,
@@ -340,10 +342,16 @@ struct Permits {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, size: u32, abandoned_timeout: Duration) -> Self {
+    pub(super) fn new(
+        connector: Connector,
+        size: u32,
+        max_reads: u32,
+        abandoned_timeout: Duration,
+    ) -> Self {
         Self {
             connector: Arc::new(connector),
             permits: Arc::new(Semaphore::new(size as usize)),
+            read_permits: Arc::new(Semaphore::new(max_reads as usize)),
             size,
             idle: Mutex::default(),
             abandoned_timeout,
@@ -352,20 +360,23 @@ impl Pool {
 
     /// Runs `work` on a connection. The wait for one and the work have one deadline. If an idle
     /// connection turns out to be gone, `work` runs again on a new one, unless it may have been done
-    /// and must not run twice. `read_permit` is kept as long as the connection.
+    /// and must not run twice.
     pub(in crate::store) async fn run<T>(
         self: &Arc<Self>,
         kind: Kind,
-        read_permit: Option<OwnedSemaphorePermit>,
         deadline: Instant,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
-        let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = async |permits: &Arc<Semaphore>| {
+            let permit = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await;
+            permit.ok().and_then(Result::ok).ok_or_else(Error::gave_up)
+        };
         let mut permits = Permits {
-            _connection: permit
-                .map_err(|_elapsed| Error::gave_up())?
-                .map_err(|_closed| Error::gave_up())?,
-            _read: read_permit,
+            _read: match kind {
+                Kind::Read => Some(permit(&self.read_permits).await?),
+                Kind::Write | Kind::WriteOnce => None,
+            },
+            _connection: permit(&self.permits).await?,
         };
         if let Some(connection) = self.pop() {
             let mut borrowed = Borrowed::new(self, kind, connection, permits);

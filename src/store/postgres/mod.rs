@@ -111,7 +111,6 @@ pub(super) struct Connections {
     pub(super) drain: Connector,
     pub(super) leases: Connector,
     pub(super) lane_count: usize,
-    pub(super) max_reads: usize,
     pub(super) lane_timeout: Duration,
     pub(super) lane_lock_timeout: Duration,
     pub(super) timeout: Duration,
@@ -212,12 +211,11 @@ impl Database {
         let size = self.pool_size.saturating_sub(lane_count).max(1);
         let max_reads = size.saturating_sub(RESERVED_FOR_WRITES).max(1);
         Connections {
-            pool: Pool::new(connector(shared.clone(), true), size, timeout),
+            pool: Pool::new(connector(shared.clone(), true), size, max_reads, timeout),
             lanes: connector(lane, false),
             drain: connector(drain, false),
             leases: connector(shared, false),
             lane_count: lane_count as usize,
-            max_reads: max_reads as usize,
             lane_timeout: self.lane_timeout + NETWORK_SLACK,
             lane_lock_timeout: lane_lock,
             timeout,

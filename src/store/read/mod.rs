@@ -17,7 +17,7 @@ mod members;
 pub use groups::{GroupFilter, GroupSummary, RoleCount};
 pub use members::{MemberFilter, MemberState};
 pub use pages::{Found, PAGE_BYTES, Page, Room, SHORT_ROW};
-pub(super) use pages::{PageSql, bytes, count, is_marked, page};
+pub(super) use pages::{PageSql, bytes, count, page};
 
 /// Returns all statements of this folder, with their names.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {

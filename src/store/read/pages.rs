@@ -11,9 +11,6 @@ use sqlx::postgres::PgRow;
 
 use crate::store::columns::{Columns, PageRow, PgQuery};
 
-/// Maximum size of a text of an ordinary read, in bytes; `columns` has the number too.
-const MAX_SHORT_TEXT: usize = 1024;
-
 /// Maximum size of a row of an ordinary read, in bytes: seven texts or marks, and two ids.
 pub const SHORT_ROW: usize = 10 << 10;
 
@@ -136,14 +133,9 @@ fn cut<T>(
     })
 }
 
-/// True if a mark stands in place of a long text.
-pub(in crate::store) fn is_marked<T: PageRow>(row: &T) -> bool {
-    row.texts().any(|text| text.len() > MAX_SHORT_TEXT)
-}
-
 /// Cuts rows to a page of `limit` rows and `max_bytes` bytes of text. `None`: a row has a mark.
 fn unless_marked<T: PageRow>(mut rows: Vec<T>, limit: usize, max_bytes: usize) -> Option<Page<T>> {
-    if rows.iter().any(is_marked) {
+    if rows.iter().any(T::is_marked) {
         return None;
     }
     let (count, mut bytes) = (rows.len(), 0);

@@ -8,11 +8,11 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
+use super::Touched;
 use super::fence::{self, Position};
-use super::{patches, rows};
+use super::rows;
 use crate::domain::{Change, Rejected};
 use crate::store::postgres::{Connector, Counted};
-use crate::store::touched::Touched;
 use crate::store::{Error, rejected};
 
 /// Number of the drain among the lanes.
@@ -123,7 +123,7 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        let others = patches::write(&mut transaction, changes).await?;
+        let others = super::write_patches(&mut transaction, changes).await?;
         let must_retry = match &others[..] {
             [] => false,
             others => rows::apply(&mut transaction, others, None).await?.is_none(),

@@ -1,29 +1,31 @@
 //! Writes changes to the mirror. A [`Writer`] is the connection of a lane.
 //!
-//! Patches of current members are one statement, see [`patches`]. All other changes are applied by
+//! Patches of current members are one statement. All other changes are applied by
 //! `domain::apply` to stored rows, which are locked first, see [`rows`].
 
 mod drainer;
 mod fence;
-mod patches;
 mod rows;
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use self::fence::Position;
 use super::Error;
+use super::columns::{Columns, bind_patch, bind_patches};
 use super::postgres::{Connector, Counted};
-use super::touched::Touched;
-use crate::domain::{Change, Repaired};
+use crate::domain::{
+    Change, Event, Folded, FoldedPatch, GroupId, MemberPatch, Repaired, UserId, fold,
+};
 
 pub use drainer::Drainer;
 
 /// Returns all statements of this folder, with their names.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    patches::STATEMENTS
+    STATEMENTS
         .iter()
         .chain(rows::STATEMENTS)
         .chain(fence::STATEMENTS)
@@ -124,7 +126,7 @@ impl Writer {
         }
         let position = self.position;
         let work = async |connection: &mut PgConnection| {
-            let others = patches::write(connection, changes).await?;
+            let others = write_patches(connection, changes).await?;
             if others.is_empty() {
                 return Ok(vec![]);
             }
@@ -163,5 +165,279 @@ impl Writer {
     /// Drops the connection without waiting for its statement.
     pub fn abandon(&mut self) {
         self.connection = None;
+    }
+}
+
+/// SQL that patches a row. A batch does to a row what a single patch does.
+///
+/// Only present fields change. `updated_at` moves only when a value does, and by a microsecond at
+/// least: the ETag of a reader is made from it. `now()` can be older than the row's last change, if two
+/// callbacks of one member wait for each other.
+///
+/// OpenIM shows a nickname or an avatar that is set. If it becomes empty, OpenIM shows the profile's,
+/// which no callback tells, so the display value becomes unknown. If it was empty before, the display
+/// value stays. It becomes unknown only with a change of the text itself, so `updated_at` need not
+/// compare that.
+macro_rules! patch_set {
+    () => {
+        concat!(
+            "
+UPDATE group_members AS stored SET
+    display_nickname = CASE
+        WHEN patch.nickname <> '' THEN patch.nickname
+        WHEN patch.nickname IS NULL OR stored.nickname = '' THEN stored.display_nickname
+    END,
+    display_face_url = CASE
+        WHEN patch.face_url <> '' THEN patch.face_url
+        WHEN patch.face_url IS NULL OR stored.face_url = '' THEN stored.display_face_url
+    END", patch_columns!(set_patched), ",
+    updated_at = CASE
+        WHEN (COALESCE(NULLIF(patch.nickname, ''), stored.display_nickname),
+              COALESCE(NULLIF(patch.face_url, ''), stored.display_face_url)",
+              patch_columns!(patched), ")
+             IS DISTINCT FROM
+             (stored.display_nickname, stored.display_face_url", patch_columns!((of "stored")), ")
+        THEN greatest(now(), stored.updated_at + interval '1 microsecond')
+        ELSE stored.updated_at
+    END,
+    last_callback_at = now(),
+    last_callback_xid = pg_current_xact_id()::text::bigint"
+        )
+    };
+}
+
+/// SQL condition of the rows that are patched. `domain::apply` writes the others: users who are unknown,
+/// have left or may have left by a dismissal, and an owner whose role would change.
+macro_rules! is_patched {
+    () => {
+        "
+ WHERE stored.group_id = patch.group_id AND stored.user_id = patch.user_id
+   AND stored.left_at IS NULL
+   AND NOT EXISTS (SELECT FROM groups AS g
+                    WHERE g.group_id = patch.group_id AND g.emptying_at IS NOT NULL)
+   AND (patch.role_level IS NULL OR stored.role_level IS DISTINCT FROM 100)"
+    };
+}
+
+statements! {
+    /// Patches one member.
+    PATCH_MEMBER = concat!(patch_set!(), "
+  FROM (VALUES ($1::text, $2::text", patch_columns!(value), "))
+       AS patch (group_id, user_id", patch_columns!(plain), ")", is_patched!());
+    /// Patches several members, each once. Returns the places, from 1, of those that it found. The
+    /// connections of lanes have plans only that look for one row after the other, so rows are locked in
+    /// the order of the arrays.
+    PATCH_MEMBERS = concat!(patch_set!(), "
+  FROM unnest($1::text[], $2::text[]", patch_columns!(array), ")
+       WITH ORDINALITY AS patch (group_id, user_id", patch_columns!(plain), ", place)",
+       is_patched!(), "
+RETURNING patch.place");
+}
+
+/// Writes the changes that are patches of current members. Such a patch needs no stored rows, unless it changes the
+/// owner: all of a batch are one statement. Returns the other changes, which must be
+/// applied, in their order.
+async fn write_patches<'a>(
+    connection: &mut PgConnection,
+    changes: &[&'a Change],
+) -> Result<Vec<&'a Change>, sqlx::Error> {
+    let Folded {
+        patches,
+        mut others,
+    } = fold(changes.iter().copied());
+    let unwritten = write_folded(connection, &patches).await?;
+    if !unwritten.is_empty() {
+        // The original changes, not the folded ones: the time of each counts.
+        let is_unwritten = |change: &&&Change| match &change.event {
+            Event::SetMember(patch) => {
+                let key = (&change.group_id, &patch.user_id);
+                let found = unwritten.binary_search_by(|patch| patch.key().cmp(&key));
+                found.is_ok()
+            }
+            _ => false,
+        };
+        // Their groups are not among those of the others.
+        others.extend(changes.iter().filter(is_unwritten).copied());
+    }
+    Ok(others)
+}
+
+/// Writes folded patches, all or none, in one statement. Returns those whose members it did not find,
+/// in their order.
+async fn write_folded<'a, 'b>(
+    connection: &mut PgConnection,
+    patches: &'b [FoldedPatch<'a>],
+) -> Result<Vec<&'b FoldedPatch<'a>>, sqlx::Error> {
+    match patches {
+        [] => Ok(vec![]),
+        // A single row needs less time without arrays.
+        [FoldedPatch { group_id, patch }] => {
+            let query = sqlx::query(PATCH_MEMBER)
+                .bind(group_id.as_str())
+                .bind(patch.user_id.as_str());
+            let done = bind_patch(query, patch).execute(connection).await?;
+            let is_found = done.rows_affected() == 1;
+            Ok(patches.iter().filter(|_| !is_found).collect())
+        }
+        _ => write_many(connection, patches).await,
+    }
+}
+
+async fn write_many<'a, 'b>(
+    connection: &mut PgConnection,
+    patches: &'b [FoldedPatch<'a>],
+) -> Result<Vec<&'b FoldedPatch<'a>>, sqlx::Error> {
+    let groups: Vec<&str> = patches.iter().map(|one| one.group_id.as_str()).collect();
+    let values: Vec<&MemberPatch> = patches.iter().map(|one| &*one.patch).collect();
+    let users: Vec<&str> = values.iter().map(|one| one.user_id.as_str()).collect();
+    let query = sqlx::query(PATCH_MEMBERS).bind(groups).bind(users);
+    let found: Vec<i64> = bind_patches(query, &values)
+        .try_map(|row| Columns::of(&row).take())
+        .fetch_all(connection)
+        .await?;
+    if found.len() == patches.len() {
+        return Ok(vec![]);
+    }
+    let mut is_found = vec![false; patches.len()];
+    for place in found {
+        let index = usize::try_from(place - 1).ok();
+        if let Some(is_found) = index.and_then(|index| is_found.get_mut(index)) {
+            *is_found = true;
+        }
+    }
+    let unwritten = patches.iter().zip(is_found).filter(|(_, found)| !found);
+    Ok(unwritten.map(|(patch, _)| patch).collect())
+}
+
+// Touched groups: the users whom callbacks have named since the last comparison.
+
+/// Maximum number of users of a group that are kept one by one.
+pub(super) const MAX_TOUCHED_USERS: usize = 200;
+/// Stands for the group itself among user ids. No user has an empty id.
+pub(super) const GROUP_ITSELF: &str = "";
+
+/// Ids of users. `None`: too many to keep.
+pub(super) type TouchedUsers = Option<BTreeSet<String>>;
+
+/// The touched groups. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Touched(Arc<Mutex<HashMap<GroupId, TouchedUsers>>>);
+
+impl Touched {
+    fn groups(&self) -> MutexGuard<'_, HashMap<GroupId, TouchedUsers>> {
+        // A panic cannot leave the map in a wrong state.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the users of changes that were written or may have been.
+    pub(super) fn add(&self, changes: &[&Change]) {
+        let mut groups = self.groups();
+        for change in changes {
+            if matches!(change.event, Event::Repair(_)) || change.event.is_mark() {
+                continue;
+            }
+            let named = match groups.get_mut(&change.group_id) {
+                Some(named) => named,
+                None => groups
+                    .entry(change.group_id.clone())
+                    .or_insert_with(|| Some(BTreeSet::new())),
+            };
+            let of_change = change.user_ids().map(UserId::as_str);
+            let itself = (!change.is_only_about_members()).then_some(GROUP_ITSELF);
+            add_to(named, of_change.chain(itself));
+        }
+    }
+
+    /// Takes all groups.
+    pub(super) fn take(&self) -> Vec<(GroupId, TouchedUsers)> {
+        self.groups().drain().collect()
+    }
+
+    /// Takes one group.
+    pub(super) fn take_of(&self, group: &GroupId) -> Option<(GroupId, TouchedUsers)> {
+        self.groups().remove_entry(group)
+    }
+
+    pub(super) fn put_back(&self, some: Vec<(GroupId, TouchedUsers)>) {
+        let mut groups = self.groups();
+        for (group, users) in some {
+            let named = groups.entry(group).or_insert_with(|| Some(BTreeSet::new()));
+            match &users {
+                Some(users) => add_to(named, users.iter().map(String::as_str)),
+                None => *named = None,
+            }
+        }
+    }
+}
+
+fn add_to<'a>(named: &mut TouchedUsers, users: impl Iterator<Item = &'a str>) {
+    for user in users {
+        let Some(all) = named else {
+            return;
+        };
+        if !all.contains(user) {
+            all.insert(user.to_owned());
+        }
+        if all.len() > MAX_TOUCHED_USERS {
+            *named = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::domain::{MarkReason, Users};
+
+    fn group(id: &str) -> GroupId {
+        GroupId::parse(id.into()).unwrap()
+    }
+
+    fn user(id: &str) -> UserId {
+        UserId::parse(id.into()).unwrap()
+    }
+
+    fn change(id: &str, event: Event) -> Change {
+        Change::new(group(id), OffsetDateTime::UNIX_EPOCH, event)
+    }
+
+    fn users<const N: usize>(ids: [&str; N]) -> TouchedUsers {
+        Some(ids.map(str::to_owned).into())
+    }
+
+    #[test]
+    fn touched_users_are_returned_once() {
+        let mark = Event::Mark(MarkReason::CallbackLost);
+        let touched = Touched::default();
+        touched.add(&[
+            &change("a", Event::Join(user("u"))),
+            &change("a", Event::Dismiss),
+            &change("b", mark),
+        ]);
+        assert_eq!(touched.take(), [(group("a"), users(["", "u"]))]);
+        assert_eq!(touched.take(), []);
+        touched.put_back(vec![(group("a"), users(["u"]))]);
+        touched.add(&[&change("a", Event::Join(user("v")))]);
+        assert_eq!(
+            touched.take_of(&group("a")),
+            Some((group("a"), users(["u", "v"])))
+        );
+        assert_eq!(touched.take_of(&group("a")), None);
+    }
+
+    #[test]
+    fn too_many_users_are_not_kept() {
+        let user_ids = (0..=MAX_TOUCHED_USERS)
+            .map(|n| user(&format!("u{n}")))
+            .collect();
+        let kick = Event::Kick(Users {
+            user_ids,
+            is_incomplete: false,
+        });
+        let touched = Touched::default();
+        touched.add(&[&change("a", kick), &change("a", Event::Join(user("u")))]);
+        assert_eq!(touched.take(), [(group("a"), None)]);
     }
 }
