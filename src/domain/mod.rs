@@ -22,7 +22,7 @@ pub use fence::{Fence, FenceError};
 pub use fold::{Folded, FoldedPatch, fold};
 pub use group::{DISMISSED, Group, GroupProfile, MarkReason, OpenImGroup, Version, compare_group};
 pub use hint::{Hint, HintKind};
-pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
+pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId, is_usable_operation_id};
 pub use member::{Member, MemberPatch, ORDINARY, OWNER, OpenImMember, compare_member};
 pub use operators::{Operators, may_be_operator};
 pub use record::{Raw, Request, from_record, to_record};

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use poem::http::HeaderName;
 use poem::{Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
@@ -20,7 +21,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
 use super::server::memory::{BodyLimits, BodyShare};
-use super::server::operation_id;
+
+/// Header of requests and answers with the operation id.
+pub(super) const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
+
+/// OpenIM's operation id. The middleware has removed an unusable one.
+pub(super) fn operation_id(request: &Request) -> Option<String> {
+    request.header(OPERATION_ID).map(str::to_owned)
+}
 
 /// Limit of a body that is parsed in place. A longer one would block other requests of the thread.
 const MAX_BYTES_IN_PLACE: usize = 256 << 10;
@@ -237,7 +245,7 @@ where
         Ok(Self {
             parsed,
             received_at: OffsetDateTime::now_utc(),
-            operation_id: operation_id(request).map(str::to_owned),
+            operation_id: operation_id(request),
             _share: received.share,
         })
     }

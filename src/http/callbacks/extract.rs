@@ -9,7 +9,6 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use time::OffsetDateTime;
 
 use super::super::body;
-use super::super::server;
 use super::{Looked, Notice};
 use crate::domain::{Hint, HintKind};
 
@@ -68,8 +67,7 @@ impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
             } => Notified::Hint(Hint {
                 group_id,
                 kind,
-                operation_id: operation_id
-                    .or_else(|| server::operation_id(request).map(str::to_owned)),
+                operation_id: operation_id.or_else(|| body::operation_id(request)),
                 received_at: OffsetDateTime::now_utc(),
             }),
         };

@@ -9,9 +9,8 @@ use poem_openapi::Object;
 use poem_openapi::types::{Any, Example};
 use serde_json::json;
 
-use super::super::server::is_usable_operation_id;
 use super::Ignored;
-use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
+use crate::domain::{GroupId, HintKind, MAX_ID_BYTES, is_usable_operation_id};
 
 /// callbackAfterSendGroupMsgCommand: a message was sent into a group. Other fields are
 /// not read.

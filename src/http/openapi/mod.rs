@@ -1,10 +1,10 @@
 //! The OpenAPI document and its page. The types of the operations make it. [`response_docs`] adds what
-//! derives cannot express, and [`portable`] gives it a form that all generators of clients read.
+//! derives cannot express. Then it gets a portable form: all generators of clients read it alike. The
+//! forms of poem-openapi are valid too, but some generators make other types of them, or none.
 
-mod portable;
 pub(super) mod response_docs;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::marker::PhantomData;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use poem::http::Method;
 use poem_openapi::payload::Binary;
 use poem_openapi::registry::{MetaApi, Registry};
 use poem_openapi::{ApiResponse, ContactObject, LicenseObject, OpenApi, OpenApiService};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use self::response_docs::has_tag;
 use super::callbacks::commands;
@@ -35,13 +35,14 @@ it the plain id. The ids `.` and `..` cannot be sent in a path, because URL libr
 folders and send another request. `/memberships/query` takes them. A page names its user or group \
 (`userID`, `groupID`).";
 
-/// The document in all its forms.
-#[derive(Clone, Debug)]
+/// The document in all its forms, which the service serves. Requests share the texts, because the page
+/// has 1.6 MB.
+#[derive(Debug)]
 pub(crate) struct Document {
-    pub(crate) json: String,
-    pub(crate) yaml: String,
+    pub(crate) json: Bytes,
+    yaml: Bytes,
     /// Swagger UI in one file: it loads nothing from other hosts.
-    pub(crate) page: String,
+    page: Bytes,
     pub(crate) routes: Routes,
 }
 
@@ -76,11 +77,12 @@ impl Document {
         let mut document: Value = serde_json::from_str(&bare)?;
         complete(&mut document);
         let json = serde_json::to_string_pretty(&document)?;
+        let yaml = serde_yaml::to_string(&document).map_err(serde::de::Error::custom)?;
         Ok(Self {
-            yaml: serde_yaml::to_string(&document).map_err(serde::de::Error::custom)?,
-            page: service.swagger_ui_html().replace(&bare, &json),
+            yaml: yaml.into(),
+            page: service.swagger_ui_html().replace(&bare, &json).into(),
             routes: routes(&document),
-            json,
+            json: json.into(),
         })
     }
 }
@@ -104,23 +106,20 @@ fn complete(document: &mut Value) {
             |code| code.name().to_owned(),
         );
     }
-    let schemas = document.pointer_mut("/components/schemas");
-    let schemas = schemas.and_then(Value::as_object_mut);
-    for (_, schema) in schemas.into_iter().flatten() {
-        complete_schema(schema);
+    for schema in fields(document.pointer_mut("/components/schemas")) {
+        complete_body(schema);
     }
-    let paths = document["paths"].as_object_mut().into_iter().flatten();
-    for operation in paths.flat_map(|(_, path)| path.as_object_mut().into_iter().flatten()) {
-        complete_operation(operation.1);
+    for operation in operations(document) {
+        complete_operation(operation);
     }
-    portable::complete(document);
+    make_portable(document);
 }
 
 /// Pattern of an id, as a regular expression of JSON Schema.
 const WITHOUT_NUL: &str = "^[^\\u0000]*$";
 
 /// Adds the rules of a body that derives cannot express.
-fn complete_schema(schema: &mut Value) {
+fn complete_body(schema: &mut Value) {
     let command = schema["example"].get("callbackCommand").cloned();
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
         return;
@@ -148,10 +147,7 @@ fn list(intro: &str, codes: impl Iterator<Item = Code>, key: impl Fn(Code) -> St
 fn complete_operation(operation: &mut Value) {
     // The type of an id checks it, not a validator of poem-openapi: an unusable id has the same error
     // in a path and in a body.
-    let parameters = operation
-        .get_mut("parameters")
-        .and_then(Value::as_array_mut);
-    for parameter in parameters.into_iter().flatten() {
+    for parameter in items(operation.get_mut("parameters")) {
         if parameter["name"] == "command" {
             parameter["schema"]["pattern"] = commands::PATTERN.into();
         }
@@ -215,22 +211,129 @@ fn routes(document: &Value) -> Routes {
         .collect()
 }
 
-/// The documentation that the service serves. It does not document itself. Requests share the texts,
-/// because the page has 1.6 MB.
-pub(crate) struct Pages {
-    json: Bytes,
-    yaml: Bytes,
-    page: Bytes,
-}
-
-impl From<Document> for Pages {
-    fn from(document: Document) -> Self {
-        Self {
-            json: document.json.into(),
-            yaml: document.yaml.into(),
-            page: document.page.into(),
+/// Makes the document portable.
+fn make_portable(document: &mut Value) {
+    let schemas = document["components"]["schemas"].take();
+    for operation in operations(document) {
+        for parameter in items(operation.get_mut("parameters")) {
+            inline(&mut parameter["schema"], &schemas);
+        }
+        // A service without keys needs none, so the key is optional.
+        if let Some(keys) = operation.get_mut("security").and_then(Value::as_array_mut) {
+            keys.push(json!({}));
+        }
+        for answer in fields(operation.get_mut("responses")) {
+            if let Some(Value::Object(headers)) = answer.get_mut("headers") {
+                let spelled = std::mem::take(headers).into_iter();
+                *headers = spelled
+                    .map(|(name, header)| (spell(name), header))
+                    .collect();
+            }
         }
     }
+    let answers: Vec<Value> = operations(document)
+        .map(|operation| operation["responses"].clone())
+        .collect();
+    document["components"]["schemas"] = schemas;
+    let schemas = &mut document["components"]["schemas"];
+    for schema in fields(Some(schemas)).flat_map(|schema| fields(schema.get_mut("properties"))) {
+        complete_schema(schema);
+    }
+    for name in reached(&answers.into(), schemas) {
+        require_all(&mut schemas[name]);
+    }
+    let used = reached(&document["paths"], &document["components"]["schemas"]);
+    if let Some(Value::Object(schemas)) = document.pointer_mut("/components/schemas") {
+        schemas.retain(|name, _| used.contains(name));
+    }
+}
+
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    fields(document.get_mut("paths")).flat_map(|path| fields(Some(path)))
+}
+
+fn fields(object: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
+    let object = object.and_then(Value::as_object_mut).into_iter().flatten();
+    object.map(|(_, value)| value)
+}
+
+fn items(array: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
+    array.and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// The name of the schema in a reference.
+fn referred(reference: &Value) -> Option<&str> {
+    reference["$ref"].as_str()?.rsplit('/').next()
+}
+
+/// Puts the type of a parameter with a default in the parameter itself. For an `allOf` of the type and
+/// the default, openapi-python-client and oapi-codegen make nothing.
+fn inline(schema: &mut Value, schemas: &Value) {
+    let Some(name) = referred(&schema["allOf"][0]).map(str::to_owned) else {
+        return;
+    };
+    let default = schema["default"].take();
+    *schema = schemas[name].clone();
+    schema["default"] = default;
+}
+
+/// Usual spelling of a header. Its case has no meaning, but generated code shows it.
+fn spell(name: String) -> String {
+    match name.as_str() {
+        "ETAG" => "ETag".to_owned(),
+        _ => name,
+    }
+}
+
+/// Completes the schema of a field. For generators, a type in an `allOf` with other members is another
+/// type, so these members go outside. A field of any type may be null, so its schema says it.
+fn complete_schema(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else {
+        return;
+    };
+    if let Some(Value::Array(parts)) = object.get_mut("allOf") {
+        let (types, words): (Vec<Value>, Vec<Value>) = std::mem::take(parts)
+            .into_iter()
+            .partition(|part| part.get("$ref").is_some());
+        *parts = types;
+        for word in words {
+            object.extend(word.as_object().cloned().unwrap_or_default());
+        }
+    }
+    let is_typed = |object: &Map<String, Value>| {
+        let kinds = ["type", "$ref", "allOf"];
+        kinds.iter().any(|kind| object.contains_key(*kind))
+    };
+    if !is_typed(object) {
+        object.insert("nullable".into(), true.into());
+    }
+}
+
+/// Makes all fields of an answer required. Unknown values are null. Derives take an `Option` for a field
+/// that can be absent.
+fn require_all(schema: &mut Value) {
+    if let Some(properties) = schema["properties"].as_object() {
+        schema["required"] = properties.keys().map(String::as_str).collect();
+    }
+}
+
+/// Names of the schemas that a part of the document refers to, directly or not.
+fn reached(part: &Value, schemas: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut parts = vec![part];
+    while let Some(part) = parts.pop() {
+        if let Some(name) = referred(part)
+            && found.insert(name.to_owned())
+        {
+            parts.extend(schemas.get(name));
+        }
+        match part {
+            Value::Object(fields) => parts.extend(fields.values()),
+            Value::Array(items) => parts.extend(items),
+            _ => {}
+        }
+    }
+    found
 }
 
 #[derive(ApiResponse)]
@@ -245,8 +348,9 @@ enum Page {
     Elsewhere(#[oai(header = "Location")] String),
 }
 
+/// The pages do not document themselves.
 #[OpenApi]
-impl Pages {
+impl Document {
     #[oai(path = "/", method = "get", hidden)]
     async fn root(&self) -> Page {
         Page::Elsewhere("/docs".into())

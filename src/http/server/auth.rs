@@ -17,8 +17,8 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Tags};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
+use crate::http::AccessSettings;
 use crate::http::error::{Code, Error};
-use crate::http::settings::AccessSettings;
 
 /// Parts of the API, in the OpenAPI document.
 #[derive(Tags)]

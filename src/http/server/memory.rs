@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::error::{Code, Error, Side};
-use crate::http::settings::{BodySettings, HttpTimeouts};
+use crate::http::{BodySettings, HttpTimeouts};
 
 /// Limits of bodies: of each, and of all together. Extractors get it as request data.
 #[derive(Debug)]
