@@ -135,8 +135,8 @@ struct PageRequest {
 }
 
 impl PageRequest {
-    fn new(scope: Scope, cursor: Option<&str>, limit: u32) -> Result<Self, Error> {
-        let after = scope.key(cursor)?;
+    fn new(scope: Scope, cursor: Option<String>, limit: u32) -> Result<Self, Error> {
+        let after = scope.key(cursor.as_deref())?;
         Ok(Self {
             scope,
             after,
@@ -144,14 +144,15 @@ impl PageRequest {
         })
     }
 
-    /// Reads the page, and makes the cursor of the next one.
-    async fn read<T, F>(
+    /// Reads the page, and writes its rows with the cursor of the next page.
+    async fn answer<T, F, J: From<T>, A: Serialize>(
         &self,
         memory: &Arc<AnswerMemory>,
         find: impl Fn(Room) -> F,
         bytes: impl Fn(&T) -> usize,
-        key: impl Fn(&T) -> String,
-    ) -> Result<(ReadRows<Page<T>>, Option<String>), Error>
+        key: impl Fn(&T) -> &str,
+        make: impl FnOnce(Vec<J>, Option<String>) -> A,
+    ) -> Result<Answer<A>, Error>
     where
         F: Future<Output = Result<Found<Page<T>>, store::Error>>,
     {
@@ -162,10 +163,11 @@ impl PageRequest {
         let size = |page: &Page<T>| (page.rows.len(), page.rows.iter().map(&bytes).sum());
         // There is always a page, maybe without rows.
         let found = read(memory, self.limit as usize + 1, find, size).await?;
-        let found = found.ok_or_else(Error::internal)?;
-        let last = found.rows.rows.last().filter(|_| found.rows.has_more);
-        let next_cursor = last.map(|last| self.scope.cursor(&key(last)));
-        Ok((found, next_cursor))
+        found.ok_or_else(Error::internal)?.write(|page| {
+            let last = page.rows.last().filter(|_| page.has_more);
+            let next_cursor = last.map(|last| self.scope.cursor(key(last)));
+            make(page.rows.into_iter().map(J::from).collect(), next_cursor)
+        })
     }
 }
 
@@ -340,7 +342,23 @@ impl io::Write for Length {
 
 #[cfg(test)]
 mod tests {
+    use super::drift::DriftJson;
+    use super::groups::{GroupPage, GroupWithCounts};
+    use super::members::{MemberJson, MemberPage};
+    use super::memberships::{MembershipAnswers, MembershipPage};
     use super::*;
+    use crate::http::json_response::assert_written_as_documented;
+
+    #[test]
+    fn answers_are_written_as_documented() {
+        assert_written_as_documented::<GroupPage>();
+        assert_written_as_documented::<GroupWithCounts>();
+        assert_written_as_documented::<MemberPage>();
+        assert_written_as_documented::<MemberJson>();
+        assert_written_as_documented::<MembershipPage>();
+        assert_written_as_documented::<MembershipAnswers>();
+        assert_written_as_documented::<DriftJson>();
+    }
 
     #[test]
     fn a_cursor_gives_back_its_key_and_is_safe_in_a_url() {

@@ -32,7 +32,7 @@ pub(crate) enum Tag {
 }
 
 /// The keys of callbacks and of reads. Extractors get it as request data.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Access {
     callbacks: Keys,
     reads: Keys,
@@ -84,19 +84,14 @@ impl Access {
         if !self.is_local || keys.is_set() {
             return Ok(());
         }
-        if !names_this_machine(request) {
-            return Err(Error::new(
-                Code::HostNotLocal,
-                "Host: expected localhost or a loopback address, as long as no key is set",
-            ));
-        }
-        if has_foreign_origin(request) {
-            return Err(Error::new(
-                Code::HostNotLocal,
-                "Origin: expected none or this service's own, as long as no key is set",
-            ));
-        }
-        Ok(())
+        let detail = if !names_this_machine(request) {
+            "Host: expected localhost or a loopback address, as long as no key is set"
+        } else if has_foreign_origin(request) {
+            "Origin: expected none or this service's own, as long as no key is set"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Code::HostNotLocal, detail))
     }
 }
 
@@ -134,12 +129,6 @@ pub(crate) enum Admitted {
     ByOlder,
 }
 
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} keys", self.0.len())
-    }
-}
-
 fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(text).into()
 }
@@ -163,11 +152,6 @@ impl AdmittedBy {
     pub(crate) fn get(&self) -> Admitted {
         self.0.get().copied().unwrap_or(Admitted::No)
     }
-}
-
-fn access(request: &Request) -> Result<&Access, Error> {
-    let access = request.extensions().get::<Arc<Access>>();
-    access.map(|access| &**access).ok_or_else(Error::internal)
 }
 
 /// Proof of access. An argument of each operation, before the body.
@@ -232,7 +216,8 @@ impl Scheme for ApiToken {
 impl<S: Scheme> Key<S> {
     /// Checks the credentials of a request.
     pub(crate) fn of(request: &Request) -> Result<Self, Error> {
-        let admitted = S::admit(access(request)?, request);
+        let access = request.extensions().get::<Arc<Access>>();
+        let admitted = S::admit(access.ok_or_else(Error::internal)?, request);
         if let Some(let_in) = request.extensions().get::<AdmittedBy>() {
             // A second check of one request has the same result.
             let _ = let_in.0.set(admitted);
