@@ -1,5 +1,8 @@
 //! JSON bodies of requests: read whole within the limits, then parsed by hand.
 //!
+//! The parser reads known fields. It skips unknown ones without keeping them, so a body costs no more
+//! memory than its own size.
+//!
 //! Derived parsers are not enough. A refused callback is lost, so the error must name the field and
 //! the expected value, and must not contain the value or a Rust type. `Object` derives describe the
 //! same fields to the OpenAPI document. A test of each operation compares the two.
@@ -15,12 +18,15 @@ use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::{Any, Type};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
 use super::server::memory::{BodyLimits, BodyShare};
+use crate::domain::{GroupId, UserId};
 
 /// Header of requests and answers with the operation id.
 pub(super) const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
@@ -49,13 +55,6 @@ impl ReceivedBody {
 impl AsRef<[u8]> for ReceivedBody {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl fmt::Debug for ReceivedBody {
-    /// Does not print the content.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.bytes.len())
     }
 }
 
@@ -146,9 +145,8 @@ pub(super) trait FromBody {
 
 /// Parses a body.
 pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
-    let text =
-        std::str::from_utf8(body).map_err(|_| Error::new(Code::BodyMalformed, "expected UTF-8"))?;
-    T::parse(text)
+    let text = str::from_utf8(body);
+    T::parse(text.map_err(|_| Error::new(Code::BodyMalformed, "expected UTF-8"))?)
 }
 
 /// Parses a body, on another thread if it is long. The body keeps its share of the memory until then,
@@ -293,5 +291,212 @@ pub(super) async fn pass_through(
     {
         left -= chunk.len();
         look(&chunk);
+    }
+}
+
+/// A requested field, with its value as JSON text. "null" for a missing one: OpenIM means the same by
+/// both.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field<'a> {
+    name: &'static str,
+    raw: &'a str,
+}
+
+/// The named fields of the object that `body` is. If a name occurs twice, the last counts.
+pub(super) fn object<'a, const N: usize>(
+    body: &'a str,
+    names: [&'static str; N],
+) -> Result<[Field<'a>; N], Error> {
+    let mut parser = serde_json::Deserializer::from_str(body);
+    let fields = serde::Deserializer::deserialize_map(&mut parser, Fields(names))
+        .and_then(|fields| parser.end().map(|()| fields));
+    fields.map_err(|error| {
+        let detail = if error.is_data() {
+            "expected a JSON object".into()
+        } else {
+            let (line, column) = (error.line(), error.column());
+            format!("expected JSON; stopped at line {line} column {column}")
+        };
+        Error::new(Code::BodyMalformed, detail)
+    })
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn required(self) -> Result<Self, Error> {
+        let missing = || {
+            Error::new(
+                Code::FieldMissing,
+                format!("{}: expected a value", self.name),
+            )
+        };
+        self.optional(Ok)?.ok_or_else(missing)
+    }
+
+    /// Reads the value with `read`, unless it is missing or null.
+    pub(super) fn optional<T>(
+        self,
+        read: impl FnOnce(Self) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        (self.raw != "null").then(|| read(self)).transpose()
+    }
+
+    pub(super) fn text(self) -> Result<String, Error> {
+        if !self.raw.starts_with('"') {
+            return Err(self.wrong_type("a string"));
+        }
+        // The only error left is an escape of a lone surrogate, which is no character.
+        serde_json::from_str(self.raw).map_err(|_| {
+            let detail = format!("{}: expected a string of Unicode characters", self.name);
+            Error::new(Code::BodyMalformed, detail)
+        })
+    }
+
+    pub(super) fn group_id(self) -> Result<GroupId, Error> {
+        GroupId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
+    }
+
+    pub(super) fn user_id(self) -> Result<UserId, Error> {
+        UserId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
+    }
+
+    pub(super) fn int32(self) -> Result<i32, Error> {
+        serde_json::from_str(self.raw)
+            .map_err(|_| self.wrong_type("a whole number from -2147483648 to 2147483647"))
+    }
+
+    pub(super) fn int64(self) -> Result<i64, Error> {
+        serde_json::from_str(self.raw).map_err(|_| self.wrong_type("a whole number of 64 bits"))
+    }
+
+    /// Returns the value itself or the one in `{"value": ...}`. OpenIM's documentation shows the first
+    /// form, and its server sends the second.
+    pub(super) fn unwrapped(self) -> Result<Self, Error> {
+        if !self.raw.starts_with('{') {
+            return Ok(self);
+        }
+        let [Self { raw, .. }] = self.object(["value"])?;
+        match raw {
+            "null" => Err(self.wrong_type("a value or one in \"value\"")),
+            raw => Ok(Self { raw, ..self }),
+        }
+    }
+
+    /// Reads each item with `read`, at most `most` items. An error names the index of the item.
+    pub(super) fn each<T>(
+        self,
+        most: usize,
+        read: impl Fn(Self) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let name = self.name;
+        let mut parser = serde_json::Deserializer::from_str(self.raw);
+        let items = serde::Deserializer::deserialize_seq(&mut parser, Items { most })
+            .map_err(|_| self.wrong_type("an array"))?;
+        if items.len() > most {
+            let detail = format!("{name}: expected at most {most} items");
+            return Err(Error::new(Code::TooMany, detail));
+        }
+        let read = |(index, raw)| {
+            read(Field { name: "", raw }).map_err(|error: Error| {
+                // An item has no name of its own.
+                let detail = error.detail.trim_start_matches(": ");
+                Error {
+                    detail: format!("{name}[{index}]: {detail}").into(),
+                    ..error
+                }
+            })
+        };
+        items.into_iter().enumerate().map(read).collect()
+    }
+
+    /// Reads the named fields of an object.
+    pub(super) fn object<const N: usize>(
+        self,
+        names: [&'static str; N],
+    ) -> Result<[Field<'a>; N], Error> {
+        object(self.raw, names)
+    }
+
+    fn wrong_type(self, expected: &str) -> Error {
+        let found = match self.raw.as_bytes().first() {
+            Some(b'"') => "a string",
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
+            _ => "a number",
+        };
+        let detail = format!("{}: expected {expected}, found {found}", self.name);
+        Error::new(Code::FieldType, detail)
+    }
+}
+
+struct Fields<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Fields<N> {
+    type Value = [Field<'de>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = self.0.map(|name| Field { name, raw: "null" });
+        while let Some(known) = map.next_key_seed(Key(&self.0))? {
+            match known {
+                Some(index) => fields[index].raw = map.next_value::<&RawValue>()?.get(),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The index of a known key, without keeping the unknown ones.
+struct Key<'a>(&'a [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|name| *name == key))
+    }
+}
+
+/// Keeps one item more than wanted, so that too many items can be detected.
+struct Items {
+    most: usize,
+}
+
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<&'de str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() <= self.most {
+            match seq.next_element::<&RawValue>()? {
+                Some(item) => items.push(item.get()),
+                None => return Ok(items),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(items)
     }
 }

@@ -5,7 +5,6 @@ mod callbacks;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzz;
-mod json;
 mod json_response;
 mod openapi;
 mod ops;

@@ -22,8 +22,8 @@ use poem_openapi::registry::{MetaSchema, MetaSchemaRef};
 use poem_openapi::types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type};
 use serde_json::Value;
 
+use super::super::body::Field;
 use super::super::error::Error;
-use super::super::json::Field;
 use super::Ignored;
 use crate::domain::{GroupId, MAX_ID_BYTES, UserId};
 
@@ -54,7 +54,7 @@ macro_rules! callback {
 
             fn parse(text: &str) -> Result<super::ParsedCallback, crate::http::error::Error> {
                 let [callback_command, $($field),+] =
-                    crate::http::json::object(text, ["callbackCommand", $($json),+])?;
+                    crate::http::body::object(text, ["callbackCommand", $($json),+])?;
                 super::expect_command(callback_command, $command)?;
                 let $body = Self {
                     callback_command: $command.into(),

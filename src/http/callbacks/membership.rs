@@ -8,8 +8,8 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::super::body::FromBody;
+use super::super::body::{self, Field};
 use super::super::error::{Error, Side};
-use super::super::json::{self, Field};
 use super::declare::{FromField, callback, id};
 use super::{Callback, Ignored, ParsedCallback, expect_command};
 use crate::domain::{
@@ -186,7 +186,7 @@ impl FromBody for JoinGroup {
     type Parsed = ParsedCallback;
 
     fn parse(body: &str) -> Result<ParsedCallback, Error> {
-        let [command, group_id, inviter, user, users, invited, members] = json::object(
+        let [command, group_id, inviter, user, users, invited, members] = body::object(
             body,
             [
                 "callbackCommand",

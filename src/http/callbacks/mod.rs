@@ -27,7 +27,6 @@ pub(super) use profile::{
 
 use super::body::{self, FromBody, JsonBody, Unread};
 use super::error::{Code, Error};
-use super::json;
 use super::json_response::JsonResponse;
 use super::server::auth::{CallbackKey, Tag};
 use super::server::routing;
@@ -470,12 +469,12 @@ pub(super) fn understand(path: &str, body: &[u8]) -> Result<ParsedCallback, Erro
 
 /// Returns the group of a body. The other fields may be invalid.
 pub(super) fn group_of(body: &[u8]) -> Option<GroupId> {
-    let [group_id] = json::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
+    let [group_id] = body::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
     group_id.required().ok()?.group_id().ok()
 }
 
 /// Checks the command of a body. A body sent to the wrong path would be misread.
-fn expect_command(found: json::Field<'_>, expected: &'static str) -> Result<(), Error> {
+fn expect_command(found: body::Field<'_>, expected: &'static str) -> Result<(), Error> {
     if found.required()?.text()? == expected {
         return Ok(());
     }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::super::body::FromBody;
+use super::super::body::{self, Field};
 use super::super::error::{Error, Side};
-use super::super::json::{self, Field};
 use super::{Callback, Ignored, ParsedCallback, expect_command};
 use crate::domain::{Event, GroupProfile, Text};
 
@@ -156,7 +156,7 @@ impl ProfileEcho {
             need_verification,
             look_member_info,
             apply_member_friend,
-        ] = json::object(
+        ] = body::object(
             body,
             [
                 "callbackCommand",

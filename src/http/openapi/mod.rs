@@ -168,15 +168,6 @@ fn complete_operation(operation: &mut Value) {
     }
 }
 
-/// A method with the methods that it implies, as in `Allow`.
-fn with_head(method: &str) -> &str {
-    match method {
-        "get" => "GET, HEAD",
-        "post" => "POST",
-        other => other,
-    }
-}
-
 /// The routes of the document. poem-openapi numbers the parameters of a path: "/groups/{groupID}" is
 /// "/groups/:param0".
 fn routes(document: &Value) -> Routes {
@@ -185,7 +176,11 @@ fn routes(document: &Value) -> Routes {
         .map(|(path, operations)| {
             let nothing = Map::new();
             let operations = operations.as_object().unwrap_or(&nothing);
-            let methods: Vec<&str> = operations.keys().map(|m| with_head(m)).collect();
+            let methods = operations.keys().map(|method| match method.as_str() {
+                "get" => "GET, HEAD",
+                "post" => "POST",
+                other => other,
+            });
             let mut numbers = 0..;
             let segments = path.split('/').map(|segment| {
                 if segment.starts_with('{') {
@@ -202,7 +197,7 @@ fn routes(document: &Value) -> Routes {
             };
             let route = Route {
                 path: path.clone(),
-                methods: methods.join(", "),
+                methods: methods.collect::<Vec<_>>().join(", "),
                 command: is_callback.then(|| command.to_owned()),
                 is_read: operations.values().any(|o| has_tag(o, "Reads")),
             };
@@ -223,23 +218,22 @@ fn make_portable(document: &mut Value) {
             keys.push(json!({}));
         }
         for answer in fields(operation.get_mut("responses")) {
-            if let Some(Value::Object(headers)) = answer.get_mut("headers") {
-                let spelled = std::mem::take(headers).into_iter();
-                *headers = spelled
-                    .map(|(name, header)| (spell(name), header))
-                    .collect();
+            // The case of a header has no meaning, but generated code shows it.
+            if let Some(Value::Object(headers)) = answer.get_mut("headers")
+                && let Some(etag) = headers.remove("ETAG")
+            {
+                headers.insert("ETag".to_owned(), etag);
             }
         }
     }
-    let answers: Vec<Value> = operations(document)
-        .map(|operation| operation["responses"].clone())
-        .collect();
+    let answers = operations(document).map(|operation| operation["responses"].clone());
+    let answers = Value::from_iter(answers);
     document["components"]["schemas"] = schemas;
     let schemas = &mut document["components"]["schemas"];
     for schema in fields(Some(schemas)).flat_map(|schema| fields(schema.get_mut("properties"))) {
         complete_schema(schema);
     }
-    for name in reached(&answers.into(), schemas) {
+    for name in reached(&answers, schemas) {
         require_all(&mut schemas[name]);
     }
     let used = reached(&document["paths"], &document["components"]["schemas"]);
@@ -277,14 +271,6 @@ fn inline(schema: &mut Value, schemas: &Value) {
     schema["default"] = default;
 }
 
-/// Usual spelling of a header. Its case has no meaning, but generated code shows it.
-fn spell(name: String) -> String {
-    match name.as_str() {
-        "ETAG" => "ETag".to_owned(),
-        _ => name,
-    }
-}
-
 /// Completes the schema of a field. For generators, a type in an `allOf` with other members is another
 /// type, so these members go outside. A field of any type may be null, so its schema says it.
 fn complete_schema(schema: &mut Value) {
@@ -300,11 +286,8 @@ fn complete_schema(schema: &mut Value) {
             object.extend(word.as_object().cloned().unwrap_or_default());
         }
     }
-    let is_typed = |object: &Map<String, Value>| {
-        let kinds = ["type", "$ref", "allOf"];
-        kinds.iter().any(|kind| object.contains_key(*kind))
-    };
-    if !is_typed(object) {
+    let kinds = ["type", "$ref", "allOf"];
+    if !kinds.iter().any(|kind| object.contains_key(*kind)) {
         object.insert("nullable".into(), true.into());
     }
 }

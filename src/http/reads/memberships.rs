@@ -10,9 +10,8 @@ use poem_openapi::{Object, OpenApi};
 use super::members::MemberJson;
 use super::{Answer, PageRequest, ReadRows, ReadState, Scope, cost, max_cost};
 use crate::domain::{GroupId, UserId};
-use crate::http::body::{FromBody, JsonBody};
+use crate::http::body::{self, FromBody, JsonBody};
 use crate::http::error::{Error, ReadFailure, Side};
-use crate::http::json;
 use crate::http::json_response::json_object;
 use crate::http::server::auth::{ReadKey, Tag};
 use crate::store::{MemberRow, PAGE_BYTES, SoughtMember};
@@ -61,7 +60,7 @@ impl FromBody for MembershipQuery {
     type Parsed = Vec<(GroupId, UserId)>;
 
     fn parse(body: &str) -> Result<Self::Parsed, Error> {
-        let [pairs] = json::object(body, ["pairs"])?;
+        let [pairs] = body::object(body, ["pairs"])?;
         pairs.required()?.each(MAX_PAIRS, |pair| {
             let [group_id, user_id] = pair.object(["groupID", "userID"])?;
             Ok((

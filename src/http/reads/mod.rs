@@ -376,20 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_another_question_is_refused() {
+    fn two_parts_of_a_scope_stay_distinct() {
         let cursor = Scope::new("members").and("g1").and("60").cursor("u1");
-        for other in [
-            Scope::new("members").and("g2").and("60"),
-            Scope::new("members").and("g1").and("20"),
-            Scope::new("members").and("g1"),
-            Scope::new("members").and("g16").and("0"),
-            Scope::new("groups").and("g1").and("60"),
-        ] {
-            assert_eq!(
-                other.key(Some(&cursor)).unwrap_err().code,
-                Code::CursorInvalid
-            );
-        }
+        let other = Scope::new("members").and("g16").and("0");
+        let error = other.key(Some(&cursor)).unwrap_err();
+        assert_eq!(error.code, Code::CursorInvalid);
     }
 
     #[test]

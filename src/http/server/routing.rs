@@ -9,10 +9,9 @@ use poem::Request;
 use poem::http::Uri;
 use poem::http::uri::PathAndQuery;
 
-use crate::http::body::FromBody;
+use crate::http::body::{self, FromBody};
 use crate::http::callbacks::commands;
 use crate::http::error::{Code, Error, Side};
-use crate::http::json;
 
 /// The documented paths, by the router's pattern of each.
 pub(crate) type Routes = BTreeMap<String, Route>;
@@ -99,7 +98,7 @@ impl FromBody for Command {
     type Parsed = String;
 
     fn parse(body: &str) -> Result<String, Error> {
-        let [command] = json::object(body, ["callbackCommand"])?;
+        let [command] = body::object(body, ["callbackCommand"])?;
         let command = command.required()?.text()?;
         if commands::is_command(&command) {
             return Ok(command);
