@@ -149,28 +149,8 @@ pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
     T::parse(text.map_err(|_| Error::new(Code::BodyMalformed, "expected UTF-8"))?)
 }
 
-/// Parses a body, on another thread if it is long. The body keeps its share of the memory until then,
-/// even if the caller is gone.
-async fn parse_off_thread<T>(
-    received: ReceivedBody,
-) -> Result<(ReceivedBody, Result<T::Parsed, Error>), Error>
-where
-    T: FromBody,
-    T::Parsed: Send + 'static,
-{
-    let length = received.bytes.len();
-    let parse = move || {
-        let parsed = parse::<T>(&received.bytes);
-        (received, parsed)
-    };
-    if length <= MAX_BYTES_IN_PLACE {
-        return Ok(parse());
-    }
-    let parsed = tokio::task::spawn_blocking(parse).await;
-    parsed.map_err(|_panicked| Error::internal())
-}
-
-/// Reads and parses a JSON body. The error has the refused body.
+/// Reads and parses a JSON body. The error has the refused body. A long body is parsed on another thread,
+/// where it keeps its share of the memory even if the caller is gone.
 pub(super) async fn read_whole<T>(
     request: &Request,
     body: &mut RequestBody,
@@ -183,16 +163,24 @@ where
     let is_json = request
         .content_type()
         .is_some_and(Json::<Any<Value>>::check_content_type);
-    let (received, parsed) = if is_json {
-        parse_off_thread::<T>(received).await?
-    } else {
-        let detail = "Content-Type: expected application/json";
-        (received, Err(Error::new(Code::NotJson, detail)))
+    let is_long = received.bytes.len() > MAX_BYTES_IN_PLACE;
+    let parse = move || {
+        let parsed = if is_json {
+            parse::<T>(&received.bytes)
+        } else {
+            let detail = "Content-Type: expected application/json";
+            Err(Error::new(Code::NotJson, detail))
+        };
+        match parsed {
+            Ok(parsed) => Ok((received, parsed)),
+            Err(error) => Err(error.with_body(received.into_bytes())),
+        }
     };
-    match parsed {
-        Ok(parsed) => Ok((received, parsed)),
-        Err(error) => Err(error.with_body(received.into_bytes())),
+    if !is_long {
+        return parse();
     }
+    let parsed = tokio::task::spawn_blocking(parse).await;
+    parsed.map_err(|_panicked| Error::internal())?
 }
 
 /// Documentation of a required JSON body.

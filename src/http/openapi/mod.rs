@@ -88,23 +88,20 @@ impl Document {
 }
 
 fn complete(document: &mut Value) {
-    // The text lists the codes. With an `enum`, some generated clients lose an answer with a code that
-    // is newer than the client.
-    if let Some(schema) =
-        document.pointer_mut("/components/schemas/CallbackReply/properties/errCode")
-    {
-        schema["description"] = list(
-            "0, or the code of the error:",
-            Code::of_side(Side::Callback),
-            |code| code.number().to_string(),
-        );
-    }
-    if let Some(schema) = document.pointer_mut("/components/schemas/Problem/properties/code") {
-        schema["description"] = list(
-            "Code of the problem. Codes are never renamed:",
-            Code::of_side(Side::Read),
-            |code| code.name().to_owned(),
-        );
+    // The texts list the codes. With an `enum`, some generated clients lose an answer with a code that is
+    // newer than the client.
+    let numbers = list("0, or the code of the error:", Side::Callback, |code| {
+        code.number().to_string()
+    });
+    let intro = "Code of the problem. Codes are never renamed:";
+    let names = list(intro, Side::Read, |code| code.name().to_owned());
+    for (field, text) in [
+        ("CallbackReply/properties/errCode", numbers),
+        ("Problem/properties/code", names),
+    ] {
+        if let Some(schema) = document.pointer_mut(&format!("/components/schemas/{field}")) {
+            schema["description"] = text.into();
+        }
     }
     for schema in fields(document.pointer_mut("/components/schemas")) {
         complete_body(schema);
@@ -135,13 +132,11 @@ fn complete_body(schema: &mut Value) {
     }
 }
 
-fn list(intro: &str, codes: impl Iterator<Item = Code>, key: impl Fn(Code) -> String) -> Value {
-    codes
-        .fold(intro.to_owned(), |text, code| {
-            let status = code.status().as_u16();
-            format!("{text}\n* `{}` ({status}): {}", key(code), code.message())
-        })
-        .into()
+fn list(intro: &str, side: Side, key: impl Fn(Code) -> String) -> String {
+    Code::of_side(side).fold(intro.to_owned(), |text, code| {
+        let status = code.status().as_u16();
+        format!("{text}\n* `{}` ({status}): {}", key(code), code.message())
+    })
 }
 
 fn complete_operation(operation: &mut Value) {
@@ -320,7 +315,7 @@ fn reached(part: &Value, schemas: &Value) -> BTreeSet<String> {
 }
 
 #[derive(ApiResponse)]
-enum Page {
+enum Served {
     #[oai(status = 200, content_type = "text/html; charset=utf-8")]
     Html(Binary<Bytes>),
     #[oai(status = 200, content_type = "application/json")]
@@ -335,22 +330,22 @@ enum Page {
 #[OpenApi]
 impl Document {
     #[oai(path = "/", method = "get", hidden)]
-    async fn root(&self) -> Page {
-        Page::Elsewhere("/docs".into())
+    async fn root(&self) -> Served {
+        Served::Elsewhere("/docs".into())
     }
 
     #[oai(path = "/docs", method = "get", hidden)]
-    async fn docs(&self) -> Page {
-        Page::Html(Binary(self.page.clone()))
+    async fn docs(&self) -> Served {
+        Served::Html(Binary(self.page.clone()))
     }
 
     #[oai(path = "/openapi.json", method = "get", hidden)]
-    async fn json(&self) -> Page {
-        Page::Json(Binary(self.json.clone()))
+    async fn json(&self) -> Served {
+        Served::Json(Binary(self.json.clone()))
     }
 
     #[oai(path = "/openapi.yaml", method = "get", hidden)]
-    async fn yaml(&self) -> Page {
-        Page::Yaml(Binary(self.yaml.clone()))
+    async fn yaml(&self) -> Served {
+        Served::Yaml(Binary(self.yaml.clone()))
     }
 }

@@ -26,7 +26,7 @@ use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::{MetaResponses, MetaSchemaRef, Registry};
-use poem_openapi::types::Type;
+use poem_openapi::types::{ToJSON, Type};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -251,7 +251,8 @@ impl<T> ReadRows<T> {
         }
         serde_json::to_writer(&mut json, &answer).map_err(unwritten)?;
         drop(answer);
-        share.resize_now(json.capacity())?;
+        share.shrink(json.capacity());
+        share.grow_now(json.capacity())?;
         let json = JsonText {
             json,
             _share: share,
@@ -299,7 +300,7 @@ impl<A> IntoResponse for Answer<A> {
     }
 }
 
-impl<A: Type + Serialize + Send> ApiResponse for Answer<A> {
+impl<A: ToJSON + Serialize + Send> ApiResponse for Answer<A> {
     fn meta() -> MetaResponses {
         JsonResponse::<A>::meta()
     }

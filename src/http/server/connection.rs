@@ -144,19 +144,12 @@ impl Acceptor for LimitedAcceptor {
     }
 
     async fn accept(&mut self) -> io::Result<(TimedStream, LocalAddr, RemoteAddr, Scheme)> {
-        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => {
-                self.is_full = false;
-                permit
-            }
-            Err(_) => {
-                if !std::mem::replace(&mut self.is_full, true) {
-                    tracing::warn!("the limit of connections is reached; new ones wait");
-                }
-                let permit = Arc::clone(&self.permits).acquire_owned().await;
-                permit.map_err(io::Error::other)? // the semaphore is never closed
-            }
-        };
+        let was_full = std::mem::replace(&mut self.is_full, self.permits.available_permits() == 0);
+        if self.is_full && !was_full {
+            tracing::warn!("the limit of connections is reached; new ones wait");
+        }
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?; // the semaphore is never closed
         match self.inner.accept().await {
             Ok((stream, local, remote, scheme)) => {
                 probe_when_silent(&stream);

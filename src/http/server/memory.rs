@@ -204,12 +204,6 @@ impl AnswerShare {
         self.share.shrink(bytes);
     }
 
-    /// Sets the size to `bytes`. Fails if that needs memory that is not free now.
-    pub(crate) fn resize_now(&mut self, bytes: usize) -> Result<(), Error> {
-        self.share.shrink(bytes);
-        self.grow_now(bytes)
-    }
-
     /// Grows to at least `bytes`. Fails if so much is not free now.
     pub(crate) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
         let is_small = self.is_small && self.memory.is_small(bytes);
