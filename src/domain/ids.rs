@@ -77,6 +77,12 @@ id!(
     UserId
 );
 
+/// True for an operation id of OpenIM that a log line and a header can repeat: visible ASCII, at most 128
+/// bytes.
+pub fn is_usable_operation_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+}
+
 /// A text value that Postgres can hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]

@@ -18,7 +18,7 @@ use drift::Differences;
 pub use drift::{Drift, RepairCounts, RepairKind, Verdict};
 pub use fence::{Fence, FenceError};
 pub use hint::{Hint, HintKind};
-pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
+pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId, is_usable_operation_id};
 pub use record::{Raw, Request, from_record, to_record};
 pub use rows::{
     DISMISSED, Group, GroupProfile, MarkReason, Member, MemberPatch, ORDINARY, OWNER, OpenImGroup,

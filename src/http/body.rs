@@ -1,26 +1,41 @@
 //! JSON bodies of requests: read whole within the limits, then parsed by hand.
 //!
+//! The parser reads known fields. It skips unknown ones without keeping them, so a body costs no more
+//! memory than its own size.
+//!
 //! Derived parsers are not enough. A refused callback is lost, so the error must name the field and
 //! the expected value, and must not contain the value or a Rust type. `Object` derives describe the
 //! same fields to the OpenAPI document. A test of each operation compares the two.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use poem::http::{HeaderName, HeaderValue};
+use poem::http::HeaderName;
 use poem::{Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
-use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
-use poem_openapi::types::{Any, Type};
+use poem_openapi::registry::{MetaMediaType, MetaRequest, MetaSchema, MetaSchemaRef, Registry};
+use poem_openapi::types::{Any, ParseError, ParseFromJSON, ParseResult, ToJSON, Type};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
 use super::server::memory::{BodyLimits, BodyShare};
+use crate::domain::{GroupId, MAX_ID_BYTES, UserId};
+
+/// Header of requests and answers with the operation id.
+pub(super) const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
+
+/// OpenIM's operation id. The middleware has removed an unusable one.
+pub(super) fn operation_id(request: &Request) -> Option<String> {
+    request.header(OPERATION_ID).map(str::to_owned)
+}
 
 /// Limit of a body that is parsed in place. A longer one would block other requests of the thread.
 const MAX_BYTES_IN_PLACE: usize = 256 << 10;
@@ -41,13 +56,6 @@ impl ReceivedBody {
 impl AsRef<[u8]> for ReceivedBody {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl fmt::Debug for ReceivedBody {
-    /// Does not print the content.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.bytes.len())
     }
 }
 
@@ -138,33 +146,12 @@ pub(super) trait FromBody {
 
 /// Parses a body.
 pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T::Parsed, Error> {
-    let text =
-        std::str::from_utf8(body).map_err(|_| Error::new(Code::BodyMalformed, "expected UTF-8"))?;
-    T::parse(text)
+    let text = str::from_utf8(body);
+    T::parse(text.map_err(|_| Error::new(Code::BodyMalformed, "expected UTF-8"))?)
 }
 
-/// Parses a body, on another thread if it is long. The body keeps its share of the memory until then,
-/// even if the caller is gone.
-async fn parse_off_thread<T>(
-    received: ReceivedBody,
-) -> Result<(ReceivedBody, Result<T::Parsed, Error>), Error>
-where
-    T: FromBody,
-    T::Parsed: Send + 'static,
-{
-    let length = received.bytes.len();
-    let parse = move || {
-        let parsed = parse::<T>(&received.bytes);
-        (received, parsed)
-    };
-    if length <= MAX_BYTES_IN_PLACE {
-        return Ok(parse());
-    }
-    let parsed = tokio::task::spawn_blocking(parse).await;
-    parsed.map_err(|_panicked| Error::internal())
-}
-
-/// Reads and parses a JSON body. The error has the refused body.
+/// Reads and parses a JSON body. The error has the refused body. A long body is parsed on another thread,
+/// where it keeps its share of the memory even if the caller is gone.
 pub(super) async fn read_whole<T>(
     request: &Request,
     body: &mut RequestBody,
@@ -177,16 +164,24 @@ where
     let is_json = request
         .content_type()
         .is_some_and(Json::<Any<Value>>::check_content_type);
-    let (received, parsed) = if is_json {
-        parse_off_thread::<T>(received).await?
-    } else {
-        let detail = "Content-Type: expected application/json";
-        (received, Err(Error::new(Code::NotJson, detail)))
+    let is_long = received.bytes.len() > MAX_BYTES_IN_PLACE;
+    let parse = move || {
+        let parsed = if is_json {
+            parse::<T>(&received.bytes)
+        } else {
+            let detail = "Content-Type: expected application/json";
+            Err(Error::new(Code::NotJson, detail))
+        };
+        match parsed {
+            Ok(parsed) => Ok((received, parsed)),
+            Err(error) => Err(error.with_body(received.into_bytes())),
+        }
     };
-    match parsed {
-        Ok(parsed) => Ok((received, parsed)),
-        Err(error) => Err(error.with_body(received.into_bytes())),
+    if !is_long {
+        return parse();
     }
+    let parsed = tokio::task::spawn_blocking(parse).await;
+    parsed.map_err(|_panicked| Error::internal())?
 }
 
 /// Documentation of a required JSON body.
@@ -237,7 +232,7 @@ where
         Ok(Self {
             parsed,
             received_at: OffsetDateTime::now_utc(),
-            operation_id: operation_id(request).map(str::to_owned),
+            operation_id: operation_id(request),
             _share: received.share,
         })
     }
@@ -288,23 +283,312 @@ pub(super) async fn pass_through(
     }
 }
 
-/// Header of requests and answers with OpenIM's operation id. The caller of OpenIM's API chooses it, and several
-/// callbacks share one. It finds lines in logs, and it tells which notification and which callback belong to one change.
-pub(super) const OPERATION_ID: HeaderName = HeaderName::from_static("operationid");
-const MAX_OPERATION_ID_CHARS: usize = 128;
-
-/// The operation id of a request, if a log line and a header can repeat it.
-pub(super) fn operation_id_header(request: &Request) -> Option<&HeaderValue> {
-    let value = request.headers().get(OPERATION_ID);
-    value.filter(|value| is_usable_operation_id(value.as_bytes()))
+/// A requested field, with its value as JSON text. "null" for a missing one: OpenIM means the same by
+/// both.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field<'a> {
+    name: &'static str,
+    raw: &'a str,
 }
 
-/// The operation id of a request as text.
-pub(super) fn operation_id(request: &Request) -> Option<&str> {
-    operation_id_header(request).and_then(|value| value.to_str().ok())
+/// The named fields of the object that `body` is. If a name occurs twice, the last counts.
+pub(super) fn object<'a, const N: usize>(
+    body: &'a str,
+    names: [&'static str; N],
+) -> Result<[Field<'a>; N], Error> {
+    let mut parser = serde_json::Deserializer::from_str(body);
+    let fields = serde::Deserializer::deserialize_map(&mut parser, Fields(names))
+        .and_then(|fields| parser.end().map(|()| fields));
+    fields.map_err(|error| {
+        let detail = if error.is_data() {
+            "expected a JSON object".into()
+        } else {
+            let (line, column) = (error.line(), error.column());
+            format!("expected JSON; stopped at line {line} column {column}")
+        };
+        Error::new(Code::BodyMalformed, detail)
+    })
 }
 
-/// True for visible ASCII of limited length.
-pub(super) fn is_usable_operation_id(id: &[u8]) -> bool {
-    (1..=MAX_OPERATION_ID_CHARS).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+impl<'a> Field<'a> {
+    pub(super) fn required(self) -> Result<Self, Error> {
+        let missing = || {
+            Error::new(
+                Code::FieldMissing,
+                format!("{}: expected a value", self.name),
+            )
+        };
+        self.optional(Ok)?.ok_or_else(missing)
+    }
+
+    /// Reads the value with `read`, unless it is missing or null.
+    pub(super) fn optional<T>(
+        self,
+        read: impl FnOnce(Self) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        (self.raw != "null").then(|| read(self)).transpose()
+    }
+
+    pub(super) fn text(self) -> Result<String, Error> {
+        if !self.raw.starts_with('"') {
+            return Err(self.wrong_type("a string"));
+        }
+        // The only error left is an escape of a lone surrogate, which is no character.
+        serde_json::from_str(self.raw).map_err(|_| {
+            let detail = format!("{}: expected a string of Unicode characters", self.name);
+            Error::new(Code::BodyMalformed, detail)
+        })
+    }
+
+    pub(super) fn group_id(self) -> Result<GroupId, Error> {
+        GroupId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
+    }
+
+    pub(super) fn user_id(self) -> Result<UserId, Error> {
+        UserId::parse(self.text()?).map_err(|error| Error::id(self.name, error))
+    }
+
+    pub(super) fn int32(self) -> Result<i32, Error> {
+        serde_json::from_str(self.raw)
+            .map_err(|_| self.wrong_type("a whole number from -2147483648 to 2147483647"))
+    }
+
+    pub(super) fn int64(self) -> Result<i64, Error> {
+        serde_json::from_str(self.raw).map_err(|_| self.wrong_type("a whole number of 64 bits"))
+    }
+
+    /// Returns the value itself or the one in `{"value": ...}`. OpenIM's documentation shows the first
+    /// form, and its server sends the second.
+    pub(super) fn unwrapped(self) -> Result<Self, Error> {
+        if !self.raw.starts_with('{') {
+            return Ok(self);
+        }
+        let [Self { raw, .. }] = self.object(["value"])?;
+        match raw {
+            "null" => Err(self.wrong_type("a value or one in \"value\"")),
+            raw => Ok(Self { raw, ..self }),
+        }
+    }
+
+    /// Reads each item with `read`, at most `most` items. An error names the index of the item.
+    pub(super) fn each<T>(
+        self,
+        most: usize,
+        read: impl Fn(Self) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let name = self.name;
+        let mut parser = serde_json::Deserializer::from_str(self.raw);
+        let items = serde::Deserializer::deserialize_seq(&mut parser, Items { most })
+            .map_err(|_| self.wrong_type("an array"))?;
+        if items.len() > most {
+            let detail = format!("{name}: expected at most {most} items");
+            return Err(Error::new(Code::TooMany, detail));
+        }
+        let read = |(index, raw)| {
+            read(Field { name: "", raw }).map_err(|error: Error| {
+                // An item has no name of its own.
+                let detail = error.detail.trim_start_matches(": ");
+                Error {
+                    detail: format!("{name}[{index}]: {detail}").into(),
+                    ..error
+                }
+            })
+        };
+        items.into_iter().enumerate().map(read).collect()
+    }
+
+    /// Reads the named fields of an object.
+    pub(super) fn object<const N: usize>(
+        self,
+        names: [&'static str; N],
+    ) -> Result<[Field<'a>; N], Error> {
+        object(self.raw, names)
+    }
+
+    fn wrong_type(self, expected: &str) -> Error {
+        let found = match self.raw.as_bytes().first() {
+            Some(b'"') => "a string",
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            Some(b't' | b'f') => "a boolean",
+            Some(b'n') => "null",
+            _ => "a number",
+        };
+        let detail = format!("{}: expected {expected}, found {found}", self.name);
+        Error::new(Code::FieldType, detail)
+    }
+}
+
+struct Fields<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Fields<N> {
+    type Value = [Field<'de>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = self.0.map(|name| Field { name, raw: "null" });
+        while let Some(known) = map.next_key_seed(Key(&self.0))? {
+            match known {
+                Some(index) => fields[index].raw = map.next_value::<&RawValue>()?.get(),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The index of a known key, without keeping the unknown ones.
+struct Key<'a>(&'a [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|name| *name == key))
+    }
+}
+
+/// Keeps one item more than wanted, so that too many items can be detected.
+struct Items {
+    most: usize,
+}
+
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<&'de str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() <= self.most {
+            match seq.next_element::<&RawValue>()? {
+                Some(item) => items.push(item.get()),
+                None => return Ok(items),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(items)
+    }
+}
+
+/// A field that is not read.
+pub(super) type Ignored = Option<Any<Value>>;
+
+/// Reads a value from the field of a body.
+pub(super) trait FromField: Sized {
+    fn from_field(field: Field<'_>) -> Result<Self, Error>;
+}
+
+impl FromField for Ignored {
+    fn from_field(_: Field<'_>) -> Result<Self, Error> {
+        Ok(None)
+    }
+}
+
+impl FromField for Option<String> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.text())
+    }
+}
+
+impl FromField for Option<i32> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.int32())
+    }
+}
+
+impl FromField for Option<i64> {
+    fn from_field(field: Field<'_>) -> Result<Self, Error> {
+        field.optional(|value| value.int64())
+    }
+}
+
+/// An id in the document: a string with a bound.
+macro_rules! id {
+    ($id:ident, $read:ident) => {
+        impl FromField for $id {
+            fn from_field(field: Field<'_>) -> Result<Self, Error> {
+                field.required()?.$read()
+            }
+        }
+
+        impl Type for $id {
+            const IS_REQUIRED: bool = true;
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> Cow<'static, str> {
+                "string".into()
+            }
+
+            fn schema_ref() -> MetaSchemaRef {
+                MetaSchemaRef::Inline(Box::new(MetaSchema {
+                    min_length: Some(1),
+                    max_length: Some(MAX_ID_BYTES),
+                    ..MetaSchema::new("string")
+                }))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(std::iter::once(self))
+            }
+        }
+
+        impl ParseFromJSON for $id {
+            fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+                let text = String::parse_from_json(value).map_err(ParseError::propagate)?;
+                Self::parse(text).map_err(ParseError::custom)
+            }
+        }
+
+        impl ToJSON for $id {
+            fn to_json(&self) -> Option<Value> {
+                Some(self.as_str().into())
+            }
+        }
+    };
+}
+
+/// Reads a value that OpenIM's documentation shows plain and its server may wrap: `{"value": 2}`.
+pub(super) fn unwrapped_text(field: Field<'_>) -> Result<Option<String>, Error> {
+    field.optional(|value| value.unwrapped()?.text())
+}
+
+/// Reads a number as [`unwrapped_text`] reads a text.
+pub(super) fn unwrapped_int32(field: Field<'_>) -> Result<Option<i32>, Error> {
+    field.optional(|value| value.unwrapped()?.int32())
+}
+
+id!(GroupId, group_id);
+id!(UserId, user_id);
+
+/// Id in an example, read as from JSON.
+pub(super) fn id<T: ParseFromJSON>(text: &str) -> T {
+    match T::parse_from_json(Some(text.into())) {
+        Ok(id) => id,
+        Err(_) => unreachable!("the id of an example is an id"),
+    }
 }

@@ -179,10 +179,8 @@ impl Error {
     /// A parameter that cannot be read. The text of poem-openapi names Rust types.
     fn parameter(name: &str) -> Self {
         let expected = expected_parameter(name).unwrap_or("what /docs says");
-        Self::new(
-            Code::ParameterInvalid,
-            format!("{name}: expected {expected}"),
-        )
+        let detail = format!("{name}: expected {expected}");
+        Self::new(Code::ParameterInvalid, detail)
     }
 
     pub(super) fn id(field: &str, error: IdError) -> Self {
@@ -244,10 +242,8 @@ impl From<poem::Error> for Error {
         }
         // The error does not have the documented name of the segment. All segments have one rule.
         if error.is::<ParsePathError>() {
-            return Self::new(
-                Code::ParameterInvalid,
-                "path: expected percent-encoded UTF-8",
-            );
+            let detail = "path: expected percent-encoded UTF-8";
+            return Self::new(Code::ParameterInvalid, detail);
         }
         if error.is::<ContentTypeError>() {
             return Self::new(Code::NotJson, "Content-Type: expected application/json");
@@ -344,31 +340,34 @@ pub(super) fn failures(side: Side, content: impl Fn() -> Vec<MetaMediaType>) -> 
     let statuses: BTreeSet<u16> = Code::of_side(side)
         .map(|code| code.status().as_u16())
         .collect();
-    let header = |name: &str, description: &str, schema: MetaSchemaRef| MetaHeader {
+    let header = |(name, description, schema): (&str, &str, MetaSchemaRef)| MetaHeader {
         name: name.into(),
         description: Some(description.into()),
         required: true,
         deprecated: false,
         schema,
     };
-    let response = |status| MetaResponse {
-        description: "",
-        status: Some(status),
-        status_range: None,
-        content: content(),
-        headers: match status {
-            401 => vec![header(
+    let response = |status| {
+        let of_status = match status {
+            401 => Some((
                 "WWW-Authenticate",
                 "The scheme to use.",
                 String::schema_ref(),
-            )],
-            503 => vec![header(
+            )),
+            503 => Some((
                 "Retry-After",
                 "Seconds to wait before a retry.",
                 i32::schema_ref(),
-            )],
-            _ => vec![],
-        },
+            )),
+            _ => None,
+        };
+        MetaResponse {
+            description: "",
+            status: Some(status),
+            status_range: None,
+            content: content(),
+            headers: of_status.map(header).into_iter().collect(),
+        }
     };
     MetaResponses {
         responses: statuses.into_iter().map(response).collect(),

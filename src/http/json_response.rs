@@ -9,8 +9,8 @@ use poem::http::{HeaderValue, StatusCode};
 use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::{Json, Payload};
-use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry};
-use poem_openapi::types::Type;
+use poem_openapi::registry::{MetaResponses, MetaSchemaRef, Registry};
+use poem_openapi::types::{ToJSON, Type};
 use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
@@ -48,22 +48,9 @@ pub(super) fn json(text: impl Into<Body>) -> Response {
     response
 }
 
-impl<T: Type + Serialize + Send> ApiResponse for JsonResponse<T> {
+impl<T: ToJSON + Serialize + Send> ApiResponse for JsonResponse<T> {
     fn meta() -> MetaResponses {
-        let content = MetaMediaType {
-            content_type: Self::CONTENT_TYPE,
-            schema: Self::schema_ref(),
-        };
-        let response = MetaResponse {
-            description: "",
-            status: Some(200),
-            status_range: None,
-            content: vec![content],
-            headers: vec![],
-        };
-        MetaResponses {
-            responses: vec![response],
-        }
+        Json::<T>::meta()
     }
 
     fn register(registry: &mut Registry) {
@@ -189,8 +176,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use poem_openapi::types::ToJSON;
-
     use super::*;
 
     #[derive(Serialize)]

@@ -5,57 +5,32 @@ mod callbacks;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzz;
-mod json;
 mod json_response;
 mod openapi;
 mod ops;
 mod reads;
 mod server;
-mod settings;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use poem::http::header::CACHE_CONTROL;
-use poem::web::Data;
-use poem::{Endpoint, EndpointExt, Request, Response, Route, Server, get, handler};
-use poem_openapi::OpenApiService;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 
-use callbacks::{Callbacks, OtherCallbacks};
-use openapi::{Document, Pages};
-use ops::{Gauges, Ops};
-use reads::ReadState;
+use callbacks::OtherCallbacks;
+use openapi::Document;
+use ops::Ops;
 use reads::drift::Drifts;
 use reads::groups::Groups;
 use reads::members::Members;
 use reads::memberships::Memberships;
-use server::auth::Access;
-use server::connection::{LimitedAcceptor, MAX_METRICS_CONNECTIONS, max_connections};
-use server::memory::{AnswerMemory, BodyLimits};
-use server::middleware::{self, Middleware};
-pub use settings::{AccessSettings, BodySettings, HttpSettings, HttpTimeouts, Stopping};
+pub use server::connection::serve;
 
-use crate::domain::Change;
+use crate::domain::{Change, Operators};
 use crate::ingest::Ingest;
+use crate::secret::Secret;
 use crate::store::Store;
 use crate::telemetry::Metrics;
-
-/// Parts of the service that requests use.
-#[derive(Clone, Debug)]
-pub struct HttpParts {
-    /// Answers reads.
-    pub store: Store,
-    /// Takes changes.
-    pub ingest: Ingest,
-    /// Counts requests.
-    pub metrics: Metrics,
-    /// Says when the service stops.
-    pub stopping: Stopping,
-}
 
 type Api = (
     callbacks::Operations,
@@ -72,7 +47,8 @@ type Api = (
 /// # Errors
 /// If the document cannot be written as JSON, which is a bug.
 pub fn openapi_json() -> Result<String, serde_json::Error> {
-    Ok(Document::of::<Api>()?.json)
+    let json = Document::of::<Api>()?.json;
+    Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
 /// The change of a callback to `path` that arrived at `received_at`.
@@ -91,134 +67,104 @@ pub fn webhook_switches() -> impl Iterator<Item = &'static str> {
         .filter_map(|declared| declared.switch)
 }
 
-/// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
-fn endpoint(
-    parts: HttpParts,
-    settings: &HttpSettings,
-    is_local: bool,
-    gauges: Gauges,
-    serves_metrics: bool,
-) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
-    let HttpParts {
-        store,
-        ingest,
-        metrics,
-        stopping,
-    } = parts;
-    let document = Document::of::<Api>()?;
-    middleware::begin_counts(&metrics, &document.routes);
-    let reads = ReadState {
-        store: store.clone(),
-        memory: Arc::clone(&gauges.answers),
-    };
-    let middleware = Middleware {
-        routes: document.routes.clone(),
-        access: Arc::new(Access::new(&settings.access, is_local)),
-        bodies: Arc::clone(&gauges.bodies),
-        ingest: ingest.clone(),
-        metrics: metrics.clone(),
-        is_locked_out: AtomicBool::new(false),
-    };
-    let callbacks = Arc::new(Callbacks {
-        ingest: ingest.clone(),
-        metrics,
-        next_code: settings.callback_next_code,
-        operators: settings.operators.clone(),
-    });
-    let api = (
-        callbacks::operations(&callbacks),
-        OtherCallbacks(callbacks),
-        Groups(reads.clone()),
-        Members(reads.clone()),
-        Memberships(reads),
-        Drifts {
-            store: store.clone(),
-            compares: settings.compares,
-        },
-        Ops {
-            store,
-            ingest,
-            stopping,
-            last_check: Mutex::default(),
-            gauges: serves_metrics.then_some(gauges),
-        },
-    );
-    // The document is complete, so this service needs no title and no version.
-    let service = OpenApiService::new((api, Pages::from(document)), "", "");
-    Ok(middleware::around(service, middleware))
+/// Parts of the service that requests use.
+#[derive(Clone, Debug)]
+pub struct HttpParts {
+    /// Answers reads.
+    pub store: Store,
+    /// Takes changes.
+    pub ingest: Ingest,
+    /// Counts requests.
+    pub metrics: Metrics,
+    /// Says when the service stops.
+    pub stopping: Stopping,
 }
 
-/// Serves the metrics on their own listener. They need no key there.
-#[handler]
-fn metrics_alone(
-    request: &Request,
-    gauges: Data<&Gauges>,
-    access: Data<&Access>,
-) -> poem::Result<Response> {
-    access.check_host(request, false)?;
-    let text = gauges.text()?;
-    Ok(Response::builder()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .header(CACHE_CONTROL, "no-store")
-        .body(text))
+/// Settings of requests.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Keys of callbacks and reads.
+    pub access: AccessSettings,
+    /// Limits of request bodies.
+    pub body: BodySettings,
+    /// Limit of the memory of answers to reads, in bytes.
+    pub max_answer_memory: u32,
+    /// Timeouts of requests.
+    pub timeouts: HttpTimeouts,
+    /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand.
+    pub callback_next_code: i32,
+    /// Users that callbacks name as callers of OpenIM's API.
+    pub operators: Operators,
+    /// True if the mirror is reconciled with OpenIM.
+    pub compares: bool,
 }
 
-/// Serves until `shutdown`, then finishes open requests within `timeout`. The metrics are on
-/// `metrics_listener`, if there is one.
-///
-/// # Errors
-/// If a listener cannot be used.
-pub async fn serve(
-    listener: TcpListener,
-    metrics_listener: Option<TcpListener>,
-    parts: HttpParts,
-    settings: HttpSettings,
-    shutdown: impl Future<Output = ()>,
-    timeout: Duration,
-) -> std::io::Result<()> {
-    let is_local = listener.local_addr()?.ip().is_loopback();
-    let timeouts = settings.timeouts;
-    let metrics = &parts.metrics;
-    let gauges = Gauges {
-        metrics: metrics.clone(),
-        store: parts.store.clone(),
-        bodies: Arc::new(BodyLimits::new(settings.body, timeouts)),
-        answers: Arc::new(AnswerMemory::new(settings.max_answer_memory, timeouts)),
-        ingest: parts.ingest.clone(),
-    };
-    let connections = max_connections(parts.store.max_connections() + MAX_METRICS_CONNECTIONS);
-    let acceptor = LimitedAcceptor::new(listener, connections, timeouts, metrics.clone())?;
-    let metrics_server = match metrics_listener {
-        Some(listener) => {
-            let no_keys = AccessSettings {
-                callback_passwords: vec![],
-                api_tokens: vec![],
-                ..settings.access.clone()
-            };
-            let access = Access::new(&no_keys, listener.local_addr()?.ip().is_loopback());
-            let route = Route::new().at("/metrics", get(metrics_alone)).data(access);
-            let (limit, metrics) = (MAX_METRICS_CONNECTIONS, metrics.clone());
-            let acceptor = LimitedAcceptor::new(listener, limit, timeouts, metrics)?;
-            let server = Server::new_with_acceptor(acceptor);
-            Some(server.run(route.data(gauges.clone())))
+/// True after the request to stop the service. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    /// Makes the service not ready.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Keys of callbacks and reads.
+#[derive(Clone, Debug)]
+pub struct AccessSettings {
+    /// User name of callbacks, without colons and control characters.
+    pub callback_username: String,
+    /// The password of callbacks and the previous one. Empty: callbacks need none.
+    pub callback_passwords: Vec<Secret>,
+    /// Tokens of reads, each of visible ASCII. Empty: reads need none.
+    pub api_tokens: Vec<Secret>,
+    /// True if an address that other machines can reach needs no keys.
+    pub allow_anonymous: bool,
+}
+
+impl AccessSettings {
+    /// True if callbacks and reads both have a key.
+    pub fn is_complete(&self) -> bool {
+        !self.callback_passwords.is_empty() && !self.api_tokens.is_empty()
+    }
+}
+
+/// Limits of request bodies.
+#[derive(Clone, Copy, Debug)]
+pub struct BodySettings {
+    /// Limit of one body, in bytes.
+    pub max_bytes: usize,
+    /// Limit of all bodies together, in bytes; at least twice `max_bytes`.
+    pub max_memory: u32,
+}
+
+/// Timeouts of requests. There is no setting for them, because OpenIM's longest timeout is 15 s. Tests set
+/// them.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpTimeouts {
+    /// Timeout of the head of a request, from its first byte; of the first request, from the connection.
+    pub head: Duration,
+    /// Timeout of a body, from its head.
+    pub body: Duration,
+    /// Timeout of the wait for memory before a 503. OpenIM's usual timeout of 5 s is longer.
+    pub memory: Duration,
+    /// Timeout of the client to take a part of an answer.
+    pub answer: Duration,
+}
+
+impl Default for HttpTimeouts {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(15),
+            body: Duration::from_secs(15),
+            memory: Duration::from_secs(3),
+            answer: Duration::from_secs(30),
         }
-        None => None,
-    };
-    let serves_metrics = metrics_server.is_none();
-    let endpoint = endpoint(parts, &settings, is_local, gauges, serves_metrics)
-        .map_err(std::io::Error::other)?;
-    let served = Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(
-        endpoint,
-        shutdown,
-        Some(timeout),
-    );
-    // The metrics are served until the last request is answered.
-    match metrics_server {
-        Some(metrics) => tokio::select! {
-            served = served => served,
-            ended = metrics => ended,
-        },
-        None => served.await,
     }
 }
 

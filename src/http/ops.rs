@@ -3,85 +3,83 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use poem::http::header::CACHE_CONTROL;
+use poem::web::Data;
+use poem::{Request, Response, handler};
 use poem_openapi::param::Query;
-use poem_openapi::payload::{Json, PlainText};
+use poem_openapi::payload::PlainText;
 use poem_openapi::types::Example;
-use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
+use poem_openapi::{ApiResponse, Enum, OpenApi};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::HttpParts;
 use super::error::{Code, Error, ReadFailure};
-use super::server::auth::{ReadKey, Tag};
+use super::json_response::{JsonResponse, json_object};
+use super::server::auth::{Access, ReadKey, Tag};
 use super::server::memory::{AnswerMemory, BodyLimits};
-use super::settings::Stopping;
-use crate::ingest::Ingest;
-use crate::store::Store;
-use crate::telemetry::{Metrics, Snapshot};
+use crate::telemetry::Snapshot;
 
 pub(super) struct Ops {
-    pub(super) store: Store,
-    pub(super) ingest: Ingest,
-    pub(super) stopping: Stopping,
-    /// Last check of the database, with its result.
-    pub(super) last_check: Mutex<Option<(Instant, Health)>>,
-    /// None if the metrics have their own listener.
-    pub(super) gauges: Option<Gauges>,
+    pub(super) gauges: Gauges,
+    /// False if the metrics have their own listener.
+    pub(super) serves_metrics: bool,
+    /// Last check of the database, with the reason why it is not ready.
+    pub(super) last_check: Mutex<Option<(Instant, Option<&'static str>)>>,
 }
 
 /// Interval of checks of the database.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Health of the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Health {
-    Ok,
-    Away,
-    /// It answers, but its schema has never been up to date.
-    NotPrepared,
-}
-
 impl Ops {
     /// Checks the database, once an interval for all callers: they need no key, and could ask often.
-    async fn database(&self) -> Health {
+    /// Returns the reason why it is not ready.
+    async fn check_database(&self) -> Option<&'static str> {
         let mut last_check = self.last_check.lock().await;
-        if let Some((when, health)) = *last_check
+        if let Some((when, reason)) = *last_check
             && when.elapsed() < CHECK_INTERVAL
         {
-            return health;
+            return reason;
         }
-        let health = match self.store.ping().await {
-            Ok(()) if self.store.is_prepared() => Health::Ok,
-            Ok(()) => Health::NotPrepared,
+        let store = &self.gauges.parts.store;
+        let reason = match store.ping().await {
+            Ok(()) if store.is_prepared() => None,
+            // It answers, but its schema has never been up to date.
+            Ok(()) => Some("schema: not up to date"),
             Err(error) => {
                 let cause = error.to_string();
                 tracing::debug!(cause, "the database is away");
-                Health::Away
+                Some("database: away")
             }
         };
-        *last_check = Some((Instant::now(), health));
-        health
+        *last_check = Some((Instant::now(), reason));
+        reason
     }
 }
 
 /// Sources of the metrics.
 #[derive(Clone)]
 pub(super) struct Gauges {
-    pub(super) metrics: Metrics,
-    pub(super) store: Store,
+    pub(super) parts: HttpParts,
     pub(super) bodies: Arc<BodyLimits>,
     pub(super) answers: Arc<AnswerMemory>,
-    pub(super) ingest: Ingest,
 }
 
 impl Gauges {
-    pub(super) fn text(&self) -> Result<String, Error> {
-        let (used, idle) = self.store.connections();
+    fn text(&self) -> Result<String, Error> {
+        let HttpParts {
+            store,
+            ingest,
+            metrics,
+            ..
+        } = &self.parts;
+        let (used, idle) = store.connections();
         // In the order of the work, so that no work is missed on its way.
-        let (marks_waiting, waiting) = (self.ingest.marks_waiting(), self.ingest.waiting());
-        let spool = self.ingest.spool().unwrap_or_default();
-        let text = self.metrics.text(Snapshot {
+        let (marks_waiting, waiting) = (ingest.marks_waiting(), ingest.waiting());
+        let spool = ingest.spool().unwrap_or_default();
+        let text = metrics.text(Snapshot {
             connections: [used, idle],
-            max_connections: self.store.max_connections(),
+            max_connections: store.max_connections(),
             body_memory: self.bodies.in_use(),
             answer_memory: self.answers.in_use(),
             waiting,
@@ -100,6 +98,20 @@ impl Gauges {
     }
 }
 
+/// Serves the metrics on their own listener. They need no key there.
+#[handler]
+pub(super) fn metrics_alone(
+    request: &Request,
+    gauges: Data<&Gauges>,
+    access: Data<&Access>,
+) -> poem::Result<Response> {
+    access.check_host(request, false)?;
+    Ok(Response::builder()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .header(CACHE_CONTROL, "no-store")
+        .body(gauges.text()?))
+}
+
 /// A kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[oai(rename_all = "lowercase")]
@@ -110,19 +122,12 @@ enum Part {
     Reads,
 }
 
-/// The state of the service.
-#[derive(Object)]
-#[oai(example)]
-struct Status {
-    /// Always "ok". Any other state has another HTTP status.
-    status: String,
-}
-
-impl Example for Status {
-    fn example() -> Self {
-        Self {
-            status: "ok".into(),
-        }
+json_object! {
+    /// The state of the service.
+    #[oai(example)]
+    struct Status {
+        /// Always "ok". Any other state has another HTTP status.
+        status "status": String = "ok".into();
     }
 }
 
@@ -142,8 +147,8 @@ impl Ops {
     ///
     /// Uses nothing else. Restart the process if this does not answer.
     #[oai(path = "/livez", method = "get", operation_id = "livez")]
-    async fn livez(&self) -> Result<Json<Status>, ReadFailure> {
-        Ok(Json(Status::example()))
+    async fn livez(&self) -> Result<JsonResponse<Status>, ReadFailure> {
+        Ok(JsonResponse(Status::example()))
     }
 
     /// Readiness
@@ -164,19 +169,18 @@ impl Ops {
         /// Check only one kind of requests.
         #[oai(name = "for")]
         part: Query<Option<Part>>,
-    ) -> Result<Json<Status>, ReadFailure> {
+    ) -> Result<JsonResponse<Status>, ReadFailure> {
         let mut parts = Vec::new();
-        if self.stopping.has_begun() {
+        let HttpParts {
+            stopping, ingest, ..
+        } = &self.gauges.parts;
+        if stopping.has_begun() {
             parts.push("service: stopping");
         }
-        let spool = self.ingest.spool().unwrap_or_default();
+        let spool = ingest.spool().unwrap_or_default();
         let of_database = match part.0 {
             Some(Part::Callbacks) => None,
-            Some(Part::Reads) | None => match self.database().await {
-                Health::Ok => None,
-                Health::Away => Some("database: away"),
-                Health::NotPrepared => Some("schema: not up to date"),
-            },
+            Some(Part::Reads) | None => self.check_database().await,
         };
         parts.extend(of_database);
         if part.0.is_none() && spool.is_blocked {
@@ -193,7 +197,7 @@ impl Ops {
             parts.push("callbacks: spooled");
         }
         if parts.is_empty() {
-            return Ok(Json(Status::example()));
+            return Ok(JsonResponse(Status::example()));
         }
         Err(Error::new(Code::NotReady, parts.join("; ")).into())
     }
@@ -204,10 +208,10 @@ impl Ops {
     /// have their own listener instead, and need no token.
     #[oai(path = "/metrics", method = "get", operation_id = "metrics")]
     async fn metrics(&self, _key: ReadKey) -> Result<MetricsAnswer, ReadFailure> {
-        let Some(gauges) = &self.gauges else {
+        if !self.serves_metrics {
             let detail = "METRICS_ADDR: the metrics are served there";
             return Err(Error::new(Code::PathUnknown, detail).into());
-        };
-        Ok(MetricsAnswer::Text(PlainText(gauges.text()?)))
+        }
+        Ok(MetricsAnswer::Text(PlainText(self.gauges.text()?)))
     }
 }

@@ -8,9 +8,10 @@ use poem_openapi::types::Any;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::super::body::FromBody;
+use super::super::body::{
+    self, Field, FromBody, FromField, Ignored, id, unwrapped_int32, unwrapped_text,
+};
 use super::super::error::{Code, Error, Side};
-use super::super::json::{self, Field, FromField, Ignored, id, unwrapped_int32, unwrapped_text};
 use super::super::json_response::json_object;
 
 use super::{Callbacks, Declared, Operation, callback};
@@ -742,7 +743,7 @@ impl FromBody for Command {
     type Parsed = String;
 
     fn parse(body: &str) -> Result<String, Error> {
-        let [command] = json::object(body, ["callbackCommand"])?;
+        let [command] = body::object(body, ["callbackCommand"])?;
         let command = command.required()?.text()?;
         if is_command(&command) {
             return Ok(command);

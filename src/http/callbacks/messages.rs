@@ -13,8 +13,8 @@ use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use time::OffsetDateTime;
 
-use super::super::body::{self, is_usable_operation_id};
-use crate::domain::{GroupId, HintKind, MAX_ID_BYTES};
+use super::super::body;
+use crate::domain::{GroupId, HintKind, MAX_ID_BYTES, is_usable_operation_id};
 
 /// A message, documented as `T`. No body is an error, because a user may wait for the answer.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl<'a, T: Type + Send> ApiExtractor<'a> for Message<T> {
         if let Notice::Notification { operation_id, .. } = &mut notice
             && operation_id.is_none()
         {
-            *operation_id = body::operation_id(request).map(str::to_owned);
+            *operation_id = body::operation_id(request);
         }
         Ok(Self {
             notice,

@@ -20,7 +20,6 @@ pub(super) use messages::Notice;
 
 use super::body::{self, FromBody, JsonBody, Unread};
 use super::error::{Code, Error, Side, failures};
-use super::json;
 use super::json_response::{JsonResponse, json_object};
 use super::server::auth::{CallbackKey, Tag};
 use crate::domain::{Change, Event, GroupId, Hint, MarkReason, Operators};
@@ -122,7 +121,7 @@ macro_rules! callback {
 
             #[allow(unused_variables, reason = "a value that is not read")]
             fn parse(text: &str) -> Result<Self::Parsed, crate::http::error::Error> {
-                let [callback_command, $($field,)+ $($hidden,)*] = crate::http::json::object(
+                let [callback_command, $($field,)+ $($hidden,)*] = crate::http::body::object(
                     text,
                     ["callbackCommand", $($json,)+ $($hidden_json,)*],
                 )?;
@@ -134,7 +133,7 @@ macro_rules! callback {
         }
     };
     (@read $field:ident, $type:ty) => {
-        <$type as crate::http::json::FromField>::from_field($field)?
+        <$type as crate::http::body::FromField>::from_field($field)?
     };
     (@read $field:ident, $type:ty, $read:path) => {
         $read($field)?
@@ -397,7 +396,7 @@ impl OtherCallbacks {
 }
 
 /// Checks the command of a body. A body sent to the wrong path would be misread.
-fn expect_command<T: Callback>(found: json::Field<'_>) -> Result<(), Error> {
+fn expect_command<T: Callback>(found: body::Field<'_>) -> Result<(), Error> {
     if found.required()?.text()? == T::COMMAND {
         return Ok(());
     }
@@ -424,7 +423,7 @@ pub(super) fn understand(path: &str, body: &[u8]) -> Result<Parsed<Event>, Error
 
 /// Returns the group of a body. The other fields may be invalid.
 pub(super) fn group_of(body: &[u8]) -> Option<GroupId> {
-    let [group_id] = json::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
+    let [group_id] = body::object(str::from_utf8(body).ok()?, ["groupID"]).ok()?;
     group_id.required().ok()?.group_id().ok()
 }
 

@@ -125,14 +125,3 @@ impl Drifts {
         }))
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::DriftJson;
-    use crate::http::json_response::assert_written_as_documented;
-
-    #[test]
-    fn answers_are_written_as_documented() {
-        assert_written_as_documented::<DriftJson>();
-    }
-}

@@ -1,4 +1,4 @@
-//! Connections: how many are open, and how long each may take.
+//! The server: how many connections are open, and how long each may take.
 //!
 //! poem's server loops without a pause and without a log line when it cannot accept a connection. It
 //! waits without a limit for the head of a request. It also speaks HTTP/2, where none of the limits
@@ -15,17 +15,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use poem::http::uri::Scheme;
 use poem::listener::{Acceptor, TcpAcceptor};
 use poem::web::{LocalAddr, RemoteAddr};
+use poem::{EndpointExt, Route, Server, get};
 use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 
-use crate::http::settings::HttpTimeouts;
+use super::auth::Access;
+use super::memory::{AnswerMemory, BodyLimits};
+use super::middleware;
+use crate::http::ops::{self, Gauges};
+use crate::http::{AccessSettings, HttpParts, HttpSettings, HttpTimeouts};
 use crate::telemetry::Metrics;
 
 /// Open files kept for everything but connections.
@@ -33,7 +39,7 @@ const OTHER_FILES: u64 = 64;
 /// Limit of connections for any number of files: the head of each can take 64 KiB.
 const MAX_CONNECTIONS: u64 = 16 << 10;
 /// Limit of connections to the listener of metrics.
-pub(crate) const MAX_METRICS_CONNECTIONS: usize = 32;
+const MAX_METRICS_CONNECTIONS: usize = 32;
 /// Silence after which a connection is probed: its other end may be gone without notice.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_secs(15);
@@ -41,8 +47,69 @@ const PROBES: u32 = 4;
 /// Pause after a failed accept. Missing resources do not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Serves until `shutdown`, then finishes open requests within `timeout`. The metrics are on
+/// `metrics_listener`, if there is one.
+///
+/// # Errors
+/// If a listener cannot be used.
+pub async fn serve(
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    parts: HttpParts,
+    settings: HttpSettings,
+    shutdown: impl Future<Output = ()>,
+    timeout: Duration,
+) -> io::Result<()> {
+    let is_local = is_loopback(&listener)?;
+    let timeouts = settings.timeouts;
+    let metrics = parts.metrics.clone();
+    let accept = |listener, max_connections| {
+        Ok::<_, io::Error>(LimitedAcceptor {
+            inner: TcpAcceptor::from_tokio(listener)?,
+            permits: Arc::new(Semaphore::new(max_connections)),
+            is_full: false,
+            timeouts,
+            metrics: metrics.clone(),
+        })
+    };
+    let others = parts.store.max_connections() + MAX_METRICS_CONNECTIONS;
+    let acceptor = accept(listener, max_connections(others))?;
+    let gauges = Gauges {
+        bodies: Arc::new(BodyLimits::new(settings.body, timeouts)),
+        answers: Arc::new(AnswerMemory::new(settings.max_answer_memory, timeouts)),
+        parts,
+    };
+    let metrics_server = match metrics_listener {
+        Some(listener) => {
+            let no_keys = AccessSettings {
+                callback_passwords: vec![],
+                api_tokens: vec![],
+                ..settings.access.clone()
+            };
+            let access = Access::new(&no_keys, is_loopback(&listener)?);
+            let route = Route::new().at("/metrics", get(ops::metrics_alone));
+            let server = Server::new_with_acceptor(accept(listener, MAX_METRICS_CONNECTIONS)?);
+            Some(server.run(route.data(access).data(gauges.clone())))
+        }
+        None => None,
+    };
+    let serves_metrics = metrics_server.is_none();
+    let endpoint = middleware::endpoint(gauges, &settings, is_local, serves_metrics)
+        .map_err(io::Error::other)?;
+    let server = Server::new_with_acceptor(acceptor);
+    // The metrics are served until the last request is answered.
+    tokio::select! {
+        served = server.run_with_graceful_shutdown(endpoint, shutdown, Some(timeout)) => served,
+        Some(ended) = OptionFuture::from(metrics_server) => ended,
+    }
+}
+
+fn is_loopback(listener: &TcpListener) -> io::Result<bool> {
+    Ok(listener.local_addr()?.ip().is_loopback())
+}
+
 /// Accepts connections up to a limit.
-pub(crate) struct LimitedAcceptor {
+struct LimitedAcceptor {
     inner: TcpAcceptor,
     permits: Arc<Semaphore>,
     /// True if the log says already that the limit is reached.
@@ -51,26 +118,9 @@ pub(crate) struct LimitedAcceptor {
     metrics: Metrics,
 }
 
-impl LimitedAcceptor {
-    pub(crate) fn new(
-        listener: TcpListener,
-        max_connections: usize,
-        timeouts: HttpTimeouts,
-        metrics: Metrics,
-    ) -> io::Result<Self> {
-        Ok(Self {
-            inner: TcpAcceptor::from_tokio(listener)?,
-            permits: Arc::new(Semaphore::new(max_connections)),
-            is_full: false,
-            timeouts,
-            metrics,
-        })
-    }
-}
-
 /// Raises the limit of open files as far as the system allows. Returns the number of connections
 /// that these files allow beside `others`.
-pub(crate) fn max_connections(others: usize) -> usize {
+fn max_connections(others: usize) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
@@ -94,23 +144,25 @@ impl Acceptor for LimitedAcceptor {
     }
 
     async fn accept(&mut self) -> io::Result<(TimedStream, LocalAddr, RemoteAddr, Scheme)> {
-        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => {
-                self.is_full = false;
-                permit
-            }
-            Err(_) => {
-                if !std::mem::replace(&mut self.is_full, true) {
-                    tracing::warn!("the limit of connections is reached; new ones wait");
-                }
-                let permit = Arc::clone(&self.permits).acquire_owned().await;
-                permit.map_err(io::Error::other)? // the semaphore is never closed
-            }
-        };
+        let was_full = std::mem::replace(&mut self.is_full, self.permits.available_permits() == 0);
+        if self.is_full && !was_full {
+            tracing::warn!("the limit of connections is reached; new ones wait");
+        }
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?; // the semaphore is never closed
         match self.inner.accept().await {
             Ok((stream, local, remote, scheme)) => {
                 probe_when_silent(&stream);
-                let io = TimedStream::new(stream, self.timeouts, self.metrics.clone(), permit);
+                self.metrics.connections.add([], 1);
+                let io = TimedStream {
+                    stream,
+                    // A new connection starts with a request.
+                    reading: Reading::Head(Head::BEGIN),
+                    alarm: Some(Box::pin(sleep(self.timeouts.head))),
+                    timeouts: self.timeouts,
+                    metrics: self.metrics.clone(),
+                    _permit: permit,
+                };
                 Ok((io, local, remote, scheme))
             }
             Err(error) => {
@@ -138,7 +190,7 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// A connection with time limits. It ends if the head of a request is late, or if an answer is not
 /// taken.
-pub(crate) struct TimedStream {
+struct TimedStream {
     stream: TcpStream,
     reading: Reading,
     /// Set during a wait with a time limit.
@@ -226,24 +278,6 @@ impl Reading {
 }
 
 impl TimedStream {
-    pub(crate) fn new(
-        stream: TcpStream,
-        timeouts: HttpTimeouts,
-        metrics: Metrics,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
-        metrics.connections.add([], 1);
-        Self {
-            stream,
-            // A new connection starts with a request.
-            reading: Reading::Head(Head::BEGIN),
-            alarm: Some(Box::pin(sleep(timeouts.head))),
-            timeouts,
-            metrics,
-            _permit: permit,
-        }
-    }
-
     /// Ready with an error after the time limit.
     fn check_alarm(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match &mut self.alarm {
@@ -253,32 +287,6 @@ impl TimedStream {
                 .map(|()| io::ErrorKind::TimedOut.into()),
             None => Poll::Pending,
         }
-    }
-
-    /// Takes the result of a write. An answer ends its request.
-    fn wrote(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-        is_interim: bool,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_pending() {
-            return self.wait_to_write(cx);
-        }
-        if !is_interim {
-            self.reading = Reading::Nothing;
-        }
-        self.alarm = None;
-        written
-    }
-
-    /// Waits, up to a limit, while the other end does not take an answer.
-    fn wait_to_write<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        if self.alarm.is_none() {
-            let until = Instant::now() + self.timeouts.answer;
-            self.alarm = Some(Box::pin(sleep_until(until)));
-        }
-        self.check_alarm(cx).map(Err)
     }
 }
 
@@ -327,9 +335,7 @@ impl AsyncWrite for TimedStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.wrote(cx, written, buf.starts_with(INTERIM))
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -339,8 +345,18 @@ impl AsyncWrite for TimedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        let is_interim = bufs.first().is_some_and(|buf| buf.starts_with(INTERIM));
-        this.wrote(cx, written, is_interim)
+        if written.is_pending() {
+            // The other end does not take the answer.
+            let timeout = this.timeouts.answer;
+            this.alarm.get_or_insert_with(|| Box::pin(sleep(timeout)));
+            return this.check_alarm(cx).map(Err);
+        }
+        // An answer ends its request.
+        if !bufs.first().is_some_and(|buf| buf.starts_with(INTERIM)) {
+            this.reading = Reading::Nothing;
+        }
+        this.alarm = None;
+        written
     }
 
     /// Without it the server copies each answer next to its head, and no limit counts the copy.

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::http::error::{Code, Error, Side};
-use crate::http::settings::{BodySettings, HttpTimeouts};
+use crate::http::{BodySettings, HttpTimeouts};
 
 /// Limits of bodies: of each, and of all together. Extractors get it as request data.
 #[derive(Debug)]
@@ -166,17 +166,22 @@ impl AnswerMemory {
         deadline: Instant,
     ) -> Result<AnswerShare, Error> {
         let is_small = self.is_small(bytes);
-        let mut share = AnswerShare {
+        let mut share = Share::default();
+        let (memory, bytes) = self.part(is_small, bytes);
+        share.grow(bytes, memory, deadline).await?;
+        Ok(AnswerShare {
             memory: Arc::clone(self),
             is_small,
-            share: Share::default(),
-        };
-        let (bytes, memory) = match is_small {
-            true => (bytes, &self.small),
-            false => (bytes.min(self.large.total as usize), &self.large),
-        };
-        share.share.grow(bytes, memory, deadline).await?;
-        Ok(share)
+            share,
+        })
+    }
+
+    /// The memory for small answers or the other, and the part of `bytes` that it has at all.
+    fn part(&self, is_small: bool, bytes: usize) -> (&Memory, usize) {
+        match is_small {
+            true => (&self.small, bytes),
+            false => (&self.large, bytes.min(self.large.total as usize)),
+        }
     }
 
     fn is_small(&self, bytes: usize) -> bool {
@@ -199,28 +204,17 @@ impl AnswerShare {
         self.share.shrink(bytes);
     }
 
-    /// Sets the size to `bytes`. Fails if that needs memory that is not free now.
-    pub(crate) fn resize_now(&mut self, bytes: usize) -> Result<(), Error> {
-        self.share.shrink(bytes);
-        self.grow_now(bytes)
-    }
-
     /// Grows to at least `bytes`. Fails if so much is not free now.
     pub(crate) fn grow_now(&mut self, bytes: usize) -> Result<(), Error> {
-        let memory = &*self.memory;
-        if self.is_small && !memory.is_small(bytes) {
-            let mut share = Share::default();
-            share.grow_now(bytes.min(memory.large.total as usize), &memory.large)?;
-            (self.is_small, self.share) = (false, share);
-            return Ok(());
+        let is_small = self.is_small && self.memory.is_small(bytes);
+        let (memory, bytes) = self.memory.part(is_small, bytes);
+        if self.is_small == is_small {
+            return self.share.grow_now(bytes, memory);
         }
-        match self.is_small {
-            true => self.share.grow_now(bytes, &memory.small),
-            false => {
-                let bytes = bytes.min(memory.large.total as usize);
-                self.share.grow_now(bytes, &memory.large)
-            }
-        }
+        let mut share = Share::default();
+        share.grow_now(bytes, memory)?;
+        (self.is_small, self.share) = (is_small, share);
+        Ok(())
     }
 }
 
@@ -300,13 +294,11 @@ impl Share {
             return Ok(());
         }
         let free = Arc::clone(&memory.free).acquire_many_owned(self.more(bytes, memory)?);
-        let taken = timeout_at(deadline, free).await;
         // The semaphore is never closed.
-        self.add(
-            taken
-                .map_err(|_elapsed| memory.busy())?
-                .map_err(|_| memory.busy())?,
-        );
+        let Ok(Ok(taken)) = timeout_at(deadline, free).await else {
+            return Err(memory.busy());
+        };
+        self.add(taken);
         Ok(())
     }
 

@@ -1,91 +1,104 @@
-//! Middleware around each request: it normalizes the path, opens the span, renders errors and panics
-//! for the caller, writes one log line, and counts the answer.
+//! The router, and the middleware around each request: it normalizes the path, opens the span, renders
+//! errors and panics for the caller, writes one log line, and counts the answer. It keeps the bodies of
+//! rejected callbacks, and marks their groups.
 
-use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
-use poem::http::Uri;
 use poem::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use poem::http::uri::PathAndQuery;
-use poem::http::{HeaderValue, Method, StatusCode, Version};
+use poem::http::{HeaderValue, Method, StatusCode, Uri, Version};
 use poem::{
     Endpoint, EndpointExt, IntoEndpoint, PathPattern, Request, RequestBody, Response, Result,
 };
+use poem_openapi::OpenApiService;
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 use tracing::{Instrument, Level, Span};
 
 use super::auth::{Access, Admitted, AdmittedBy, ApiToken, CallbackKey, CallbackPassword, Scheme};
 use super::memory::BodyLimits;
-use super::rejected::{self, RejectedRequest, is_kept};
-use crate::domain::HintKind;
-use crate::http::body::{self, EarlyBody, OPERATION_ID, operation_id_header};
-use crate::http::callbacks;
+use crate::domain::{HintKind, MAX_KEPT_BYTES, MarkReason, Rejected, is_usable_operation_id};
+use crate::http::body::{self, EarlyBody, OPERATION_ID};
+use crate::http::callbacks::{self, Callbacks, OtherCallbacks};
 use crate::http::error::{self, Code, Error, Side};
+use crate::http::openapi::{Document, Route, Routes, is_path_of_read, is_posted_read};
+use crate::http::ops::{Gauges, Ops};
+use crate::http::reads::ReadState;
+use crate::http::reads::drift::Drifts;
+use crate::http::reads::groups::Groups;
+use crate::http::reads::members::Members;
+use crate::http::reads::memberships::Memberships;
+use crate::http::{Api, HttpSettings};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
 
-/// The documented paths, by the router's pattern of each.
-pub(crate) type Routes = BTreeMap<String, Route>;
-
-/// A documented path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    /// The path of the document, for example `/groups/{groupID}`.
-    pub(crate) path: String,
-    /// Its methods, as in `Allow`.
-    pub(crate) methods: String,
-    /// The command, for a path that OpenIM calls.
-    pub(crate) command: Option<String>,
-    /// True for a path that reads the mirror.
-    pub(crate) is_read: bool,
-}
-
-/// The command of the path that takes all commands without a path.
-pub(crate) const ANY_COMMAND: &str = "other";
-
-impl Route {
-    /// True for the path of all commands without a path.
-    pub(crate) fn is_any(&self) -> bool {
-        self.command.as_deref() == Some(ANY_COMMAND)
-    }
-}
-
-/// True if a POST to this path is a read with parameters too long for a URL.
-pub(crate) fn is_posted_read(routes: &Routes, path: &str) -> bool {
-    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
-    routes
-        .get(path)
-        .is_some_and(|route| route.command.is_none() && is_posted(route))
-}
-
-/// True if this is the path of a read, for any method.
-fn is_path_of_read(routes: &Routes, path: &str) -> bool {
-    let is_segment = |(pattern, segment): (&str, &str)| {
-        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
+/// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
+pub(super) fn endpoint(
+    gauges: Gauges,
+    settings: &HttpSettings,
+    is_local: bool,
+    serves_metrics: bool,
+) -> Result<impl Endpoint<Output = Response> + 'static, serde_json::Error> {
+    let document = Document::of::<Api>()?;
+    let (store, ingest) = (gauges.parts.store.clone(), gauges.parts.ingest.clone());
+    let metrics = gauges.parts.metrics.clone();
+    begin_counts(&metrics, &document.routes);
+    let reads = ReadState {
+        store: store.clone(),
+        memory: Arc::clone(&gauges.answers),
     };
-    let is_like = |pattern: &str| {
-        pattern.split('/').count() == path.split('/').count()
-            && pattern.split('/').zip(path.split('/')).all(is_segment)
-    };
-    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
-    reads.any(|(pattern, _)| is_like(pattern))
+    let middleware = Arc::new(Middleware {
+        routes: document.routes.clone(),
+        access: Arc::new(Access::new(&settings.access, is_local)),
+        bodies: Arc::clone(&gauges.bodies),
+        ingest: ingest.clone(),
+        metrics: metrics.clone(),
+        is_locked_out: AtomicBool::new(false),
+    });
+    let callbacks = Arc::new(Callbacks {
+        ingest,
+        metrics,
+        next_code: settings.callback_next_code,
+        operators: settings.operators.clone(),
+    });
+    let api: Api = (
+        callbacks::operations(&callbacks),
+        OtherCallbacks(callbacks),
+        Groups(reads.clone()),
+        Members(reads.clone()),
+        Memberships(reads),
+        Drifts {
+            store,
+            compares: settings.compares,
+        },
+        Ops {
+            gauges,
+            serves_metrics,
+            last_check: Mutex::default(),
+        },
+    );
+    // The document is complete, so this service needs no title and no version.
+    Ok(OpenApiService::new((api, document), "", "")
+        .into_endpoint()
+        .around(move |endpoint, request| handle(endpoint, request, Arc::clone(&middleware))))
 }
 
 /// State of the middleware.
-pub(crate) struct Middleware {
-    pub(crate) routes: Routes,
+struct Middleware {
+    routes: Routes,
     /// Request data for the extractors, as is `bodies`.
-    pub(crate) access: Arc<Access>,
-    pub(crate) bodies: Arc<BodyLimits>,
-    pub(crate) ingest: Ingest,
-    pub(crate) metrics: Metrics,
+    access: Arc<Access>,
+    bodies: Arc<BodyLimits>,
+    ingest: Ingest,
+    metrics: Metrics,
     /// True if a callback had wrong credentials since the last one with right credentials. Only the
     /// first is a warning, because strangers can send any number.
-    pub(crate) is_locked_out: AtomicBool,
+    is_locked_out: AtomicBool,
 }
 
 /// Properties of a request.
@@ -97,6 +110,9 @@ struct RequestInfo {
     path: String,
     /// True if the body names the operation.
     is_routed_by_body: bool,
+    /// OpenIM's operation id, if a log line and a header can repeat it. The caller of OpenIM's API
+    /// chooses it, and several callbacks share one. It finds lines in logs, and it tells which
+    /// notification and which callback belong to one change.
     operation_id: Option<HeaderValue>,
     received_at: OffsetDateTime,
 }
@@ -109,21 +125,16 @@ impl RequestInfo {
             "request",
             method = %self.method,
             route = route.map(|route| route.path.as_str()),
-            operation_id = self.operation_id.as_ref().and_then(|value| value.to_str().ok()),
+            operation_id = self.operation_id(),
         )
+    }
+
+    fn operation_id(&self) -> Option<&str> {
+        self.operation_id.as_ref().and_then(|id| id.to_str().ok())
     }
 }
 
-/// Puts the middleware around an endpoint.
-pub(crate) fn around<E: IntoEndpoint<Endpoint: Endpoint<Output = Response> + 'static>>(
-    endpoint: E,
-    middleware: Middleware,
-) -> impl Endpoint<Output = Response> {
-    let middleware = Arc::new(middleware);
-    let endpoint = endpoint.into_endpoint();
-    endpoint.around(move |endpoint, request| handle(endpoint, request, Arc::clone(&middleware)))
-}
-
+/// Runs `endpoint` within the middleware.
 async fn handle<E: Endpoint<Output = Response>>(
     endpoint: Arc<E>,
     mut request: Request,
@@ -144,6 +155,12 @@ async fn handle<E: Endpoint<Output = Response>>(
             }
         }
     }
+    let operation_id = request.headers().get(OPERATION_ID);
+    let operation_id = operation_id.filter(|id| is_usable_operation_id(id.as_bytes()));
+    let operation_id = operation_id.cloned();
+    if operation_id.is_none() {
+        request.headers_mut().remove(OPERATION_ID);
+    }
     let path = request.uri().path().to_owned();
     let info = RequestInfo {
         version: request.version(),
@@ -151,7 +168,7 @@ async fn handle<E: Endpoint<Output = Response>>(
         method,
         path,
         is_routed_by_body,
-        operation_id: operation_id_header(&request).cloned(),
+        operation_id,
         received_at: OffsetDateTime::now_utc(),
     };
     middleware.answer(endpoint, request, info).await
@@ -258,12 +275,7 @@ impl Middleware {
             && info.is_callback
             && is_kept(status)
         {
-            let request = RejectedRequest {
-                path: &info.path,
-                operation_id: info.operation_id.as_ref(),
-                received_at: info.received_at,
-            };
-            rejected::keep(&self.ingest, &self.metrics, request, &error, body).await;
+            self.keep(info, &error, body).await;
         }
         let mut response = if info.is_callback {
             callbacks::render(&error)
@@ -290,6 +302,34 @@ impl Middleware {
         response
     }
 
+    /// Keeps the body of a rejected callback, marks the group that it names, and counts it.
+    async fn keep(&self, info: &RequestInfo, error: &Error, body: Bytes) {
+        // After a mismatch, the body is of another command, and its group id may mean something else.
+        if error.code != Code::CommandMismatch
+            && let Some(group) = callbacks::group_of(&body)
+        {
+            self.ingest
+                .mark_unwaited(group, MarkReason::CallbackRejected);
+        }
+        let code = error.code.name();
+        let kept = self.ingest.keep_rejected(Rejected {
+            received_at: info.received_at,
+            path: info.path.clone(),
+            operation_id: info.operation_id().map(str::to_owned),
+            code: code.to_owned(),
+            detail: error.detail.to_string(),
+            body: body.slice(..body.len().min(MAX_KEPT_BYTES)),
+            body_bytes: body.len() as u64,
+        });
+        let kept = kept.await;
+        let is_kept = if let Ok(true) = kept { "yes" } else { "no" };
+        self.metrics.rejected.inc([code, is_kept]);
+        if let Err(cause) = kept {
+            let cause = cause.to_string();
+            tracing::error!(code, cause, "a rejected callback could not be kept");
+        }
+    }
+
     fn log(&self, error: &Error, is_callback: bool) {
         let (code, detail) = (error.code.name(), &error.detail);
         if error.code.status().is_server_error() {
@@ -314,6 +354,11 @@ impl Middleware {
             }
         }
     }
+}
+
+/// True if a callback with this answer is kept: its body cannot be understood.
+fn is_kept(status: StatusCode) -> bool {
+    [StatusCode::BAD_REQUEST, StatusCode::UNSUPPORTED_MEDIA_TYPE].contains(&status)
 }
 
 /// Value of Cache-Control. Without it a cache may keep an answer as long as it likes, even a 404.
@@ -351,7 +396,7 @@ const OK: &str = "ok";
 const UNANSWERED: &str = "unanswered";
 
 /// Starts the counters of callbacks and of failed reads at zero.
-pub(crate) fn begin_counts(metrics: &Metrics, routes: &Routes) {
+fn begin_counts(metrics: &Metrics, routes: &Routes) {
     let all = routes.values();
     let commands: Vec<&str> = all
         .clone()

@@ -3,5 +3,4 @@
 pub(super) mod auth;
 pub(super) mod connection;
 pub(super) mod memory;
-pub(super) mod middleware;
-mod rejected;
+mod middleware;
