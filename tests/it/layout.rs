@@ -399,12 +399,17 @@ fn the_walks_of_the_architecture_page_follow_imports_and_are_short() {
         assert!(files.len() <= limit, "{name}: {} files", files.len());
         for (place, file) in files.iter().enumerate() {
             assert!(edges.contains_key(file.as_str()), "{name}: no {file}");
-            // A face reaches its own folder by methods too, without an import.
-            let is_reached = distinct.iter().any(|other| {
-                let face = other.strip_suffix("mod.rs");
-                edges[other].contains(file.as_str())
-                    || face.is_some_and(|face| *other != file && file.starts_with(face))
-            });
+            // A face reaches its own folder by methods too, without an import. Other rooms call the methods of a room's
+            // type (`Store`), which stand in files that only the face of the room imports.
+            let room = file.split('/').nth(1).unwrap();
+            let face_of_room = format!("src/{room}/mod.rs");
+            let is_method = edges[face_of_room.as_str()].contains(file.as_str());
+            let is_reached = is_method
+                || distinct.iter().any(|other| {
+                    let face = other.strip_suffix("mod.rs");
+                    edges[other].contains(file.as_str())
+                        || face.is_some_and(|face| *other != file && file.starts_with(face))
+                });
             assert!(place == 0 || is_reached, "{name}: nothing reaches {file}");
         }
     }
