@@ -147,21 +147,22 @@ callback! {
         /// 2 for every group of today's OpenIM.
         #[oai(nullable)]
         "groupType" group_type: Option<i32> = Some(2);
-        /// 0: a user who asks to join waits for approval; 1: an invited user too; 2: anyone joins.
+        /// 0: requests to join need approval. 1: invitations need approval too. 2: nobody needs approval.
         #[oai(nullable)]
         "needVerification" need_verification: Option<i32> = Some(0);
-        /// Setting: may members look at each other's profile.
+        /// Setting: if members can see each other's profile.
         #[oai(nullable)]
         "lookMemberInfo" look_member_info: Option<i32> = Some(0);
-        /// Setting: may members ask each other to be friends.
+        /// Setting: if members can ask each other to be friends.
         #[oai(nullable)]
         "applyMemberFriend" apply_member_friend: Option<i32> = Some(0);
         /// Not read.
         "notificationUpdateTime" notification_update_time: Ignored = Some(Any(json!(0)));
         /// Not read.
         "notificationUserID" notification_user_id: Ignored = Some(Any(json!("")));
-        /// The first members. The first mention of each counts, and nothing after the second mention of
-        /// the owner: OpenIM repeats admins and owner as ordinary members, then adds the caller of its API.
+        /// The first members. The first mention of each member counts. The list after the second mention of the
+        /// owner is ignored: OpenIM repeats administrators and owner as ordinary members, then adds the user who
+        /// called its API.
         #[oai(nullable, validator(max_items = 100000))]
         "initMemberList" init_member_list: Option<Vec<FirstMember>> = Some(vec![
             FirstMember::new("o1", 100),
@@ -264,7 +265,8 @@ callback! {
         "reqMessage" req_message: Ignored = Some(Any(json!("hi")));
         /// Not read: OpenIM itself does not store it.
         "joinSource" join_source: Ignored = Some(Any(json!(3)));
-        /// The user who joined, in spite of the name: 1 to 1,024 bytes, any characters but U+0000. Not read if
+        /// The user who joined. OpenIM uses the field of the inviter for this user. 1 to 1,024 bytes, any characters but
+        /// U+0000. Not read if
         /// `userID`, `userIDs`, `invitedUserIDs` or `memberList` names users. No version of OpenIM sends these yet.
         "inviterUserID" inviter: UserId = id("u5"), by Ok::<Field<'_>, Error>;
         hidden "userID" user by FromField::from_field;
@@ -363,7 +365,7 @@ callback! {
         "ownerID" owner_id: Ignored = Some(Any(json!("o1")));
         /// Not read: a control character.
         "groupType" group_type: Ignored = Some(Any(json!("\u{2}")));
-        /// Not read: all members, or none if they were removed before.
+        /// Not read: it holds all members, or no member after their removal.
         "membersID" members_id: Ignored = Some(Any(json!(["o1", "m1"])));
     } of group_id => Event::Dismiss
 }
@@ -422,13 +424,13 @@ macro_rules! profile {
                 /// Extra data; empty is a value.
                 #[oai(nullable)]
                 "ex" ex: Option<String> = None, by unwrapped_text;
-                /// 0: a user who asks to join waits for approval; 1: an invited user too; 2: anyone joins.
+                /// 0: requests to join need approval. 1: invitations need approval too. 2: nobody needs approval.
                 #[oai(nullable)]
                 "needVerification" need_verification: Option<i32> = Some(2), by unwrapped_int32;
-                /// Setting: may members look at each other's profile.
+                /// Setting: if members can see each other's profile.
                 #[oai(nullable)]
                 "lookMemberInfo" look_member_info: Option<i32> = None, by unwrapped_int32;
-                /// Setting: may members ask each other to be friends.
+                /// Setting: if members can ask each other to be friends.
                 #[oai(nullable)]
                 "applyMemberFriend" apply_member_friend: Option<i32> = None, by unwrapped_int32;
             } of group_id => {
@@ -462,7 +464,7 @@ profile! {
     "/callbackAfterSetGroupInfoCommand", "callbackAfterSetGroupInfo", switch "afterSetGroupInfo";
 
     /// callbackAfterSetGroupInfoCommand: fields of a group's profile were set. Null means "left as
-    /// it is"; of the name, the notice, the introduction and the avatar so does an empty text.
+    /// it is". An empty name, notice, introduction or avatar means the same.
     SetGroupInfo: Stored |profile| profile.event(|text| !text.is_empty())
 }
 
@@ -474,7 +476,7 @@ profile! {
     "/callbackAfterSetGroupInfoExCommand", "callbackAfterSetGroupInfoEx", switch "afterSetGroupInfoEx";
 
     /// callbackAfterSetGroupInfoExCommand: fields of a group's profile were set. Null means "left
-    /// as it is"; an empty text is a value. A value may stand in an object: {"value": 2}.
+    /// as it is"; an empty text is a value. A value can also have the form {"value": 2}.
     SetGroupInfoEx: Stored |profile| profile.event(|_| true)
 }
 
@@ -492,7 +494,7 @@ callback! {
     MembersJoin: Announced {
         /// The group: 1 to 1,024 bytes, any characters but U+0000.
         "groupID" group_id: GroupId = id("g77");
-        /// Not read: it is not decided yet that they join.
+        /// Not read: the users may not join after all.
         "memberList" member_list: Ignored = Some(Any(json!([{"userID": "u7", "ex": ""}])));
         /// Not read.
         "groupEx" group_ex: Ignored = Some(Any(json!("")));
@@ -510,7 +512,7 @@ callback! {
     MemberJoin: Announced {
         /// The group: 1 to 1,024 bytes, any characters but U+0000.
         "groupID" group_id: GroupId = id("g77");
-        /// Not read: it is not decided yet that the user joins.
+        /// Not read: the user may not join after all.
         "userID" user_id: Ignored = Some(Any(json!("u7")));
         /// Not read.
         "ex" ex: Ignored = Some(Any(json!("")));
@@ -538,7 +540,7 @@ profile! {
     "/callbackBeforeSetGroupInfoExCommand", "callbackBeforeSetGroupInfoEx";
 
     /// callbackBeforeSetGroupInfoExCommand: fields of a group's profile are about to be set. A
-    /// value may stand in an object: {"value": 2}.
+    /// value can also have the form {"value": 2}.
     BeforeSetGroupInfoEx: Echoed |profile| profile
 }
 
@@ -555,7 +557,7 @@ json_object! {
         err_msg "errMsg": String = String::new();
         /// Empty.
         err_dlt "errDlt": String = String::new();
-        /// 0: OpenIM goes on.
+        /// 0: OpenIM continues.
         next_code "nextCode": i32 = 0;
         /// As sent.
         group_id "groupID": String = "g77".into();
@@ -640,7 +642,7 @@ callback! {
         "groupID" group_id: Option<String> = Some("g77".into());
         /// 1501 to 1520: a notification. Anything else: an ordinary message.
         "contentType" content_type: i32 = HintKind::MemberEnter.code();
-        /// Not read: it comes twice, and late.
+        /// Not read: a notification is known by its type, and the content comes late in the body.
         "content" content: Ignored = Some(Any(json!("{}")));
     }
 }

@@ -374,12 +374,12 @@ pub(super) struct OtherCallbacks(pub(super) Arc<Callbacks>);
 impl OtherCallbacks {
     /// Any other callback
     ///
-    /// OpenIM has one URL for all its callbacks, so callbacks about messages, friends and users come here
-    /// too, as do callbacks about groups that the mirror does not need. They are answered at once and
+    /// OpenIM has one URL for all its callbacks. So callbacks about messages, friends and users arrive here
+    /// too, and callbacks about groups that the mirror does not need. They are answered at once and
     /// counted. Their body is not read.
     ///
-    /// A POST to a path that does not end with a command, and is not the path of a read, is handled as one
-    /// to the path of its body's `callbackCommand`. Other segments may precede a command.
+    /// The path of a POST can end without a command. If it is not the path of a read, the `callbackCommand`
+    /// of the body is the command. Other segments may precede a command.
     #[oai(path = "/:command", method = "post", operation_id = "callbackOther")]
     async fn other(
         &self,
