@@ -642,7 +642,7 @@ callback! {
         "groupID" group_id: Option<String> = Some("g77".into());
         /// 1501 to 1520: a notification. Anything else: an ordinary message.
         "contentType" content_type: i32 = HintKind::MemberEnter.code();
-        /// Not read: a notification is known by its type, and the content comes late in the body.
+        /// Not read: the change is read from OpenIM instead.
         "content" content: Ignored = Some(Any(json!("{}")));
     }
 }
