@@ -56,26 +56,3 @@ impl Fence {
         &self.text
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transaction_had_ended_if_it_is_before_the_first_or_not_running() {
-        let fence: Fence = "10:20:10,14".parse().unwrap();
-        let had_ended = |xid| fence.has_ended(xid);
-        assert!([1, 9, 11, 13, 15, 19].into_iter().all(had_ended));
-        assert!(![10, 14, 20, 21, i64::MAX].into_iter().any(had_ended));
-        let quiet: Fence = "7:7:".parse().unwrap();
-        assert!(quiet.has_ended(6) && !quiet.has_ended(7));
-        assert_eq!(quiet.as_str(), "7:7:");
-    }
-
-    #[test]
-    fn other_texts_are_refused() {
-        for text in ["", "1", "1:2", "1:2:x", "a:2:", "1:2:3:4"] {
-            assert_eq!(text.parse::<Fence>(), Err(FenceError), "{text}");
-        }
-    }
-}

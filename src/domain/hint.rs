@@ -109,21 +109,3 @@ pub struct Hint {
     /// Time when it came.
     pub received_at: OffsetDateTime,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_content_types_are_1501_to_1520() {
-        let codes: Vec<i32> = HintKind::ALL.iter().map(|kind| kind.code()).collect();
-        assert_eq!(codes, (1501..=1520).collect::<Vec<_>>());
-        for kind in HintKind::ALL {
-            assert_eq!(HintKind::of_code(kind.code().into()), Some(*kind));
-            assert_eq!(kind.label(), kind.code().to_string());
-        }
-        for ordinary in [0, 101, 1500, 1521, -1509] {
-            assert_eq!(HintKind::of_code(ordinary), None);
-        }
-    }
-}

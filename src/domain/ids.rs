@@ -115,26 +115,3 @@ impl From<String> for Text {
         Self::parse(value)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_1_to_1024_bytes_without_nul() {
-        for good in ["a", "/", " ", "%2F", "ß", "👩‍👩‍👧", &"x".repeat(1024)] {
-            assert_eq!(GroupId::parse(good.into()).unwrap().as_str(), good);
-        }
-        assert_eq!(UserId::parse(String::new()), Err(IdError::Empty));
-        assert_eq!(UserId::parse("x".repeat(1025)), Err(IdError::TooLong));
-        // The limit counts bytes, not characters.
-        assert_eq!(UserId::parse("ß".repeat(513)), Err(IdError::TooLong));
-        assert_eq!(UserId::parse("a\0b".into()), Err(IdError::Nul));
-    }
-
-    #[test]
-    fn nul_in_a_text_becomes_the_replacement_character() {
-        assert_eq!(Text::parse("a\0b\0".into()).as_str(), "a\u{FFFD}b\u{FFFD}");
-        assert_eq!(Text::parse(String::new()).as_str(), "");
-    }
-}

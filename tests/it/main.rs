@@ -1,4 +1,4 @@
-//! Everything that needs more than one function: real Postgres, real HTTP, real processes.
+//! Tests of behaviour: the rules alone, and everything with real Postgres, real HTTP and real processes.
 
 #![allow(unreachable_pub, reason = "nobody reaches into a test binary")]
 #![allow(
@@ -46,6 +46,7 @@ mod reconcile_command;
 mod recordings;
 mod rejected;
 mod routing;
+mod rules;
 mod schema;
 mod settings;
 mod snapshots;
