@@ -1,6 +1,8 @@
-//! Changes and rejected callbacks. The names that serde gives are in spools that older versions
+//! Changes, the folding of those that come together, operators, and rejected callbacks. The names that serde gives are in spools that older versions
 //! wrote, so they never change.
 
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 use std::iter;
 
 use bytes::Bytes;
@@ -9,7 +11,8 @@ use time::OffsetDateTime;
 
 use super::record::as_base64;
 use super::{
-    Fence, GroupId, GroupProfile, MarkReason, MemberPatch, OpenImGroup, OpenImMember, Text, UserId,
+    Fence, GroupId, GroupProfile, MarkReason, MemberPatch, ORDINARY, OWNER, OpenImGroup,
+    OpenImMember, Text, UserId,
 };
 
 /// A change of one group.
@@ -119,7 +122,7 @@ pub struct Creation {
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,
     /// The last member, if the list does not show by a second mention of the owner that this one is
-    /// a real member and not the operator. [`super::Operators`] decides that; a spool does not keep it.
+    /// a real member and not the operator. [`Operators`] decides that; a spool does not keep it.
     #[serde(skip)]
     pub may_be_operator: Option<UserId>,
     /// True if the list was missing or empty, or contained an invalid id.
@@ -136,7 +139,7 @@ pub fn first_members(
     owner: Option<&UserId>,
 ) -> Vec<(UserId, i32)> {
     let mut members: Vec<(UserId, i32)> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for (user, role_level) in list {
         let is_first = seen.insert(user.clone());
         if is_first {
@@ -164,7 +167,7 @@ impl Change {
     /// depends on the group.
     pub fn as_patch(&self) -> Option<&MemberPatch> {
         match &self.event {
-            Event::SetMember(patch) if patch.role_level != Some(super::OWNER) => Some(patch),
+            Event::SetMember(patch) if patch.role_level != Some(OWNER) => Some(patch),
             _ => None,
         }
     }
@@ -286,8 +289,109 @@ impl Rejected {
     }
 }
 
+/// Changes by the way to write them. No group is in both lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folded<'a> {
+    /// A patch for each member, in bytewise order of group and user. The result of a write equals
+    /// that of the original patches in their order, with one exception: the display value of a text
+    /// that was set and emptied again stays known.
+    ///
+    /// The order of the keys prevents deadlocks: all writers lock the same rows in the same order.
+    pub patches: Vec<FoldedPatch<'a>>,
+    /// All changes of the other groups, in their order.
+    pub others: Vec<&'a Change>,
+}
+
+/// All patches of one member, as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoldedPatch<'a> {
+    /// The group.
+    pub group_id: &'a GroupId,
+    /// The patch. It is borrowed if it is the only one.
+    pub patch: Cow<'a, MemberPatch>,
+}
+
+impl FoldedPatch<'_> {
+    /// Returns the ids of group and user.
+    pub fn key(&self) -> (&GroupId, &UserId) {
+        (self.group_id, &self.patch.user_id)
+    }
+}
+
+/// Folds changes.
+pub fn fold<'a>(changes: impl IntoIterator<Item = &'a Change> + Clone) -> Folded<'a> {
+    let not_patches = changes
+        .clone()
+        .into_iter()
+        .filter(|c| c.as_patch().is_none());
+    let with_others: HashSet<&GroupId> = not_patches.map(|change| &change.group_id).collect();
+    let mut patches = Vec::new();
+    let mut others = Vec::new();
+    for change in changes {
+        let is_alone = with_others.is_empty() || !with_others.contains(&change.group_id);
+        match change.as_patch().filter(|_| is_alone) {
+            Some(patch) => patches.push(FoldedPatch {
+                group_id: &change.group_id,
+                patch: Cow::Borrowed(patch),
+            }),
+            None => others.push(change),
+        }
+    }
+    // The sort is stable, so the patches of one member keep their order.
+    patches.sort_by(|one, other| one.key().cmp(&other.key()));
+    patches.dedup_by(|later, earlier| {
+        let is_same = later.key() == earlier.key();
+        if is_same {
+            earlier.patch.to_mut().fold(&later.patch);
+        }
+        is_same
+    });
+    Folded { patches, others }
+}
+
+/// User ids with which backends call OpenIM's API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operators(BTreeSet<UserId>);
+
+impl Operators {
+    /// Creates the set of these users.
+    pub fn new(users: impl IntoIterator<Item = UserId>) -> Self {
+        Self(users.into_iter().collect())
+    }
+
+    /// Removes an operator from an event that names it for having called the API. The group is then
+    /// marked, because an operator may be a member as well.
+    pub fn sort_out(&self, event: Event) -> Event {
+        match event {
+            // The inviter is an operator: a user has joined, and the callback does not name it.
+            Event::Join(user) if self.0.contains(&user) => Event::Mark(MarkReason::MembersMissing),
+            Event::Create(mut creation) => {
+                let operator = creation.may_be_operator.take();
+                if let Some(operator) = operator.filter(|user| self.0.contains(user)) {
+                    creation.members.retain(|(user, _)| *user != operator);
+                    creation.is_incomplete = true;
+                }
+                Event::Create(creation)
+            }
+            event => event,
+        }
+    }
+}
+
+/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and
+/// the owner is named once. If the owner is named twice, the list itself shows the operator.
+pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option<UserId> {
+    let mentions = list.iter().filter(|(user, _)| Some(user) == owner).count();
+    let (last, role_level) = list.last()?;
+    let is_ordinary = *role_level == ORDINARY && Some(last) != owner;
+    (mentions == 1 && is_ordinary).then(|| last.clone())
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{GroupRows, Member, apply};
     use super::*;
 
     fn user(id: &str) -> UserId {
@@ -322,5 +426,195 @@ mod tests {
             decode(&[("o1", 100), ("o1", 20), ("imAdmin", 20)], "o1"),
             [("o1".to_owned(), 100)]
         );
+    }
+
+    fn operators() -> Operators {
+        Operators::new([user("imAdmin"), user("backend")])
+    }
+
+    fn creation(list: &[(&str, i32)]) -> Creation {
+        let list: Vec<_> = list.iter().map(|(id, role)| (user(id), *role)).collect();
+        let owner = user("o1");
+        Creation {
+            profile: GroupProfile::default(),
+            may_be_operator: may_be_operator(&list, Some(&owner)),
+            members: first_members(list, Some(&owner)),
+            owner: Some(owner),
+            status: None,
+            group_type: None,
+            created_at: None,
+            is_incomplete: false,
+        }
+    }
+
+    fn members(list: &[(&str, i32)]) -> (Vec<String>, bool) {
+        let Event::Create(created) = operators().sort_out(Event::Create(creation(list))) else {
+            panic!("another event");
+        };
+        assert_eq!(created.may_be_operator, None);
+        let ids = created.members.iter();
+        let ids = ids.map(|(user, _)| user.as_str().to_owned()).collect();
+        (ids, created.is_incomplete)
+    }
+
+    #[test]
+    fn an_operator_at_the_end_of_a_list_that_names_the_owner_once_is_no_member() {
+        let of = |ids: &[&str], marked| (ids.iter().map(|id| (*id).to_owned()).collect(), marked);
+        for (list, expected) in [
+            (
+                [("o1", 100), ("m1", 20), ("imAdmin", 20)].as_slice(),
+                of(&["o1", "m1"], true),
+            ),
+            (&[("o1", 100), ("backend", 20)], of(&["o1"], true)),
+            // Not an ordinary member, not the last, not an operator.
+            (
+                &[("o1", 100), ("imAdmin", 60)],
+                of(&["o1", "imAdmin"], false),
+            ),
+            (
+                &[("o1", 100), ("imAdmin", 20), ("m1", 20)],
+                of(&["o1", "imAdmin", "m1"], false),
+            ),
+            (&[("o1", 100), ("m1", 20)], of(&["o1", "m1"], false)),
+            // Named twice: the list tells, and a member who is an operator stays.
+            (
+                &[("o1", 100), ("imAdmin", 20), ("o1", 20)],
+                of(&["o1", "imAdmin"], false),
+            ),
+            (
+                &[("o1", 100), ("m1", 20), ("o1", 20), ("imAdmin", 20)],
+                of(&["o1", "m1"], false),
+            ),
+        ] {
+            assert_eq!(members(list), expected, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn who_joins_is_not_the_operator_that_is_told_as_inviter() {
+        let marked = Event::Mark(MarkReason::MembersMissing);
+        assert_eq!(operators().sort_out(Event::Join(user("imAdmin"))), marked);
+        let join = Event::Join(user("u5"));
+        assert_eq!(operators().sort_out(join.clone()), join);
+        assert_eq!(Operators::default().sort_out(join.clone()), join);
+    }
+
+    /// Rows of groups after changes were applied one by one. All members are there.
+    #[derive(Debug, Default, PartialEq)]
+    struct Mirror(std::collections::BTreeMap<GroupId, GroupRows>);
+
+    impl Mirror {
+        fn apply(&mut self, change: &Change) {
+            // It does not matter which of two reasons is the last.
+            let reason = MarkReason::CallbackLost;
+            let rows = self.0.entry(change.group_id.clone()).or_insert_with(|| {
+                let member = |id: &&str| (user(id), Member::fresh(None));
+                GroupRows {
+                    group: Some(Default::default()),
+                    members: IDS.iter().map(member).collect(),
+                    ..GroupRows::default()
+                }
+            });
+            apply(rows, change);
+            rows.mark = rows.mark.and(Some(reason));
+        }
+
+        fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
+            let mut mirror = Self::default();
+            for change in changes {
+                mirror.apply(change);
+            }
+            mirror
+        }
+
+        /// Applies changes in the order of the store: folded patches, then the others.
+        fn write(&mut self, changes: &[Change]) {
+            let Folded { patches, others } = fold(changes);
+            for patch in &patches {
+                self.apply(&owned(patch));
+            }
+            for change in others {
+                self.apply(change);
+            }
+        }
+    }
+
+    /// A few ids, so that they meet. Their bytewise order is not that of a dictionary.
+    const IDS: [&str; 5] = ["a", "B", "a ", "é", "Z😀"];
+
+    fn at() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH
+    }
+
+    fn owned(folded: &FoldedPatch<'_>) -> Change {
+        let patch = folded.patch.clone().into_owned();
+        Change::new(folded.group_id.clone(), at(), Event::SetMember(patch))
+    }
+
+    fn text() -> impl Strategy<Value = Option<Text>> {
+        let text = prop_oneof!["", "[a-z]{1,3}", "👩‍👩‍👧", "\\PC{0,4}"];
+        proptest::option::of(text.prop_map(Text::parse))
+    }
+
+    fn id() -> impl Strategy<Value = String> {
+        proptest::sample::select(&IDS[..]).prop_map_into()
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let role_level = proptest::option::of(prop_oneof![Just(20), Just(60), Just(100)]);
+        let patch = (id(), text(), text(), role_level, text()).prop_map(
+            |(user_id, nickname, face_url, role_level, ex)| {
+                Event::SetMember(MemberPatch {
+                    nickname,
+                    face_url,
+                    role_level,
+                    ex,
+                    ..MemberPatch::new(user(&user_id))
+                })
+            },
+        );
+        let kick = id().prop_map(|id| {
+            Event::Kick(Users {
+                user_ids: vec![user(&id)],
+                is_incomplete: false,
+            })
+        });
+        prop_oneof![20 => patch, 1 => kick, 1 => Just(Event::Dismiss)]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        (id(), event())
+            .prop_map(|(group, event)| Change::new(GroupId::parse(group).unwrap(), at(), event))
+    }
+
+    proptest! {
+        #[test]
+        fn writing_folded_changes_is_writing_them_one_by_one(
+            changes in proptest::collection::vec(change(), 0..40),
+            cut in 0_usize..40,
+        ) {
+            let expected = Mirror::of(&changes);
+            let mut folded = Mirror::default();
+            folded.write(&changes);
+            prop_assert_eq!(&folded, &expected);
+            // There is one patch for each member, in bytewise order.
+            let Folded { patches, others } = fold(&changes);
+            let keys = |patch: &FoldedPatch<'_>| {
+                let (group, user) = patch.key();
+                let (group, user) = (group.as_str(), user.as_str());
+                (group.as_bytes().to_vec(), user.as_bytes().to_vec())
+            };
+            prop_assert!(patches.is_sorted_by(|one, next| keys(one) < keys(next)));
+            // A group is in one of the two lists.
+            for other in others {
+                prop_assert!(patches.iter().all(|patch| *patch.group_id != other.group_id));
+            }
+            // The result does not depend on the batches.
+            let (first, second) = changes.split_at(cut.min(changes.len()));
+            let mut batches = Mirror::default();
+            batches.write(first);
+            batches.write(second);
+            prop_assert_eq!(&batches, &expected);
+        }
     }
 }

@@ -4,25 +4,23 @@ mod apply;
 mod change;
 mod drift;
 mod fence;
-mod fold;
-mod group;
+mod fields;
 mod hint;
 mod ids;
-mod member;
-mod operators;
 mod record;
 
 pub use apply::{GroupRows, LATE_CALLBACK_TIMEOUT, RepairRows, Repaired, apply};
 pub use change::{
-    Change, Creation, Event, MAX_KEPT_BYTES, Rejected, Repair, Users, first_members, to_micros,
+    Change, Creation, Event, Folded, FoldedPatch, MAX_KEPT_BYTES, Operators, Rejected, Repair,
+    Users, first_members, fold, may_be_operator, to_micros,
 };
 use drift::Differences;
 pub use drift::{Drift, RepairCounts, RepairKind, Verdict};
 pub use fence::{Fence, FenceError};
-pub use fold::{Folded, FoldedPatch, fold};
-pub use group::{DISMISSED, Group, GroupProfile, MarkReason, OpenImGroup, Version, compare_group};
+pub use fields::{
+    DISMISSED, Group, GroupProfile, MarkReason, Member, MemberPatch, ORDINARY, OWNER, OpenImGroup,
+    OpenImMember, Version, compare_group, compare_member,
+};
 pub use hint::{Hint, HintKind};
 pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId};
-pub use member::{Member, MemberPatch, ORDINARY, OWNER, OpenImMember, compare_member};
-pub use operators::{Operators, may_be_operator};
 pub use record::{Raw, Request, from_record, to_record};

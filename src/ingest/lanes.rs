@@ -1,7 +1,12 @@
 //! The lanes: tasks that write changes to Postgres in batches and answer each. A batch that cannot be written in
 //! time goes to the spool.
+//!
+//! Any lane takes the changes of any group, but one group is in one lane at a time. A lane claims the groups of its
+//! batch, and later changes of these groups are kept for it. So the changes of one group take effect in their order of
+//! arrival, and two changes of two groups are written at the same time. With a fixed lane for each group, by a hash,
+//! one of two such changes would wait for the other in half of all cases with two lanes.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -13,10 +18,8 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::intake::{self, Spool};
-use super::marks::Marks;
-use super::queue::{Load, Queue, SMALL_BATCH};
+use super::{Diverting, Error, Marks};
 use crate::domain::{Change, Event, Repaired};
 use crate::spool::Attempt;
 use crate::store::{self, Failed, Store, Writer, Written};
@@ -132,8 +135,15 @@ impl Lanes {
             let position = spool.map(|spool| (spool.id(), lane_number(number)));
             let writer = Arc::new(AsyncMutex::new(store.writer(position)));
             writers.push(Arc::clone(&writer));
-            let spool = spool.cloned();
-            let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
+            let lane = Lane {
+                number,
+                shared: Arc::clone(&shared),
+                writer,
+                batch_timeout: store.lane_timeout(),
+                lock_timeout: store.lane_lock_timeout(),
+                diverting: spool.map(Spool::diverting).unwrap_or_default(),
+                spool: spool.cloned(),
+            };
             writing.start(|_| async move { lane.run().await });
         }
         Self {
@@ -269,27 +279,12 @@ struct Lane {
     batch_timeout: Duration,
     /// Time after which Postgres gives up a lock that another session holds.
     lock_timeout: Duration,
+    /// Never on without a spool.
+    diverting: Diverting,
     spool: Option<Spool>,
 }
 
 impl Lane {
-    fn new(
-        number: usize,
-        shared: Arc<Shared>,
-        writer: Arc<AsyncMutex<Writer>>,
-        store: &Store,
-        spool: Option<Spool>,
-    ) -> Self {
-        Self {
-            number,
-            shared,
-            writer,
-            batch_timeout: store.lane_timeout(),
-            lock_timeout: store.lane_lock_timeout(),
-            spool,
-        }
-    }
-
     /// Writes batches until [`Shared::next`] ends.
     async fn run(&self) {
         // After a panic the batch is answered as lost and its groups are marked. One bad change must not end the process.
@@ -320,7 +315,7 @@ impl Lane {
     async fn write(&self, mut batch: Vec<Waiting>) {
         loop {
             if let Some(spool) = &self.spool
-                && spool.is_diverting()
+                && self.diverting.is_on()
             {
                 let all = batch.into_iter().map(|change| (change, None)).collect();
                 let all = fail_repairs(all, &store::Error::gave_up());
@@ -335,11 +330,7 @@ impl Lane {
             }
             let mut writer = self.writer.lock().await;
             // The spool may have been opened while this lane waited for its writer.
-            if self
-                .spool
-                .as_ref()
-                .is_none_or(|spool| !spool.is_diverting())
-            {
+            if !self.diverting.is_on() {
                 return self.write_directly(&mut writer, batch).await;
             }
         }
@@ -494,3 +485,187 @@ fn bytes_of(change: &Change) -> usize {
         .map(|user| user.as_str().len() + ROW_BYTES);
     change.group_id.as_str().len() + users.sum::<usize>() + change.event.bytes()
 }
+
+/// Changes in their order of arrival. `C` is a change. A group is known by a hash: two groups with the same hash only
+/// keep their common order.
+#[derive(Debug)]
+struct Queue<C> {
+    /// Changes of groups that no lane has claimed.
+    unclaimed: VecDeque<Item<C>>,
+    lanes: Vec<LaneState<C>>,
+    /// The lane that has claimed a group: a change of the group is in its batch or kept for it.
+    claims: HashMap<u64, usize>,
+    /// Lanes without work, the latest at the end.
+    idle: Vec<usize>,
+    /// Limit of a batch.
+    max_batch: Load,
+    /// Number of changes that were ever added.
+    count: u64,
+}
+
+/// Up to this number of changes, the commit costs more than the rows.
+const SMALL_BATCH: usize = 4;
+
+/// An amount of work.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    changes: usize,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Item<C> {
+    /// Number of the change, from 1.
+    number: u64,
+    group: u64,
+    bytes: usize,
+    change: C,
+}
+
+#[derive(Debug)]
+struct LaneState<C> {
+    /// Later changes of claimed groups, in order of arrival.
+    kept: VecDeque<Item<C>>,
+    /// Group of each change in the batch.
+    writing: Vec<u64>,
+    /// True if the batch takes long.
+    is_slow: bool,
+}
+
+impl<C> Queue<C> {
+    fn new(lanes: usize, max_batch: Load) -> Self {
+        let lane = |_| LaneState {
+            kept: VecDeque::new(),
+            writing: Vec::new(),
+            is_slow: false,
+        };
+        Self {
+            unclaimed: VecDeque::new(),
+            lanes: (0..lanes).map(lane).collect(),
+            claims: HashMap::new(),
+            idle: Vec::new(),
+            max_batch,
+            count: 0,
+        }
+    }
+
+    /// Adds a change of `bytes` bytes. Returns the lane to wake, if any.
+    fn push(&mut self, group: u64, bytes: usize, change: C) -> Option<usize> {
+        self.count += 1;
+        let entry = Item {
+            number: self.count,
+            group,
+            bytes,
+            change,
+        };
+        if let Some(lane) = self.claims.get(&group) {
+            self.lanes[*lane].kept.push_back(entry);
+            return None;
+        }
+        self.unclaimed.push_back(entry);
+        self.lane_to_wake()
+    }
+
+    /// Number of the last change that was added.
+    fn last_number(&self) -> u64 {
+        self.count
+    }
+
+    /// Removes a change by its number. `None` if a lane has taken it.
+    fn remove(&mut self, number: u64) -> Option<C> {
+        let is_it = |entry: &Item<C>| entry.number == number;
+        if let Some(place) = self.unclaimed.iter().position(is_it) {
+            return self.unclaimed.remove(place).map(|entry| entry.change);
+        }
+        self.lanes.iter_mut().find_map(|lane| {
+            let place = lane.kept.iter().position(is_it)?;
+            let entry = lane.kept.remove(place)?;
+            let has_group = lane.writing.contains(&entry.group)
+                || lane.kept.iter().any(|kept| kept.group == entry.group);
+            if !has_group {
+                // The lane is not woken for later changes of this group.
+                self.claims.remove(&entry.group);
+            }
+            Some(entry.change)
+        })
+    }
+
+    /// Next batch of `lane`, in order of arrival within each group. Ends the batch before. If the batch is empty, the lane
+    /// is idle until [`Queue::push`] or [`Queue::lane_to_wake`] returns it.
+    fn take(&mut self, lane: usize) -> Vec<C> {
+        let LaneState {
+            kept,
+            writing,
+            is_slow,
+        } = &mut self.lanes[lane];
+        *is_slow = false;
+        for group in writing.drain(..) {
+            self.claims.remove(&group);
+        }
+        let mut batch = Vec::new();
+        let mut taken = Load::default();
+        // Kept changes are older than unclaimed changes of the same group.
+        for source in [&mut *kept, &mut self.unclaimed] {
+            while let Some(first) = source.front() {
+                let is_full = taken.changes >= self.max_batch.changes
+                    || taken.bytes.saturating_add(first.bytes) > self.max_batch.bytes;
+                if is_full && taken.changes > 0 {
+                    break;
+                }
+                let Some(entry) = source.pop_front() else {
+                    break;
+                };
+                taken.changes += 1;
+                taken.bytes = taken.bytes.saturating_add(entry.bytes);
+                writing.push(entry.group);
+                batch.push(entry.change);
+            }
+        }
+        let has = writing.iter().chain(kept.iter().map(|entry| &entry.group));
+        for group in has {
+            self.claims.insert(*group, lane);
+        }
+        // No unclaimed change of a claimed group may stay: another lane would take it.
+        if !self.unclaimed.is_empty() {
+            let claims = &self.claims;
+            let (own, others) = std::mem::take(&mut self.unclaimed)
+                .into_iter()
+                .partition(|entry| claims.get(&entry.group) == Some(&lane));
+            kept.extend::<VecDeque<_>>(own);
+            self.unclaimed = others;
+        }
+        if batch.is_empty() && !self.idle.contains(&lane) {
+            self.idle.push(lane);
+        }
+        batch
+    }
+
+    /// Notes that the batch of `lane` is slow.
+    fn note_slow(&mut self, lane: usize) {
+        self.lanes[lane].is_slow = true;
+    }
+
+    /// Idle lane to wake, if there is work for it.
+    ///
+    /// While a lane writes many changes, new changes are left to it unless they fill a batch: a row costs little, a
+    /// statement and its commit cost much. So two changes are written in parallel by two lanes, and hundreds by one lane.
+    /// Each is the faster way for its number of changes.
+    fn lane_to_wake(&mut self) -> Option<usize> {
+        let waiting = self.unclaimed.len();
+        let fast = self.lanes.iter().filter(|lane| !lane.is_slow);
+        let writing: usize = fast.map(|lane| lane.writing.len()).sum();
+        if waiting == 0 || (writing > SMALL_BATCH && waiting < self.max_batch.changes) {
+            return None;
+        }
+        self.idle.pop()
+    }
+
+    /// Number of changes that are in no batch.
+    fn len(&self) -> usize {
+        let kept: usize = self.lanes.iter().map(|lane| lane.kept.len()).sum();
+        self.unclaimed.len() + kept
+    }
+}
+
+#[cfg(test)]
+mod tests;

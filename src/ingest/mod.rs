@@ -4,15 +4,17 @@ mod drain;
 mod hints;
 mod intake;
 mod lanes;
-mod marks;
-mod queue;
 mod rejected;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,7 +27,6 @@ use crate::tasks::{Period, Task, Tasks};
 use drain::Drain;
 use hints::HintAction;
 use lanes::Lanes;
-use marks::Marks;
 use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
@@ -450,4 +451,145 @@ pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
         let change = from_record(&rejected.body);
         change.map_err(|why| format!("expected a change; {why}"))
     })
+}
+
+/// Limit of groups. OpenIM names only a few a second while it waits for failing answers.
+const MAX_MARKS: usize = 100_000;
+/// Limit of marks in the queue at a time, which is shared with callbacks.
+const MARKS_PER_BATCH: usize = 256;
+/// Shortest and longest pause after marks that could not be written.
+const FIRST_MARK_PAUSE: Duration = Duration::from_millis(100);
+const MAX_MARK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tells if each change goes through the spool. Clones share it.
+#[derive(Clone, Debug, Default)]
+struct Diverting(Arc<DivertingState>);
+
+#[derive(Debug, Default)]
+struct DivertingState {
+    is_on: AtomicBool,
+    /// Wakes the drain.
+    begun: Notify,
+}
+
+impl Diverting {
+    fn is_on(&self) -> bool {
+        // Acquire: a reader that sees the end of diverting sees what was written before.
+        self.0.is_on.load(Ordering::Acquire)
+    }
+
+    fn begin(&self) {
+        self.0.is_on.store(true, Ordering::Release);
+        self.0.begun.notify_one();
+    }
+
+    fn end(&self) {
+        self.0.is_on.store(false, Ordering::Release);
+    }
+
+    /// Waits until it is on.
+    async fn begun(&self) {
+        while !self.is_on() {
+            self.0.begun.notified().await;
+        }
+    }
+}
+
+/// Marks that are not written. Clones share them.
+#[derive(Clone, Debug, Default)]
+struct Marks(Arc<SharedMarks>);
+
+#[derive(Debug, Default)]
+struct SharedMarks {
+    waiting: Mutex<HashMap<GroupId, MarkReason>>,
+    /// Number of marks that were taken and are not known to be durable.
+    under_way: AtomicUsize,
+    added: Notify,
+}
+
+impl Marks {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<GroupId, MarkReason>> {
+        // No code panics while it holds the lock.
+        self.0
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a group to be marked.
+    fn add(&self, group: GroupId, reason: MarkReason) {
+        let is_full = {
+            let mut waiting = self.waiting();
+            let is_full = waiting.len() >= MAX_MARKS && !waiting.contains_key(&group);
+            if !is_full {
+                waiting.insert(group, reason);
+            }
+            is_full
+        };
+        if is_full {
+            tracing::error!("too many groups wait for a mark; one of them is lost");
+        }
+        self.0.added.notify_one();
+    }
+
+    /// Marks the group of a change that is not known to be written.
+    fn lost(&self, change: &Change) {
+        let reason = match change.event {
+            Event::Mark(reason) => reason,
+            // The next reconcile of the group makes it again.
+            Event::Repair(_) => return,
+            _ => MarkReason::CallbackLost,
+        };
+        self.add(change.group_id.clone(), reason);
+    }
+
+    /// Number of marks that are not written.
+    fn count(&self) -> usize {
+        self.waiting().len() + self.0.under_way.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Vec<(GroupId, MarkReason)> {
+        let mut waiting = self.waiting();
+        let some: Vec<GroupId> = waiting.keys().take(MARKS_PER_BATCH).cloned().collect();
+        self.0.under_way.store(some.len(), Ordering::Relaxed);
+        some.iter()
+            .filter_map(|group| waiting.remove_entry(group))
+            .collect()
+    }
+
+    /// Writes marks until `closing`, and then the rest once. `submit` writes one change and returns true if that is done; a
+    /// change that is not written comes back through [`Self::lost`].
+    async fn write<F: Future<Output = bool>>(
+        &self,
+        submit: impl Fn(Change) -> F,
+        closing: CancellationToken,
+    ) {
+        let mut pause = FIRST_MARK_PAUSE;
+        loop {
+            let marks = self.take();
+            if marks.is_empty() {
+                tokio::select! {
+                    biased;
+                    () = self.0.added.notified() => continue,
+                    () = closing.cancelled() => return,
+                }
+            }
+            let is_last = closing.is_cancelled();
+            let write = marks.into_iter().map(|(group, reason)| {
+                let event = Event::Mark(reason);
+                submit(Change::new(group, OffsetDateTime::now_utc(), event))
+            });
+            let done = join_all(write).await;
+            self.0.under_way.store(0, Ordering::Relaxed);
+            if done.into_iter().all(|done| done) {
+                pause = FIRST_MARK_PAUSE;
+                continue;
+            }
+            if is_last {
+                return;
+            }
+            let _ = timeout(pause, closing.cancelled()).await;
+            pause = (pause * 2).min(MAX_MARK_PAUSE);
+        }
+    }
 }

@@ -10,8 +10,7 @@ use sqlx::postgres::PgRow;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::columns::{Columns, MemberRow, PageRow};
-use super::read::{self, SHORT_ROW, is_marked};
+use super::columns::{Columns, MemberRow, PageRow, SHORT_ROW, count, is_marked};
 use super::{Error, Store};
 use crate::domain::{GroupId, UserId};
 
@@ -290,7 +289,7 @@ impl Store {
         }
         let groups: Vec<&str> = pairs.iter().map(|((group, _), _)| group.as_str()).collect();
         let users: Vec<&str> = pairs.iter().map(|((_, user), _)| user.as_str()).collect();
-        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| read::count(*bytes)).collect();
+        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| count(*bytes)).collect();
         let found = self
             .read(async |connection| {
                 sqlx::query(MEMBERSHIPS_SIZED)
@@ -311,7 +310,7 @@ impl Store {
             let allowed = at(place).and_then(|at| allowed.get(at));
             let member = SoughtMember {
                 row,
-                bytes: read::bytes(bytes),
+                bytes: usize::try_from(bytes).unwrap_or(0),
                 has_texts: allowed.is_some_and(|allowed| bytes <= *allowed),
             };
             (place, member)

@@ -22,7 +22,6 @@ mod postgres;
 mod read;
 mod reconcile;
 mod rejected;
-mod touched;
 mod write;
 
 use std::sync::Arc;
@@ -34,15 +33,14 @@ use tokio::time::{Instant, timeout_at};
 
 use lookups::Lookups;
 use postgres::{Connections, Connector, Kind, Pool};
-use touched::Touched;
+use write::Touched;
 
-pub use columns::{GroupRow, MemberRow};
+pub use columns::{GroupRow, MemberRow, SHORT_ROW};
 pub use error::{Error, OpenError, UnfitSession};
 pub use lookups::SoughtMember;
 pub use postgres::{Database, UrlError, check_url};
 pub use read::{
     Found, GroupFilter, GroupSummary, MemberFilter, MemberState, PAGE_BYTES, Page, RoleCount, Room,
-    SHORT_ROW,
 };
 pub(crate) use reconcile::run_counters;
 pub use reconcile::{

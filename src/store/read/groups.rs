@@ -3,9 +3,9 @@
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::super::columns::{Columns, GroupRow, PageRow};
+use super::super::columns::{Columns, GroupRow, PageRow, SHORT_ROW, bytes, count};
 use super::super::{Error, Store};
-use super::pages::{self, Found, Page, Room, SHORT_ROW};
+use super::{Found, Page, Room, page};
 use crate::domain::GroupId;
 
 pages! {
@@ -105,13 +105,13 @@ impl Store {
         let found: Option<Found<(GroupRow, Vec<RoleRow>)>> = self
             .read(async |connection| {
                 let query = sqlx::query(GROUP).bind(group.as_str());
-                let query = query.bind(pages::count(room));
+                let query = query.bind(count(room));
                 let Some(row) = query.fetch_optional(&mut *connection).await? else {
                     return Ok(None);
                 };
                 let mut columns = Columns::of(&row);
                 let row = GroupRow::read(&mut columns)?;
-                let bytes = pages::bytes(columns.take()?);
+                let bytes = bytes(columns.take()?);
                 if bytes > room {
                     return Ok(Some(Found::Long(bytes)));
                 }
@@ -162,7 +162,7 @@ impl Store {
             (None, _) => PAGE_OF_GROUPS,
         };
         self.read(async |connection| {
-            pages::page(connection, sql, limit as usize, room, |query| {
+            page(connection, sql, limit as usize, room, |query| {
                 let query = query.bind(after).bind(i64::from(limit) + 1);
                 match (status, check_wanted) {
                     (_, Some(true)) => query.bind(status),

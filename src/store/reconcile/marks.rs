@@ -7,7 +7,7 @@ use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use crate::domain::{Fence, FenceError, GroupId, MarkReason, UserId, Version};
-use crate::store::touched::{GROUP_ITSELF, TouchedUsers};
+use crate::store::write::{GROUP_ITSELF, TouchedUsers};
 use crate::store::{Error, Store};
 
 statements! {
