@@ -178,11 +178,11 @@ impl Ops {
             parts.push("service: stopping");
         }
         let spool = ingest.spool().unwrap_or_default();
-        let of_database = match part.0 {
-            Some(Part::Callbacks) => None,
-            Some(Part::Reads) | None => self.check_database().await,
-        };
-        parts.extend(of_database);
+        let mut database = None;
+        if part.0 != Some(Part::Callbacks) {
+            database = self.check_database().await;
+        }
+        parts.extend(database);
         if part.0.is_none() && spool.is_blocked {
             parts.push("spool: blocked");
         }
@@ -190,9 +190,7 @@ impl Ops {
             if part.0 != Some(Part::Reads) {
                 parts.push("callbacks: refused");
             }
-        } else if part.0.is_none()
-            && spool.is_diverting
-            && (of_database.is_some() || spool.is_blocked)
+        } else if part.0.is_none() && spool.is_diverting && (database.is_some() || spool.is_blocked)
         {
             parts.push("callbacks: spooled");
         }

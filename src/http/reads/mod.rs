@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::{GroupId, UserId};
 use crate::http::error::{Code, Error};
 use crate::http::json_response::{JsonResponse, json};
-use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare};
+use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare, Counted};
 use crate::store::{self, Found, PAGE_BYTES, Page, Room, SHORT_ROW, Store};
 
 /// Limit of a page without a `limit`.
@@ -253,12 +253,9 @@ impl<T> ReadRows<T> {
         drop(answer);
         share.shrink(json.capacity());
         share.grow_now(json.capacity())?;
-        let json = JsonText {
-            json,
-            _share: share,
-        };
+        let bytes = json;
         Ok(Answer {
-            json: Bytes::from_owner(json),
+            json: Bytes::from_owner(Counted { bytes, share }),
             of: PhantomData,
         })
     }
@@ -313,18 +310,6 @@ impl<A: ToJSON + Serialize + Send> ApiResponse for Answer<A> {
 /// The error of a time outside the years 0 to 9999. Neither the service nor now() writes one.
 fn unwritten(error: serde_json::Error) -> Error {
     Error::internal().because(error)
-}
-
-/// JSON with its share of the memory.
-struct JsonText {
-    json: Vec<u8>,
-    _share: AnswerShare,
-}
-
-impl AsRef<[u8]> for JsonText {
-    fn as_ref(&self) -> &[u8] {
-        &self.json
-    }
 }
 
 /// A writer that counts bytes.

@@ -402,17 +402,9 @@ mod tests {
             b"GET / HTTP/1.1\r\n".as_slice(),
             b"GET / HTTP/1.1\n\n",
             b"\r\r\r\n\r",
-            b"PRI * HTTP/2.0\r\n",
+            b"PRI * HTTP/2.0\r\n\r",
         ] {
             assert!(matches!(after(part), Reading::Head(_)));
         }
-    }
-
-    #[test]
-    fn http2_is_refused() {
-        let reading = after(b"PRI * HTTP/2.0\r\n\r\n");
-        assert_eq!(reading, Reading::Http2);
-        assert!(reading.is_refused());
-        assert!(!after(b"PRI * HTTP/2.0\r\n\r").is_refused());
     }
 }
