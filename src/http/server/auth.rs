@@ -19,6 +19,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::http::AccessSettings;
 use crate::http::error::{Code, Error};
+use crate::secret::Secret;
 
 /// Parts of the API, in the OpenAPI document.
 #[derive(Tags)]
@@ -48,20 +49,14 @@ struct Keys(Vec<[u8; 32]>);
 impl Access {
     /// `is_local`: only this machine can reach the listener.
     pub(crate) fn new(settings: &AccessSettings, is_local: bool) -> Self {
-        let AccessSettings {
-            callback_username,
-            callback_passwords,
-            api_tokens,
-            allow_anonymous,
-        } = settings;
+        let (name, tokens) = (&settings.callback_username, &settings.api_tokens);
         // A user name has no colon, so the text of a pair is unambiguous.
-        let pairs = callback_passwords
-            .iter()
-            .map(|password| digest(format!("{callback_username}:{}", password.expose())));
+        let passwords = settings.callback_passwords.iter().map(Secret::expose);
+        let pairs = passwords.map(|password| digest(format!("{name}:{password}")));
         Self {
             callbacks: Keys(pairs.collect()),
-            reads: Keys(api_tokens.iter().map(|t| digest(t.expose())).collect()),
-            is_local: is_local && !allow_anonymous,
+            reads: Keys(tokens.iter().map(|token| digest(token.expose())).collect()),
+            is_local: is_local && !settings.allow_anonymous,
         }
     }
 

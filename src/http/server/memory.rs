@@ -49,10 +49,7 @@ const MAX_READ_BYTES: usize = 4 << 20;
 impl BodyLimits {
     /// Reads get a quarter of the memory, so that they cannot block callbacks.
     pub(crate) fn new(settings: BodySettings, timeouts: HttpTimeouts) -> Self {
-        let BodySettings {
-            max_bytes,
-            max_memory,
-        } = settings;
+        let (max_bytes, max_memory) = (settings.max_bytes, settings.max_memory);
         let of_reads = max_memory / 4;
         Self {
             callbacks: BodyMemory::new(max_bytes, " (MAX_BODY_BYTES)", max_memory - of_reads),

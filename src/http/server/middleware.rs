@@ -23,6 +23,7 @@ use super::auth::{Access, Admitted, AdmittedBy, ApiToken, CallbackKey, CallbackP
 use super::memory::BodyLimits;
 use super::routing::{self, CallbackRoute, Route, Routes, is_posted_read};
 use crate::domain::{HintKind, MAX_KEPT_BYTES, MarkReason, Rejected, is_usable_operation_id};
+use crate::http::HttpSettings;
 use crate::http::body::{self, EarlyBody, OPERATION_ID};
 use crate::http::callbacks::{self, Callbacks, commands, reply};
 use crate::http::error::{self, Code, Error, Side};
@@ -33,9 +34,11 @@ use crate::http::reads::drift::Drifts;
 use crate::http::reads::groups::Groups;
 use crate::http::reads::members::Members;
 use crate::http::reads::memberships::Memberships;
-use crate::http::{Api, HttpSettings};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
+
+/// The operations.
+pub(crate) type Api = (Callbacks, Groups, Members, Memberships, Drifts, Ops);
 
 /// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
 pub(super) fn endpoint(

@@ -3,5 +3,5 @@
 pub(super) mod auth;
 pub(super) mod connection;
 pub(super) mod memory;
-mod middleware;
+pub(super) mod middleware;
 pub(super) mod routing;
