@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
-use super::server::memory::{BodyLimits, BodyShare, Counted};
+use super::server::memory::{BodyLimits, BodyShare, WithShare};
 use crate::domain::{GroupId, UserId};
 
 /// Header of requests and answers with the operation id.
@@ -40,7 +40,7 @@ pub(super) fn operation_id(request: &Request) -> Option<String> {
 const MAX_BYTES_IN_PLACE: usize = 256 << 10;
 
 /// A body with its share of the memory.
-pub(super) type ReceivedBody = Counted<Bytes, BodyShare>;
+pub(super) type ReceivedBody = WithShare<Bytes, BodyShare>;
 
 /// A body that is read before the operation is known. It travels as request data.
 #[derive(Clone)]
@@ -412,7 +412,7 @@ impl<'de, const N: usize> Visitor<'de> for Fields<N> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = self.0.map(|name| Field { name, raw: "null" });
-        while let Some(known) = map.next_key_seed(Key(&self.0))? {
+        while let Some(known) = map.next_key_seed(KnownName(&self.0))? {
             match known {
                 Some(index) => fields[index].raw = map.next_value::<&RawValue>()?.get(),
                 None => {
@@ -425,9 +425,9 @@ impl<'de, const N: usize> Visitor<'de> for Fields<N> {
 }
 
 /// The index of a known key, without keeping the unknown ones.
-struct Key<'a>(&'a [&'static str]);
+struct KnownName<'a>(&'a [&'static str]);
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
+impl<'de> DeserializeSeed<'de> for KnownName<'_> {
     type Value = Option<usize>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
@@ -435,7 +435,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     }
 }
 
-impl Visitor<'_> for Key<'_> {
+impl Visitor<'_> for KnownName<'_> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

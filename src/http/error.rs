@@ -11,14 +11,15 @@ use bytes::Bytes;
 use poem::error::{MethodNotAllowedError, NotFoundError, ResponseError};
 use poem::http::StatusCode;
 use poem::{IntoResponse, Response};
+use poem_openapi::ApiResponse;
 use poem_openapi::error::{ParseParamError, ParsePathError};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{
     MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry,
 };
-use poem_openapi::types::{Example, Type};
-use poem_openapi::{ApiResponse, Object};
+use poem_openapi::types::Type;
 
+use super::json_response::json_object;
 use crate::domain::IdError;
 use crate::{ingest, store};
 
@@ -250,16 +251,17 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// Value of Retry-After, a header of each 503.
 pub(super) const RETRY_AFTER_SECS: &str = "2";
 
-/// A problem document (RFC 9457). Its type is "about:blank": `code` distinguishes problems.
-#[derive(Clone, Debug, Object)]
-#[oai(example)]
-pub(super) struct Problem {
-    /// Text of the code. One code has one text.
-    title: String,
-    /// Details: the parameter or field, and the expected value.
-    detail: String,
-    /// Code of the problem. Codes are never renamed.
-    code: String,
+json_object! {
+    /// A problem document (RFC 9457). Its type is "about:blank": `code` distinguishes problems.
+    #[oai(example)]
+    struct Problem {
+        /// Text of the code. One code has one text.
+        title "title": String = Code::ParameterInvalid.message().into();
+        /// Details: the parameter or field, and the expected value.
+        detail "detail": String = "limit: expected a whole number from 1 to 1000".into();
+        /// Code of the problem. Codes are never renamed.
+        code "code": String = Code::ParameterInvalid.name().into();
+    }
 }
 
 impl Problem {
@@ -269,15 +271,6 @@ impl Problem {
             detail,
             code: code.name().into(),
         }
-    }
-}
-
-impl Example for Problem {
-    fn example() -> Self {
-        Self::new(
-            Code::ParameterInvalid,
-            "limit: expected a whole number from 1 to 1000".into(),
-        )
     }
 }
 

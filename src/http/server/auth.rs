@@ -15,7 +15,7 @@ use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Tags};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
 use crate::http::AccessSettings;
 use crate::http::error::{Code, Error};
@@ -103,14 +103,12 @@ impl Keys {
             return Admitted::No;
         };
         // Compares all, so that the time is always the same.
-        let mut keys = self.0.iter();
-        let is = |key: &[u8; 32]| key.as_slice().ct_eq(presented.as_slice());
-        let newest = keys.next().map_or(Choice::from(0), is);
-        let older = keys.fold(Choice::from(0), |found, key| found | is(key));
-        match (bool::from(newest), bool::from(older)) {
-            (true, _) => Admitted::ByNewest,
-            (false, true) => Admitted::ByOlder,
-            (false, false) => Admitted::No,
+        let is_same = |key: &[u8; 32]| key.as_slice().ct_eq(presented.as_slice()).into();
+        let same: Vec<bool> = self.0.iter().map(is_same).collect();
+        match same.iter().position(|is_same| *is_same) {
+            Some(0) => Admitted::ByNewest,
+            Some(_) => Admitted::ByOlder,
+            None => Admitted::No,
         }
     }
 }

@@ -264,12 +264,12 @@ impl BodyShare {
 }
 
 /// Bytes with their share of the memory.
-pub(crate) struct Counted<B, S> {
+pub(crate) struct WithShare<B, S> {
     pub(crate) bytes: B,
     pub(crate) share: S,
 }
 
-impl<B: AsRef<[u8]>, S> AsRef<[u8]> for Counted<B, S> {
+impl<B: AsRef<[u8]>, S> AsRef<[u8]> for WithShare<B, S> {
     fn as_ref(&self) -> &[u8] {
         self.bytes.as_ref()
     }
