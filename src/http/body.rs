@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{Code, Error, Side};
-use super::server::memory::{BodyLimits, BodyShare};
+use super::server::memory::{BodyLimits, BodyShare, WithShare};
 use crate::domain::{GroupId, MAX_ID_BYTES, UserId};
 
 /// Header of requests and answers with the operation id.
@@ -41,23 +41,7 @@ pub(super) fn operation_id(request: &Request) -> Option<String> {
 const MAX_BYTES_IN_PLACE: usize = 256 << 10;
 
 /// A body with its share of the memory.
-pub(super) struct ReceivedBody {
-    bytes: Bytes,
-    share: BodyShare,
-}
-
-impl ReceivedBody {
-    /// The bytes. They hold the share until the last of them is dropped.
-    fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(self)
-    }
-}
-
-impl AsRef<[u8]> for ReceivedBody {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
+pub(super) type ReceivedBody = WithShare<Bytes, BodyShare>;
 
 /// A body that is read before the operation is known. It travels as request data.
 #[derive(Clone)]
@@ -88,14 +72,11 @@ async fn receive(
     let limits = request.extensions().get::<Arc<BodyLimits>>();
     let limits = limits.ok_or_else(Error::internal)?;
     let memory = limits.of_side(side);
-    let announced = request
-        .header("content-length")
-        .and_then(|length| length.parse::<u64>().ok());
-    let announced = match announced.map(usize::try_from) {
-        Some(Ok(length)) if length <= memory.max_bytes => Some(length),
-        Some(_) => return Err(memory.too_large()),
-        None => None,
-    };
+    let announced = request.header("content-length");
+    let announced: Option<usize> = announced.and_then(|length| length.parse().ok());
+    if announced.is_some_and(|length| length > memory.max_bytes) {
+        return Err(memory.too_large());
+    }
     let deadline = Instant::now() + limits.timeouts.body;
     let body = body.take().map_err(poem::Error::from)?;
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
@@ -109,7 +90,8 @@ async fn receive(
             Ok(Some(Err(_))) => {
                 let error = Error::new(Code::BodyIncomplete, "the connection ended first");
                 let bytes = bytes.freeze();
-                return Err(error.with_body(ReceivedBody { bytes, share }.into_bytes()));
+                let body = Bytes::from_owner(ReceivedBody { bytes, share });
+                return Err(error.with_body(body));
             }
             Err(_elapsed) => {
                 let secs = limits.timeouts.body.as_secs_f32();
@@ -174,7 +156,8 @@ where
         };
         match parsed {
             Ok(parsed) => Ok((received, parsed)),
-            Err(error) => Err(error.with_body(received.into_bytes())),
+            // The bytes hold the share until the last of them is dropped.
+            Err(error) => Err(error.with_body(Bytes::from_owner(received))),
         }
     };
     if !is_long {
@@ -430,7 +413,7 @@ impl<'de, const N: usize> Visitor<'de> for Fields<N> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = self.0.map(|name| Field { name, raw: "null" });
-        while let Some(known) = map.next_key_seed(Key(&self.0))? {
+        while let Some(known) = map.next_key_seed(KnownName(&self.0))? {
             match known {
                 Some(index) => fields[index].raw = map.next_value::<&RawValue>()?.get(),
                 None => {
@@ -443,9 +426,9 @@ impl<'de, const N: usize> Visitor<'de> for Fields<N> {
 }
 
 /// The index of a known key, without keeping the unknown ones.
-struct Key<'a>(&'a [&'static str]);
+struct KnownName<'a>(&'a [&'static str]);
 
-impl<'de> DeserializeSeed<'de> for Key<'_> {
+impl<'de> DeserializeSeed<'de> for KnownName<'_> {
     type Value = Option<usize>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
@@ -453,7 +436,7 @@ impl<'de> DeserializeSeed<'de> for Key<'_> {
     }
 }
 
-impl Visitor<'_> for Key<'_> {
+impl Visitor<'_> for KnownName<'_> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

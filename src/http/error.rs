@@ -11,14 +11,15 @@ use bytes::Bytes;
 use poem::error::{MethodNotAllowedError, NotFoundError, ResponseError};
 use poem::http::StatusCode;
 use poem::{IntoResponse, Response};
-use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError};
+use poem_openapi::ApiResponse;
+use poem_openapi::error::{ParseParamError, ParsePathError};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{
     MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry,
 };
-use poem_openapi::types::{Example, Type};
-use poem_openapi::{ApiResponse, Object};
+use poem_openapi::types::Type;
 
+use super::json_response::json_object;
 use crate::domain::IdError;
 use crate::{ingest, store};
 
@@ -34,12 +35,12 @@ pub(super) enum Side {
 }
 
 macro_rules! codes {
-    ($($(#[doc = $doc:literal])+ $code:ident = $number:literal, $name:literal, $status:ident, $side:ident, $message:literal;)+) => {
+    ($($(#[doc = $doc:literal])* $code:ident = $number:literal, $name:literal, $status:ident, $side:ident, $message:literal;)+) => {
         /// Stable code of an error: a number for OpenIM's `errCode`, and a name for people and
         /// backends.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Code {
-            $($(#[doc = $doc])+ $code,)+
+            $($(#[doc = $doc])* $code,)+
         }
 
         impl Code {
@@ -83,23 +84,17 @@ codes! {
     BodyMalformed = 5101, "body_malformed", BAD_REQUEST, Any, "the body is not a JSON object";
     /// A required field is missing or null.
     FieldMissing = 5102, "field_missing", BAD_REQUEST, Any, "a required field is missing";
-    /// A field has another type than documented.
     FieldType = 5103, "field_type", BAD_REQUEST, Any, "a field has the wrong type";
     /// An id is empty, too long, or holds U+0000.
     IdInvalid = 5104, "id_invalid", BAD_REQUEST, Any, "an id cannot be used";
-    /// `callbackCommand` is not the command in the path.
     CommandMismatch = 5105, "command_mismatch", BAD_REQUEST, Callback, "callbackCommand does not match the path";
     /// A query parameter or path segment is not what is documented.
     ParameterInvalid = 5106, "parameter_invalid", BAD_REQUEST, Read, "a parameter cannot be used";
     /// A cursor is damaged, or of another path or filter.
     CursorInvalid = 5107, "cursor_invalid", BAD_REQUEST, Read, "the cursor cannot be used";
-    /// More items than documented.
     TooMany = 5108, "too_many", BAD_REQUEST, Any, "too many items";
-    /// The connection ended before the end of the body.
     BodyIncomplete = 5109, "body_incomplete", BAD_REQUEST, Any, "the body did not arrive whole";
-    /// The body did not arrive in time.
     BodyTimeout = 5110, "body_timeout", REQUEST_TIMEOUT, Any, "the body took too long";
-    /// No credentials, or wrong ones.
     CredentialsWrong = 5111, "credentials_wrong", UNAUTHORIZED, Any, "the credentials are missing or wrong";
     /// No key is set, and Host or Origin is not of this machine.
     HostNotLocal = 5112, "host_not_local", FORBIDDEN, Any, "without a key only this machine is answered";
@@ -107,21 +102,16 @@ codes! {
     BodyTooLarge = 5113, "body_too_large", PAYLOAD_TOO_LARGE, Any, "the body is too large";
     /// The path has no command, and `callbackCommand` is none.
     CommandUnknown = 5114, "command_unknown", BAD_REQUEST, Callback, "callbackCommand is no command that can be used";
-    /// The Content-Type is not JSON.
     NotJson = 5115, "not_json", UNSUPPORTED_MEDIA_TYPE, Any, "the Content-Type is not application/json";
     /// Nothing is served at this path. A POST to any path is a callback.
     PathUnknown = 5121, "path_unknown", NOT_FOUND, Read, "nothing is served at this path";
-    /// The path takes other methods.
     MethodNotAllowed = 5122, "method_not_allowed", METHOD_NOT_ALLOWED, Any, "the path does not take this method";
-    /// The mirror does not have the group.
     GroupUnknown = 5123, "group_unknown", NOT_FOUND, Read, "the group is not in the mirror";
-    /// The user is not a current member.
     MemberUnknown = 5124, "member_unknown", NOT_FOUND, Read, "the user is not a current member of the group";
     /// The database is away or too slow.
     DatabaseAway = 5201, "database_away", SERVICE_UNAVAILABLE, Any, "the database is away";
     /// Bodies hold all of MAX_BODY_MEMORY, or answers all of MAX_ANSWER_MEMORY.
     Busy = 5203, "busy", SERVICE_UNAVAILABLE, Any, "too much at a time";
-    /// The database is away, and the spool is full or cannot be written.
     SpoolRefused = 5205, "spool_refused", SERVICE_UNAVAILABLE, Callback, "the database is away, and the spool takes no more";
     /// Some part cannot work, or the service is stopping.
     NotReady = 5204, "not_ready", SERVICE_UNAVAILABLE, Read, "the service is not ready";
@@ -245,9 +235,6 @@ impl From<poem::Error> for Error {
             let detail = "path: expected percent-encoded UTF-8";
             return Self::new(Code::ParameterInvalid, detail);
         }
-        if error.is::<ContentTypeError>() {
-            return Self::new(Code::NotJson, "Content-Type: expected application/json");
-        }
         if error.is::<NotFoundError>() {
             return Self::path_unknown();
         }
@@ -264,16 +251,17 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// Value of Retry-After, a header of each 503.
 pub(super) const RETRY_AFTER_SECS: &str = "2";
 
-/// A problem document (RFC 9457). Its type is "about:blank": `code` distinguishes problems.
-#[derive(Clone, Debug, Object)]
-#[oai(example)]
-pub(super) struct Problem {
-    /// Text of the code. One code has one text.
-    title: String,
-    /// Details: the parameter or field, and the expected value.
-    detail: String,
-    /// Code of the problem. Codes are never renamed.
-    code: String,
+json_object! {
+    /// A problem document (RFC 9457). Its type is "about:blank": `code` distinguishes problems.
+    #[oai(example)]
+    struct Problem {
+        /// Text of the code. One code has one text.
+        title "title": String = Code::ParameterInvalid.message().into();
+        /// Details: the parameter or field, and the expected value.
+        detail "detail": String = "limit: expected a whole number from 1 to 1000".into();
+        /// Code of the problem. Codes are never renamed.
+        code "code": String = Code::ParameterInvalid.name().into();
+    }
 }
 
 impl Problem {
@@ -283,15 +271,6 @@ impl Problem {
             detail,
             code: code.name().into(),
         }
-    }
-}
-
-impl Example for Problem {
-    fn example() -> Self {
-        Self::new(
-            Code::ParameterInvalid,
-            "limit: expected a whole number from 1 to 1000".into(),
-        )
     }
 }
 

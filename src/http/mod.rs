@@ -17,30 +17,15 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use callbacks::OtherCallbacks;
 use openapi::Document;
-use ops::Ops;
-use reads::drift::Drifts;
-use reads::groups::Groups;
-use reads::members::Members;
-use reads::memberships::Memberships;
 pub use server::connection::serve;
+use server::middleware::Api;
 
 use crate::domain::{Change, Operators};
 use crate::ingest::Ingest;
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::telemetry::Metrics;
-
-type Api = (
-    callbacks::Operations,
-    OtherCallbacks,
-    Groups,
-    Members,
-    Memberships,
-    Drifts,
-    Ops,
-);
 
 /// The OpenAPI document as JSON.
 ///

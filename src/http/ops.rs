@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use poem::http::header::CACHE_CONTROL;
 use poem::web::Data;
-use poem::{Request, Response, handler};
+use poem::{IntoResponse, Request, Response, handler};
 use poem_openapi::param::Query;
 use poem_openapi::payload::PlainText;
 use poem_openapi::types::Example;
@@ -67,17 +67,12 @@ pub(super) struct Gauges {
 
 impl Gauges {
     fn text(&self) -> Result<String, Error> {
-        let HttpParts {
-            store,
-            ingest,
-            metrics,
-            ..
-        } = &self.parts;
+        let (store, ingest) = (&self.parts.store, &self.parts.ingest);
         let (used, idle) = store.connections();
         // In the order of the work, so that no work is missed on its way.
         let (marks_waiting, waiting) = (ingest.marks_waiting(), ingest.waiting());
         let spool = ingest.spool().unwrap_or_default();
-        let text = metrics.text(Snapshot {
+        let text = self.parts.metrics.text(Snapshot {
             connections: [used, idle],
             max_connections: store.max_connections(),
             body_memory: self.bodies.in_use(),
@@ -106,10 +101,10 @@ pub(super) fn metrics_alone(
     access: Data<&Access>,
 ) -> poem::Result<Response> {
     access.check_host(request, false)?;
-    Ok(Response::builder()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .header(CACHE_CONTROL, "no-store")
-        .body(gauges.text()?))
+    let answer = MetricsAnswer::Text(PlainText(gauges.text()?));
+    Ok(answer
+        .with_header(CACHE_CONTROL, "no-store")
+        .into_response())
 }
 
 /// A kind of requests.
@@ -170,36 +165,31 @@ impl Ops {
         #[oai(name = "for")]
         part: Query<Option<Part>>,
     ) -> Result<JsonResponse<Status>, ReadFailure> {
-        let mut parts = Vec::new();
-        let HttpParts {
-            stopping, ingest, ..
-        } = &self.gauges.parts;
-        if stopping.has_begun() {
-            parts.push("service: stopping");
+        let mut reasons = Vec::new();
+        if self.gauges.parts.stopping.has_begun() {
+            reasons.push("service: stopping");
         }
-        let spool = ingest.spool().unwrap_or_default();
-        let of_database = match part.0 {
+        let spool = self.gauges.parts.ingest.spool().unwrap_or_default();
+        let database = match part.0 {
             Some(Part::Callbacks) => None,
             Some(Part::Reads) | None => self.check_database().await,
         };
-        parts.extend(of_database);
+        reasons.extend(database);
         if part.0.is_none() && spool.is_blocked {
-            parts.push("spool: blocked");
+            reasons.push("spool: blocked");
         }
+        let is_behind = database.is_some() || spool.is_blocked;
         if spool.is_diverting && (spool.is_refusing || spool.is_absent) {
             if part.0 != Some(Part::Reads) {
-                parts.push("callbacks: refused");
+                reasons.push("callbacks: refused");
             }
-        } else if part.0.is_none()
-            && spool.is_diverting
-            && (of_database.is_some() || spool.is_blocked)
-        {
-            parts.push("callbacks: spooled");
+        } else if part.0.is_none() && spool.is_diverting && is_behind {
+            reasons.push("callbacks: spooled");
         }
-        if parts.is_empty() {
+        if reasons.is_empty() {
             return Ok(JsonResponse(Status::example()));
         }
-        Err(Error::new(Code::NotReady, parts.join("; ")).into())
+        Err(Error::new(Code::NotReady, reasons.join("; ")).into())
     }
 
     /// Metrics

@@ -184,7 +184,9 @@ impl Memberships {
         let mut share = self.0.memory.reserve(first, deadline).await?;
         let mut found = self.0.store.memberships(Arc::clone(&query.pairs)).await?;
         let (is_shown, bytes) = query.shown(&found);
-        let mut shown = query.shown_pairs(&is_shown);
+        // Indexes of the pairs whose members are in the answer.
+        let shown = query.places.iter().zip(&is_shown).filter(|(_, is)| **is);
+        let mut shown: BTreeSet<usize> = shown.map(|(at, _)| *at).collect();
         let is_long = |at: &usize| found[*at].as_ref().is_some_and(|sought| !sought.has_texts);
         let whole = of_ids + cost(bytes, places);
         if shown.iter().any(is_long) {
@@ -256,12 +258,6 @@ impl PairQuery {
             fits
         });
         (is_shown.collect(), bytes)
-    }
-
-    /// Indexes of the pairs whose members are in the answer.
-    fn shown_pairs(&self, is_shown: &[bool]) -> BTreeSet<usize> {
-        let shown = self.places.iter().zip(is_shown);
-        shown.filter(|(_, is)| **is).map(|(at, _)| *at).collect()
     }
 
     /// Bytes of the ids of all places.

@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::{GroupId, UserId};
 use crate::http::error::{Code, Error};
 use crate::http::json_response::{JsonResponse, json};
-use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare};
+use crate::http::server::memory::{ANSWERS, AnswerMemory, AnswerShare, WithShare};
 use crate::store::{self, Found, PAGE_BYTES, Page, Room, SHORT_ROW, Store};
 
 /// Limit of a page without a `limit`.
@@ -108,17 +108,15 @@ where
     let mut room = Room::Short;
     for tries in 1.. {
         let bytes = match find(room).await? {
-            None => break,
+            Some(Found::Long(bytes)) if tries < MAX_TRIES => bytes,
+            Some(Found::Long(_)) => return Err(Error::new(Code::Busy, ANSWERS)),
             Some(Found::Whole(rows)) => {
                 let (count, bytes) = size(&rows);
                 share.shrink(cost(bytes, count));
                 return Ok(Some(ReadRows { rows, bytes, share }));
             }
-            Some(Found::Long(bytes)) => bytes,
+            None => break,
         };
-        if tries == MAX_TRIES {
-            return Err(Error::new(Code::Busy, ANSWERS));
-        }
         share.shrink(0);
         share = memory.reserve(cost(bytes, max_rows), deadline).await?;
         room = Room::Bytes(bytes);
@@ -220,12 +218,8 @@ impl Scope {
                 && UserId::parse(key.into()).is_ok();
             good.then(|| key.to_owned())
         };
-        read().ok_or_else(|| {
-            Error::new(
-                Code::CursorInvalid,
-                "cursor: expected the nextCursor of the same path with the same filters",
-            )
-        })
+        let detail = "cursor: expected the nextCursor of the same path with the same filters";
+        read().ok_or_else(|| Error::new(Code::CursorInvalid, detail))
     }
 }
 
@@ -253,12 +247,9 @@ impl<T> ReadRows<T> {
         drop(answer);
         share.shrink(json.capacity());
         share.grow_now(json.capacity())?;
-        let json = JsonText {
-            json,
-            _share: share,
-        };
+        let bytes = json;
         Ok(Answer {
-            json: Bytes::from_owner(json),
+            json: Bytes::from_owner(WithShare { bytes, share }),
             of: PhantomData,
         })
     }
@@ -313,18 +304,6 @@ impl<A: ToJSON + Serialize + Send> ApiResponse for Answer<A> {
 /// The error of a time outside the years 0 to 9999. Neither the service nor now() writes one.
 fn unwritten(error: serde_json::Error) -> Error {
     Error::internal().because(error)
-}
-
-/// JSON with its share of the memory.
-struct JsonText {
-    json: Vec<u8>,
-    _share: AnswerShare,
-}
-
-impl AsRef<[u8]> for JsonText {
-    fn as_ref(&self) -> &[u8] {
-        &self.json
-    }
 }
 
 /// A writer that counts bytes.

@@ -15,10 +15,11 @@ use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Tags};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
 use crate::http::AccessSettings;
 use crate::http::error::{Code, Error};
+use crate::secret::Secret;
 
 /// Parts of the API, in the OpenAPI document.
 #[derive(Tags)]
@@ -48,20 +49,14 @@ struct Keys(Vec<[u8; 32]>);
 impl Access {
     /// `is_local`: only this machine can reach the listener.
     pub(crate) fn new(settings: &AccessSettings, is_local: bool) -> Self {
-        let AccessSettings {
-            callback_username,
-            callback_passwords,
-            api_tokens,
-            allow_anonymous,
-        } = settings;
+        let (name, tokens) = (&settings.callback_username, &settings.api_tokens);
         // A user name has no colon, so the text of a pair is unambiguous.
-        let pairs = callback_passwords
-            .iter()
-            .map(|password| digest(format!("{callback_username}:{}", password.expose())));
+        let passwords = settings.callback_passwords.iter().map(Secret::expose);
+        let pairs = passwords.map(|password| digest(format!("{name}:{password}")));
         Self {
             callbacks: Keys(pairs.collect()),
-            reads: Keys(api_tokens.iter().map(|t| digest(t.expose())).collect()),
-            is_local: is_local && !allow_anonymous,
+            reads: Keys(tokens.iter().map(|token| digest(token.expose())).collect()),
+            is_local: is_local && !settings.allow_anonymous,
         }
     }
 
@@ -108,14 +103,12 @@ impl Keys {
             return Admitted::No;
         };
         // Compares all, so that the time is always the same.
-        let mut keys = self.0.iter();
-        let is = |key: &[u8; 32]| key.as_slice().ct_eq(presented.as_slice());
-        let newest = keys.next().map_or(Choice::from(0), is);
-        let older = keys.fold(Choice::from(0), |found, key| found | is(key));
-        match (bool::from(newest), bool::from(older)) {
-            (true, _) => Admitted::ByNewest,
-            (false, true) => Admitted::ByOlder,
-            (false, false) => Admitted::No,
+        let is_same = |key: &[u8; 32]| key.as_slice().ct_eq(presented.as_slice()).into();
+        let same: Vec<bool> = self.0.iter().map(is_same).collect();
+        match same.iter().position(|is_same| *is_same) {
+            Some(0) => Admitted::ByNewest,
+            Some(_) => Admitted::ByOlder,
+            None => Admitted::No,
         }
     }
 }

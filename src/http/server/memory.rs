@@ -49,10 +49,7 @@ const MAX_READ_BYTES: usize = 4 << 20;
 impl BodyLimits {
     /// Reads get a quarter of the memory, so that they cannot block callbacks.
     pub(crate) fn new(settings: BodySettings, timeouts: HttpTimeouts) -> Self {
-        let BodySettings {
-            max_bytes,
-            max_memory,
-        } = settings;
+        let (max_bytes, max_memory) = (settings.max_bytes, settings.max_memory);
         let of_reads = max_memory / 4;
         Self {
             callbacks: BodyMemory::new(max_bytes, " (MAX_BODY_BYTES)", max_memory - of_reads),
@@ -263,6 +260,18 @@ impl BodyShare {
     /// Releases everything that a complete body of `bytes` does not need.
     pub(crate) fn shrink(&mut self, bytes: usize) {
         self.large.shrink(bytes);
+    }
+}
+
+/// Bytes with their share of the memory.
+pub(crate) struct WithShare<B, S> {
+    pub(crate) bytes: B,
+    pub(crate) share: S,
+}
+
+impl<B: AsRef<[u8]>, S> AsRef<[u8]> for WithShare<B, S> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
     }
 }
 

@@ -23,6 +23,7 @@ use tracing::{Instrument, Level, Span};
 use super::auth::{Access, Admitted, AdmittedBy, ApiToken, CallbackKey, CallbackPassword, Scheme};
 use super::memory::BodyLimits;
 use crate::domain::{HintKind, MAX_KEPT_BYTES, MarkReason, Rejected, is_usable_operation_id};
+use crate::http::HttpSettings;
 use crate::http::body::{self, EarlyBody, OPERATION_ID};
 use crate::http::callbacks::{self, Callbacks, OtherCallbacks};
 use crate::http::error::{self, Code, Error, Side};
@@ -33,9 +34,19 @@ use crate::http::reads::drift::Drifts;
 use crate::http::reads::groups::Groups;
 use crate::http::reads::members::Members;
 use crate::http::reads::memberships::Memberships;
-use crate::http::{Api, HttpSettings};
 use crate::ingest::Ingest;
 use crate::telemetry::Metrics;
+
+/// The operations.
+pub(crate) type Api = (
+    callbacks::Operations,
+    OtherCallbacks,
+    Groups,
+    Members,
+    Memberships,
+    Drifts,
+    Ops,
+);
 
 /// Makes the endpoint of the API. It serves the metrics too, unless they have their own listener.
 pub(super) fn endpoint(
@@ -185,22 +196,26 @@ impl Middleware {
         request.set_data(admitted_by.clone());
         request.set_data(Arc::clone(&self.access));
         request.set_data(Arc::clone(&self.bodies));
-        let mut count = Count::new(&self.metrics, info.is_callback);
-        // A path without parameters is its own pattern. The router does not report the pattern of a
-        // request that does not reach it.
-        count.route = self.routes.get(&info.path);
-        let routed = match self.access.check_host(&request, info.is_callback) {
-            Ok(()) if info.is_routed_by_body => {
-                let routed = catch_panic(route_by_body(&mut request, &mut info)).await;
+        let mut count = Count {
+            metrics: &self.metrics,
+            began: Instant::now(),
+            is_callback: info.is_callback,
+            // A path without parameters is its own pattern. The router does not report the pattern of a
+            // request that does not reach it.
+            route: self.routes.get(&info.path),
+            code: None,
+            status: None,
+        };
+        let work = async {
+            self.access.check_host(&request, info.is_callback)?;
+            if info.is_routed_by_body {
+                route_by_body(&mut request, &mut info).await?;
                 count.route = self.routes.get(&info.path);
-                routed
             }
-            checked => checked.map_err(poem::Error::from),
+            endpoint.call(request).await
         };
-        let result = match routed {
-            Ok(()) => catch_panic(endpoint.call(request)).await,
-            Err(error) => Err(error),
-        };
+        let result = AssertUnwindSafe(work).catch_unwind().await;
+        let result = result.unwrap_or_else(|_panic| Err(Error::internal().into()));
         let pattern = match &result {
             Ok(response) => response.data::<PathPattern>(),
             Err(error) => error.data::<PathPattern>(),
@@ -277,10 +292,9 @@ impl Middleware {
         {
             self.keep(info, &error, body).await;
         }
-        let mut response = if info.is_callback {
-            callbacks::render(&error)
-        } else {
-            error::render_problem(&error)
+        let mut response = match info.is_callback {
+            true => callbacks::render(&error),
+            false => error::render_problem(&error),
         };
         let header = match status {
             StatusCode::UNAUTHORIZED if info.is_callback => {
@@ -288,10 +302,9 @@ impl Middleware {
             }
             StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, ApiToken::CHALLENGE)),
             StatusCode::SERVICE_UNAVAILABLE => Some((RETRY_AFTER, error::RETRY_AFTER_SECS)),
-            StatusCode::METHOD_NOT_ALLOWED => Some((
-                ALLOW,
-                route.map_or("GET, HEAD", |route| route.methods.as_str()),
-            )),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                Some((ALLOW, route.map_or("GET, HEAD", |route| &route.methods)))
+            }
             _ => None,
         };
         if let Some((name, value)) = header
@@ -312,7 +325,7 @@ impl Middleware {
                 .mark_unwaited(group, MarkReason::CallbackRejected);
         }
         let code = error.code.name();
-        let kept = self.ingest.keep_rejected(Rejected {
+        let rejected = Rejected {
             received_at: info.received_at,
             path: info.path.clone(),
             operation_id: info.operation_id().map(str::to_owned),
@@ -320,8 +333,8 @@ impl Middleware {
             detail: error.detail.to_string(),
             body: body.slice(..body.len().min(MAX_KEPT_BYTES)),
             body_bytes: body.len() as u64,
-        });
-        let kept = kept.await;
+        };
+        let kept = self.ingest.keep_rejected(rejected).await;
         let is_kept = if let Ok(true) = kept { "yes" } else { "no" };
         self.metrics.rejected.inc([code, is_kept]);
         if let Err(cause) = kept {
@@ -373,12 +386,6 @@ fn cache_control(route: Option<&Route>, status: StatusCode) -> &'static str {
     }
 }
 
-/// The result of `work`, or an error if it panics.
-async fn catch_panic<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let result = AssertUnwindSafe(work).catch_unwind().await;
-    result.unwrap_or_else(|_panic| Err(Error::internal().into()))
-}
-
 /// Reads the body of a callback and sends the request to the operation that the body names.
 async fn route_by_body(request: &mut Request, info: &mut RequestInfo) -> Result<()> {
     CallbackKey::of(request)?;
@@ -397,12 +404,12 @@ const UNANSWERED: &str = "unanswered";
 
 /// Starts the counters of callbacks and of failed reads at zero.
 fn begin_counts(metrics: &Metrics, routes: &Routes) {
-    let all = routes.values();
-    let commands: Vec<&str> = all
-        .clone()
-        .filter_map(|route| route.command.as_deref())
-        .chain([OTHER])
-        .collect();
+    let (reads, callbacks): (Vec<&Route>, Vec<&Route>) =
+        routes.values().partition(|route| route.command.is_none());
+    let commands = callbacks
+        .iter()
+        .filter_map(|route| route.command.as_deref());
+    let commands: Vec<&str> = commands.chain([OTHER]).collect();
     let codes = || Code::of_side(Side::Callback);
     let outcomes: Vec<&str> = codes().map(Code::name).chain([OK, UNANSWERED]).collect();
     metrics.callbacks.begin([&commands, &outcomes]);
@@ -415,15 +422,10 @@ fn begin_counts(metrics: &Metrics, routes: &Routes) {
     let kinds: Vec<&str> = HintKind::ALL.iter().map(|kind| kind.label()).collect();
     let outcomes: Vec<&str> = callbacks::hint_outcomes().collect();
     metrics.hints.begin([&kinds, &outcomes]);
-    let reads = all.filter(|route| route.command.is_none());
-    let paths: Vec<&str> = reads
-        .map(|route| route.path.as_str())
-        .chain([OTHER])
-        .collect();
-    let failures: Vec<StatusCode> = Code::of_side(Side::Read)
-        .map(Code::status)
-        .filter(StatusCode::is_server_error)
-        .collect();
+    let paths = reads.iter().map(|route| route.path.as_str());
+    let paths: Vec<&str> = paths.chain([OTHER]).collect();
+    let statuses = Code::of_side(Side::Read).map(Code::status);
+    let failures: Vec<StatusCode> = statuses.filter(StatusCode::is_server_error).collect();
     let failures: Vec<&str> = failures.iter().map(StatusCode::as_str).collect();
     metrics.reads.begin([&paths, &failures]);
     metrics.read_seconds.begin([&paths]);
@@ -437,19 +439,6 @@ struct Count<'a> {
     route: Option<&'a Route>,
     code: Option<Code>,
     status: Option<StatusCode>,
-}
-
-impl<'a> Count<'a> {
-    fn new(metrics: &'a Metrics, is_callback: bool) -> Self {
-        Self {
-            metrics,
-            began: Instant::now(),
-            is_callback,
-            route: None,
-            code: None,
-            status: None,
-        }
-    }
 }
 
 impl Drop for Count<'_> {

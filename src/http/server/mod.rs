@@ -3,4 +3,4 @@
 pub(super) mod auth;
 pub(super) mod connection;
 pub(super) mod memory;
-mod middleware;
+pub(super) mod middleware;
