@@ -243,23 +243,23 @@ impl OpenImMember {
         // A stored text that OpenIM does not show is drift.
         if stored.nickname != row.nickname {
             let shown = Some(self.display_nickname.clone());
-            list.text("nickName", &stored.nickname, &shown);
+            list.add("nickName", &stored.nickname, &shown);
         }
         if stored.face_url != row.face_url {
             let shown = Some(self.display_face_url.clone());
-            list.text("faceURL", &stored.face_url, &shown);
+            list.add("faceURL", &stored.face_url, &shown);
         }
-        list.number("roleLevel", stored.role_level, row.role_level);
-        list.text("ex", &stored.ex, &row.ex);
+        list.add("roleLevel", &stored.role_level, &row.role_level);
+        list.add("ex", &stored.ex, &row.ex);
         // Only a comparison fills it, so this member was never compared.
         if stored.join_source.is_none() {
             return list.0;
         }
-        list.time("joinedAt", stored.joined_at, row.joined_at);
-        list.number("joinSource", stored.join_source, row.join_source);
-        list.text("inviterUserID", &stored.inviter, &row.inviter);
-        list.text("operatorUserID", &stored.operator, &row.operator);
-        list.time("muteEndAt", stored.mute_end_at, row.mute_end_at);
+        list.add("joinedAt", &stored.joined_at, &row.joined_at);
+        list.add("joinSource", &stored.join_source, &row.join_source);
+        list.add("inviterUserID", &stored.inviter, &row.inviter);
+        list.add("operatorUserID", &stored.operator, &row.operator);
+        list.add("muteEndAt", &stored.mute_end_at, &row.mute_end_at);
         list.0
     }
 }
@@ -417,36 +417,22 @@ pub fn compare_group(stored: Option<&Group>, openim: &OpenImGroup) -> Option<Ver
     let group = stored.unwrap_or(&nothing);
     let (old, new) = (&group.profile, &row.profile);
     let mut list = Differences::default();
-    list.text("groupName", &old.name, &new.name);
-    list.text("notification", &old.notification, &new.notification);
-    list.text("introduction", &old.introduction, &new.introduction);
-    list.text("faceURL", &old.face_url, &new.face_url);
-    list.text("ex", &old.ex, &new.ex);
-    for (field, old, new) in [
-        (
-            "needVerification",
-            old.need_verification,
-            new.need_verification,
-        ),
-        ("lookMemberInfo", old.look_member_info, new.look_member_info),
-        (
-            "applyMemberFriend",
-            old.apply_member_friend,
-            new.apply_member_friend,
-        ),
-    ] {
-        list.number(field, old, new);
-    }
-    let (old, new) = (group.owner.as_ref(), row.owner.as_ref());
-    list.id(
-        "ownerUserID",
-        old.map(UserId::as_str),
-        new.map(UserId::as_str),
-    );
-    list.number("status", group.status, row.status);
-    list.number("groupType", group.group_type, row.group_type);
-    let (old, new) = (group.created_in_openim_at, row.created_in_openim_at);
-    list.time("createdInOpenIMAt", old, new);
+    list.add("groupName", &old.name, &new.name);
+    list.add("notification", &old.notification, &new.notification);
+    list.add("introduction", &old.introduction, &new.introduction);
+    list.add("faceURL", &old.face_url, &new.face_url);
+    list.add("ex", &old.ex, &new.ex);
+    let (one, other) = (&old.need_verification, &new.need_verification);
+    list.add("needVerification", one, other);
+    let (one, other) = (&old.look_member_info, &new.look_member_info);
+    list.add("lookMemberInfo", one, other);
+    let (one, other) = (&old.apply_member_friend, &new.apply_member_friend);
+    list.add("applyMemberFriend", one, other);
+    list.add("ownerUserID", &group.owner, &row.owner);
+    list.add("status", &group.status, &row.status);
+    list.add("groupType", &group.group_type, &row.group_type);
+    let (one, other) = (&group.created_in_openim_at, &row.created_in_openim_at);
+    list.add("createdInOpenIMAt", one, other);
     (!list.0.is_empty() || stored.is_none()).then_some(Verdict {
         kind: RepairKind::GroupChanged,
         drift: list.0,

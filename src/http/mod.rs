@@ -172,7 +172,7 @@ pub async fn serve(
         answers: Arc::new(AnswerMemory::new(settings.max_answer_memory, timeouts)),
         ingest: parts.ingest.clone(),
     };
-    let connections = max_connections(parts.store.max_connections() + MAX_METRICS_CONNECTIONS);
+    let connections = max_connections(parts.store.max_connections + MAX_METRICS_CONNECTIONS);
     let acceptor = LimitedAcceptor::new(listener, connections, timeouts, metrics.clone())?;
     let metrics_server = match metrics_listener {
         Some(listener) => {

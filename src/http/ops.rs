@@ -81,7 +81,7 @@ impl Gauges {
         let spool = self.ingest.spool().unwrap_or_default();
         let text = self.metrics.text(Snapshot {
             connections: [used, idle],
-            max_connections: self.store.max_connections(),
+            max_connections: self.store.max_connections,
             body_memory: self.bodies.in_use(),
             answer_memory: self.answers.in_use(),
             waiting,

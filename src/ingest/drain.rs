@@ -88,7 +88,7 @@ impl Drain {
     pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
         let drainer = store.drainer(spool.id());
         let first_timeout = match lanes {
-            Some(_) => store.lane_timeout(),
+            Some(_) => store.lane_timeout,
             None => MAX_WRITE_TIMEOUT,
         };
         Self {

@@ -53,7 +53,7 @@ pub(super) struct Lanes {
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+struct Shared {
     queue: Mutex<Queue<Waiting>>,
     /// One per lane.
     wake: Vec<Notify>,
@@ -90,7 +90,7 @@ impl Shared {
     fn note_slow(&self, lane: usize) {
         let other = {
             let mut queue = self.queue();
-            queue.note_slow(lane);
+            queue.lanes[lane].is_slow = true;
             queue.lane_to_wake()
         };
         self.wake(other);
@@ -122,7 +122,7 @@ impl Queued {
 impl Lanes {
     /// Starts the lanes, as many as `store` has connections for.
     pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>, tasks: &Tasks) -> Self {
-        let lanes = store.lanes();
+        let lanes = store.lanes;
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MAX_BATCH)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
@@ -139,8 +139,8 @@ impl Lanes {
                 number,
                 shared: Arc::clone(&shared),
                 writer,
-                batch_timeout: store.lane_timeout(),
-                lock_timeout: store.lane_lock_timeout(),
+                batch_timeout: store.lane_timeout,
+                lock_timeout: store.lane_lock_timeout,
                 diverting: spool.map(Spool::diverting).unwrap_or_default(),
                 spool: spool.cloned(),
             };
@@ -163,7 +163,7 @@ impl Lanes {
             let mut queue = self.shared.queue();
             let is_long = queue.len() >= LONG_QUEUE;
             let lane = queue.push(group, bytes, waiting);
-            (lane, is_long.then_some(queue.last_number()))
+            (lane, is_long.then_some(queue.count))
         };
         self.shared.wake(lane);
         Queued { answered, number }
@@ -221,7 +221,7 @@ impl Lanes {
 
 /// A change without an answer. If it fails or is dropped, its group is marked.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Waiting {
     change: Change,
     /// `None` after the answer.
     answer: Option<oneshot::Sender<Result<Repaired, Error>>>,
@@ -266,7 +266,7 @@ impl Drop for Waiting {
 }
 
 /// A change that is not known to be written, with the attempt that may still commit it.
-pub(super) type Unwritten = (Waiting, Option<Attempt>);
+type Unwritten = (Waiting, Option<Attempt>);
 
 /// One lane.
 struct Lane {
@@ -411,10 +411,8 @@ impl Lane {
     }
 
     fn attempt(&self, number: Option<i64>) -> Option<Attempt> {
-        Some(Attempt {
-            lane: lane_number(self.number),
-            seq: number?,
-        })
+        let lane = lane_number(self.number);
+        number.map(|seq| Attempt { lane, seq })
     }
 
     /// Moves changes to the spool, which keeps their order. The caller holds the writer, so no later change is written
@@ -566,11 +564,6 @@ impl<C> Queue<C> {
         self.lane_to_wake()
     }
 
-    /// Number of the last change that was added.
-    fn last_number(&self) -> u64 {
-        self.count
-    }
-
     /// Removes a change by its number. `None` if a lane has taken it.
     fn remove(&mut self, number: u64) -> Option<C> {
         let is_it = |entry: &Item<C>| entry.number == number;
@@ -638,11 +631,6 @@ impl<C> Queue<C> {
             self.idle.push(lane);
         }
         batch
-    }
-
-    /// Notes that the batch of `lane` is slow.
-    fn note_slow(&mut self, lane: usize) {
-        self.lanes[lane].is_slow = true;
     }
 
     /// Idle lane to wake, if there is work for it.

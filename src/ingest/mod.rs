@@ -50,7 +50,7 @@ const PURGE: Period = Period {
 };
 
 /// Time limit of an answer's wait for the deletion of excess rejected callbacks.
-const PURGE_PATIENCE: Duration = Duration::from_secs(1);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reason for which a change is not known to be durable.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,24 +88,24 @@ pub struct Ingest {
     settled: CancellationToken,
     keeper: Arc<Keeper>,
     /// Time limit of a change's wait for a lane with a long queue.
-    patience: Duration,
+    queue_timeout: Duration,
     under_way: TaskTracker,
     tasks: Tasks,
 }
 
 /// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
 /// waited for that or not.
-struct Told<'a> {
+struct TakenCallback<'a> {
     hints: &'a Hints,
     group: &'a GroupId,
     operation_id: Option<&'a str>,
-    is_looked_after: bool,
+    is_watched: bool,
 }
 
-impl Drop for Told<'_> {
+impl Drop for TakenCallback<'_> {
     fn drop(&mut self) {
         self.hints
-            .written(self.group, self.operation_id, self.is_looked_after);
+            .written(self.group, self.operation_id, self.is_watched);
     }
 }
 
@@ -117,13 +117,13 @@ impl Ingest {
         let (marks, tasks) = (Marks::default(), Tasks::default());
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
         // The lanes may be at something that takes all their time.
-        let patience = store.lane_timeout() * 2;
+        let queue_timeout = store.lane_timeout * 2;
         let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
             move |closing| async move {
                 let submit = |change| {
-                    let (queued, deadline) = (lanes.push(change), Instant::now() + patience);
+                    let (queued, deadline) = (lanes.push(change), Instant::now() + queue_timeout);
                     let lanes = &lanes;
                     async move { lanes.answer(queued, deadline).await.is_ok() }
                 };
@@ -165,7 +165,7 @@ impl Ingest {
             filling_in,
             housekeeping: tasks.task("deletes old rejected callbacks"),
             settled,
-            patience,
+            queue_timeout,
             keeper: Arc::new(Keeper::new(store, rejected)),
             under_way: TaskTracker::new(),
             tasks,
@@ -198,16 +198,13 @@ impl Ingest {
     async fn write(&self, change: Change) -> Result<Repaired, Error> {
         let queued = self.lanes.push(change);
         if queued.needs_deadline() {
-            let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.patience);
+            let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.queue_timeout);
             // Nothing waits in the queue without a bound, also where nobody waits for the answer.
             return self
                 .finish(async move { lanes.answer(queued, deadline).await })
                 .await;
         }
-        match queued.answered.await {
-            Ok(written) => written,
-            Err(_panicked) => Err(Error::Lost),
-        }
+        queued.answered.await.unwrap_or(Err(Error::Lost)) // the lane has panicked
     }
 
     /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one
@@ -218,21 +215,21 @@ impl Ingest {
     pub async fn take(&self, change: Change, operation_id: Option<&str>) -> Result<(), Error> {
         let group = change.group_id.clone();
         let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
-        let is_looked_after = self.hints.is_watched(&group);
-        let told = Told {
+        let is_watched = self.hints.is_watched(&group);
+        let taken = TakenCallback {
             hints: &self.hints,
             group: &group,
             operation_id,
-            is_looked_after,
+            is_watched,
         };
         self.submit(Change {
-            is_reconciled_soon: is_looked_after,
+            is_reconciled_soon: is_watched,
             ..change
         })
         .await?;
-        drop(told);
+        drop(taken);
         if is_join && self.hints.joined(&group, operation_id) {
-            self.take_back_mark(&group).await;
+            self.undo_mark(&group).await;
         }
         Ok(())
     }
@@ -243,10 +240,10 @@ impl Ingest {
     /// # Errors
     /// See [`Error`].
     pub async fn hint(&self, hint: Hint) -> Result<HintOutcome, Error> {
-        match self.hear(&hint) {
+        match self.receive(&hint) {
             HintAction::Done(done) => Ok(done),
-            heard => {
-                self.mark(hint, heard).await?;
+            action => {
+                self.mark(hint, action).await?;
                 Ok(HintOutcome::Marked)
             }
         }
@@ -254,26 +251,26 @@ impl Ingest {
 
     /// Takes a notification as [`Self::hint`] does, without waiting for the mark.
     pub fn hint_unwaited(&self, hint: Hint) -> HintOutcome {
-        match self.hear(&hint) {
+        match self.receive(&hint) {
             HintAction::Done(done) => done,
-            heard => {
+            action => {
                 let ingest = self.clone();
                 // A change that is not written marks its group itself.
                 self.under_way
-                    .spawn(async move { ingest.mark(hint, heard).await });
+                    .spawn(async move { ingest.mark(hint, action).await });
                 HintOutcome::Marked
             }
         }
     }
 
-    fn hear(&self, hint: &Hint) -> HintAction {
+    fn receive(&self, hint: &Hint) -> HintAction {
         let is_spooling = self.spool.as_ref().is_some_and(Spool::is_diverting);
         self.hints.receive(hint, is_spooling)
     }
 
-    async fn mark(&self, hint: Hint, heard: HintAction) -> Result<(), Error> {
+    async fn mark(&self, hint: Hint, action: HintAction) -> Result<(), Error> {
         let reason = MarkReason::Notified;
-        let (event, key) = match heard {
+        let (event, key) = match action {
             HintAction::Done(_) => return Ok(()),
             HintAction::Mark(key) => (Event::Mark(reason), key),
             HintAction::MarkIfDismissed => (Event::MarkIfDismissed(reason), None),
@@ -281,13 +278,13 @@ impl Ingest {
         let change = Change::new(hint.group_id.clone(), hint.received_at, event);
         self.submit(change).await?;
         if key.is_some_and(|key| self.hints.marked(key)) {
-            self.take_back_mark(&hint.group_id).await;
+            self.undo_mark(&hint.group_id).await;
         }
         Ok(())
     }
 
     /// Removes the mark for a user who entered, because the callback names the user.
-    async fn take_back_mark(&self, group: &GroupId) {
+    async fn undo_mark(&self, group: &GroupId) {
         if let Err(error) = self.store.undo_mark(group).await {
             // An unneeded mark does no harm.
             let error = error.to_string();
@@ -312,7 +309,7 @@ impl Ingest {
     }
 
     /// Marks a group without waiting for the write.
-    pub fn want_check(&self, group: GroupId, reason: MarkReason) {
+    pub fn mark_unwaited(&self, group: GroupId, reason: MarkReason) {
         self.marks.add(group, reason);
     }
 
@@ -335,7 +332,7 @@ impl Ingest {
                 }
             });
             // As a rule it is done at once; who waits for an answer does not wait for a long one.
-            let _ = tokio::time::timeout(PURGE_PATIENCE, purge).await;
+            let _ = timeout(PURGE_TIMEOUT, purge).await;
         }
         Ok(kept != Kept::No)
     }
@@ -346,10 +343,8 @@ impl Ingest {
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        match self.under_way.spawn(write).await {
-            Ok(written) => written,
-            Err(_panicked_or_runtime_ended) => Err(Error::Lost),
-        }
+        let written = self.under_way.spawn(write).await;
+        written.unwrap_or(Err(Error::Lost)) // a panic, or the end of the runtime
     }
 
     /// Starts the periodic housekeeping.
@@ -396,7 +391,7 @@ impl Ingest {
     }
 
     /// Logs the entries left in the spool at the end.
-    pub fn tell_what_is_left(&self) {
+    pub fn log_entries_left(&self) {
         if let Some(state) = self.spool()
             && state.waiting > 0
         {

@@ -539,7 +539,7 @@ impl Core {
         // An existing mark keeps its reason.
         if known.is_none_or(|known| known.check_reason.is_none()) {
             self.ingest
-                .want_check(group.clone(), MarkReason::ReadInPart);
+                .mark_unwaited(group.clone(), MarkReason::ReadInPart);
         }
         job.skip(group, &why.to_string());
         Ok(Outcome::Incomplete)
@@ -605,7 +605,7 @@ impl Core {
             job.report.skip(1, Some(group), why.code());
         } else {
             job.skip(group, why.code());
-            self.ingest.want_check(group.clone(), why);
+            self.ingest.mark_unwaited(group.clone(), why);
         }
         Outcome::NeedsDecision
     }

@@ -69,7 +69,7 @@ impl<'a> Look<'a> {
                 let inner = self.inner;
                 if inner.store.note_too_many_removals().await.is_ok() {
                     let why = MarkReason::TooManyRemovals;
-                    inner.ingest.want_check(self.group().clone(), why);
+                    inner.ingest.mark_unwaited(self.group().clone(), why);
                     self.end_as(LookEnd::Done, LEFT);
                 }
             }

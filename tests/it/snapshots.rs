@@ -506,7 +506,7 @@ async fn a_mark_that_comes_meanwhile_is_not_taken_away() {
     let mark = MarkReason::JoinAnnounced;
     let group = || GroupId::parse(GROUP.into()).unwrap();
     // One that was there before goes.
-    pair.ingest.want_check(group(), mark);
+    pair.ingest.mark_unwaited(group(), mark);
     pair.until_check(GROUP, mark.code()).await;
     pair.compare(&[GROUP], Mode::default()).await.unwrap();
     assert_eq!(pair.check(GROUP).await, None);
@@ -514,7 +514,7 @@ async fn a_mark_that_comes_meanwhile_is_not_taken_away() {
     let compared = pair.compare(&[GROUP], Mode::default());
     let act = async {
         held.reached().await;
-        pair.ingest.want_check(group(), mark);
+        pair.ingest.mark_unwaited(group(), mark);
         pair.until_check(GROUP, mark.code()).await;
         held.release();
     };
@@ -539,7 +539,7 @@ async fn a_mark_that_came_a_moment_before_is_not_taken_away() {
     pair.act_and_tell(GROUP, &Operation::Create(creation)).await;
     let mark = MarkReason::JoinAnnounced;
     let group = GroupId::parse(GROUP.into()).unwrap();
-    pair.ingest.want_check(group, mark);
+    pair.ingest.mark_unwaited(group, mark);
     pair.until_check(GROUP, mark.code()).await;
     pair.cycle().await;
     assert_eq!(pair.check(GROUP).await.as_deref(), Some(mark.code()));

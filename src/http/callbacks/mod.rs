@@ -91,7 +91,7 @@ impl Callbacks {
     /// change may not happen.
     fn acknowledge(&self, parsed: ParsedCallback) -> Acknowledged {
         self.ingest
-            .want_check(parsed.group_id, MarkReason::JoinAnnounced);
+            .mark_unwaited(parsed.group_id, MarkReason::JoinAnnounced);
         Acknowledged::Acknowledged(JsonResponse(CallbackReply::success(0)))
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn keep(
     if error.code != Code::CommandMismatch
         && let Some(group) = callbacks::group_of(&body)
     {
-        ingest.want_check(group, MarkReason::CallbackRejected);
+        ingest.mark_unwaited(group, MarkReason::CallbackRejected);
     }
     let code = error.code.name();
     let operation_id = request.operation_id.and_then(|id| id.to_str().ok());

@@ -39,7 +39,7 @@ fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
     assert_eq!(queue.take(1).len(), 0);
     assert_eq!(queue.push(20, 1, 20), None);
     assert_eq!(queue.lane_to_wake(), None);
-    queue.note_slow(0);
+    queue.lanes[0].is_slow = true;
     assert_eq!(queue.lane_to_wake(), Some(1));
     assert_eq!(queue.take(1), [20]);
 }
@@ -97,7 +97,7 @@ proptest! {
                     let change = (group, bytes, pushed.len());
                     pushed.push(change);
                     queue.push(group, bytes, change);
-                    prop_assert_eq!(queue.last_number(), pushed.len() as u64);
+                    prop_assert_eq!(queue.count, pushed.len() as u64);
                 }
                 Event::Remove { part } => {
                     let number = pushed.len() * part / 100;

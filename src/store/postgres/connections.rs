@@ -312,7 +312,7 @@ impl Drop for Working<'_> {
 /// Shared connections.
 #[derive(Debug)]
 pub(in crate::store) struct Pool {
-    connector: Arc<Connector>,
+    pub(in crate::store) connector: Arc<Connector>,
     permits: Arc<Semaphore>,
     size: u32,
     /// Connections without work, the last used last.
@@ -391,11 +391,6 @@ impl Pool {
         let connection = self.connector.connect(deadline).await?;
         let mut borrowed = Borrowed::new(self, kind, connection, permits);
         borrowed.run(deadline, work).await
-    }
-
-    /// Returns [`Connector::count`].
-    pub(in crate::store) fn connections(&self) -> (usize, usize) {
-        self.connector.count()
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Counted>> {

@@ -23,7 +23,7 @@ const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 /// Start of the value of such a parameter in sqlx's URL.
 const FILE: &str = "file: ";
 /// All names of these parameters in a URL.
-const NAMES: [&str; 7] = [
+pub(super) const NAMES: [&str; 7] = [
     "sslrootcert",
     "ssl-root-cert",
     "ssl-ca",

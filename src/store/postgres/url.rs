@@ -7,17 +7,12 @@
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
-/// Parameters that sqlx knows, beside `options[...]`.
-const KNOWN: [&str; 18] = [
+use super::tls;
+
+/// Parameters that sqlx knows, beside `options[...]` and those for files of TLS.
+const KNOWN: [&str; 11] = [
     "sslmode",
     "ssl-mode",
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
     "statement-cache-capacity",
     "host",
     "hostaddr",
@@ -145,7 +140,8 @@ struct Parameter<'a> {
 impl Parameter<'_> {
     fn is_known(&self) -> bool {
         let key = self.key.as_str();
-        KNOWN.contains(&key) || (key.starts_with("options[") && key.ends_with(']'))
+        [&KNOWN[..], &tls::NAMES].concat().contains(&key)
+            || (key.starts_with("options[") && key.ends_with(']'))
     }
 
     /// True for an empty mode. libpq ignores it; for sqlx it is an error.
