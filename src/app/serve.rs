@@ -169,7 +169,7 @@ pub async fn run(
         if timeout_at(deadline, close).await.is_err() {
             tracing::warn!("the database does not finish in time; its connections are dropped");
         }
-        parts.ingest.log_remaining();
+        parts.ingest.log_entries_left();
         let left = deadline.saturating_duration_since(Instant::now());
         database::stop(server, left.max(PRIVATE_STOP_TIMEOUT)).await?;
         served.map_err(Error::Serve)?;

@@ -63,15 +63,6 @@ pub struct Repaired {
     pub is_outdated: bool,
 }
 
-/// State of a member who should be a current one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    Current,
-    Unknown,
-    Gone,
-    Back,
-}
-
 /// Applies a change. `rows` has the stored rows of all users that the change names. The result is
 /// empty unless the change is a repair.
 pub fn apply(rows: &mut GroupRows, change: &Change) -> Repaired {
@@ -107,9 +98,9 @@ fn apply_event(rows: &mut GroupRows, change: &Change) {
         // Handled above.
         Event::Create(_) | Event::Repair(_) | Event::MarkIfDismissed(_) => {}
         Event::Join(user) => rows.join(user, at),
-        Event::JoinAll(users) => rows.join_all(users, at),
+        Event::JoinAll(users) => rows.for_each(users, |rows, user| rows.join(user, at)),
         Event::Quit(user) => rows.leave(user, at),
-        Event::Kick(users) => rows.kick(users, at),
+        Event::Kick(users) => rows.for_each(users, |rows, user| rows.leave(user, at)),
         Event::Dismiss => rows.dismiss(at),
         Event::Transfer {
             old_owner,
@@ -176,30 +167,25 @@ impl GroupRows {
         }
     }
 
-    /// Finds a user who must be a member, because OpenIM refuses the change otherwise.
-    fn expect_member(&mut self, user: &UserId, at: OffsetDateTime) -> Found {
+    /// Makes a user a member who must be one, because OpenIM refuses the change otherwise. One who
+    /// has left a moment ago stays a tombstone.
+    fn expect_member(&mut self, user: &UserId, at: OffsetDateTime) {
         let Some(known) = self.members.get(user) else {
             self.member(user);
-            self.mark(MarkReason::MemberUnknown);
-            return Found::Unknown;
+            return self.mark(MarkReason::MemberUnknown);
         };
-        match known.left_at {
-            None => Found::Current,
+        let Some(left_at) = known.left_at else {
+            return;
+        };
+        if self.is_dismissed() {
             // No one joins a dismissed group.
-            Some(_) if self.is_dismissed() => {
-                self.mark(MarkReason::GroupDismissed);
-                Found::Gone
-            }
-            Some(left_at) if at - left_at <= LATE_CALLBACK_TIMEOUT => {
-                self.mark(MarkReason::MemberGone);
-                Found::Gone
-            }
-            Some(_) => {
-                // OpenIM deleted the record at the leave.
-                *self.member(user) = Member::fresh(None);
-                self.mark(MarkReason::MemberBack);
-                Found::Back
-            }
+            self.mark(MarkReason::GroupDismissed);
+        } else if at - left_at <= LATE_CALLBACK_TIMEOUT {
+            self.mark(MarkReason::MemberGone);
+        } else {
+            // OpenIM deleted the record at the leave.
+            *self.member(user) = Member::fresh(None);
+            self.mark(MarkReason::MemberBack);
         }
     }
 
@@ -246,15 +232,6 @@ impl GroupRows {
         }
     }
 
-    fn join_all(&mut self, users: &Users, at: OffsetDateTime) {
-        if users.is_incomplete {
-            self.mark(MarkReason::MembersMissing);
-        }
-        for user in &users.user_ids {
-            self.join(user, at);
-        }
-    }
-
     fn leave(&mut self, user: &UserId, at: OffsetDateTime) {
         let known = self.members.get(user).map(Member::is_gone);
         let member = self.member(user);
@@ -276,12 +253,13 @@ impl GroupRows {
         }
     }
 
-    fn kick(&mut self, users: &Users, at: OffsetDateTime) {
+    /// Does the same to each user of a list.
+    fn for_each(&mut self, users: &Users, change: impl Fn(&mut Self, &UserId)) {
         if users.is_incomplete {
             self.mark(MarkReason::MembersMissing);
         }
         for user in &users.user_ids {
-            self.leave(user, at);
+            change(self, user);
         }
     }
 
@@ -311,14 +289,10 @@ impl GroupRows {
     /// again, so it needs a new owner whose known role is another one.
     fn transfer(&mut self, old_owner: &UserId, new_owner: &UserId, at: OffsetDateTime) {
         self.expect_not_dismissed();
-        let found = self.expect_member(new_owner, at);
+        self.expect_member(new_owner, at);
         let new = self.member(new_owner);
-        let previous = match found {
-            Found::Current | Found::Back => new.role_level,
-            Found::Unknown | Found::Gone => None,
-        };
-        new.role_level = Some(OWNER);
         let is_current = !new.is_gone();
+        let previous = new.role_level.replace(OWNER).filter(|_| is_current);
         let handed_on = previous.filter(|role_level| *role_level != OWNER);
         let mut fits = handed_on.is_some();
         if old_owner != new_owner {

@@ -1,5 +1,5 @@
-//! Changes and rejected callbacks: what a callback says once operators are left out, and patches folded into one.
-//! The names that serde gives are in spools that older versions wrote, so they never change.
+//! Changes, the folding of those that come together, operators, and rejected callbacks. The names that serde gives are in spools that older versions
+//! wrote, so they never change.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 
 use super::record::as_base64;
 use super::{
-    Fence, GroupId, GroupProfile, MarkReason, MemberPatch, ORDINARY, OpenImGroup, OpenImMember,
-    Text, UserId,
+    Fence, GroupId, GroupProfile, MarkReason, MemberPatch, ORDINARY, OWNER, OpenImGroup,
+    OpenImMember, Text, UserId,
 };
 
 /// A change of one group.
@@ -59,7 +59,7 @@ pub enum Event {
     /// A member's own values were set.
     SetMember(MemberPatch),
     /// The group must be reconciled; no value changes.
-    #[serde(rename = "mark_unwaited")]
+    #[serde(rename = "want_check")]
     Mark(MarkReason),
     /// A mark only for a known, dismissed group.
     #[serde(rename = "want_check_if_dismissed")]
@@ -122,7 +122,7 @@ pub struct Creation {
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,
     /// The last member, if the list does not show by a second mention of the owner that this one is
-    /// a real member and not the operator. [`super::Operators`] decides that; a spool does not keep it.
+    /// a real member and not the operator. [`Operators`] decides that; a spool does not keep it.
     #[serde(skip)]
     pub may_be_operator: Option<UserId>,
     /// True if the list was missing or empty, or contained an invalid id.
@@ -139,7 +139,7 @@ pub fn first_members(
     owner: Option<&UserId>,
 ) -> Vec<(UserId, i32)> {
     let mut members: Vec<(UserId, i32)> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for (user, role_level) in list {
         let is_first = seen.insert(user.clone());
         if is_first {
@@ -167,7 +167,7 @@ impl Change {
     /// depends on the group.
     pub fn as_patch(&self) -> Option<&MemberPatch> {
         match &self.event {
-            Event::SetMember(patch) if patch.role_level != Some(super::OWNER) => Some(patch),
+            Event::SetMember(patch) if patch.role_level != Some(OWNER) => Some(patch),
             _ => None,
         }
     }
@@ -289,48 +289,6 @@ impl Rejected {
     }
 }
 
-// Operators: users who call OpenIM's API for others. Callbacks name them without their being members.
-
-/// User ids with which backends call OpenIM's API.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Operators(BTreeSet<UserId>);
-
-impl Operators {
-    /// Creates the set of these users.
-    pub fn new(users: impl IntoIterator<Item = UserId>) -> Self {
-        Self(users.into_iter().collect())
-    }
-
-    /// Removes an operator from an event that names it for having called the API. The group is then
-    /// marked, because an operator may be a member as well.
-    pub fn sort_out(&self, event: Event) -> Event {
-        match event {
-            // The inviter is an operator: a user has joined, and the callback does not name it.
-            Event::Join(user) if self.0.contains(&user) => Event::Mark(MarkReason::MembersMissing),
-            Event::Create(mut creation) => {
-                let operator = creation.may_be_operator.take();
-                if let Some(operator) = operator.filter(|user| self.0.contains(user)) {
-                    creation.members.retain(|(user, _)| *user != operator);
-                    creation.is_incomplete = true;
-                }
-                Event::Create(creation)
-            }
-            event => event,
-        }
-    }
-}
-
-/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and
-/// the owner is named once. If the owner is named twice, the list itself shows the operator.
-pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option<UserId> {
-    let mentions = list.iter().filter(|(user, _)| Some(user) == owner).count();
-    let (last, role_level) = list.last()?;
-    let is_ordinary = *role_level == ORDINARY && Some(last) != owner;
-    (mentions == 1 && is_ordinary).then(|| last.clone())
-}
-
-// Changes that come together: the patches of one member become one patch, if nothing else happens to their group.
-
 /// Changes by the way to write them. No group is in both lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
@@ -389,4 +347,42 @@ pub fn fold<'a>(changes: impl IntoIterator<Item = &'a Change> + Clone) -> Folded
         is_same
     });
     Folded { patches, others }
+}
+
+/// User ids with which backends call OpenIM's API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operators(BTreeSet<UserId>);
+
+impl Operators {
+    /// Creates the set of these users.
+    pub fn new(users: impl IntoIterator<Item = UserId>) -> Self {
+        Self(users.into_iter().collect())
+    }
+
+    /// Removes an operator from an event that names it for having called the API. The group is then
+    /// marked, because an operator may be a member as well.
+    pub fn sort_out(&self, event: Event) -> Event {
+        match event {
+            // The inviter is an operator: a user has joined, and the callback does not name it.
+            Event::Join(user) if self.0.contains(&user) => Event::Mark(MarkReason::MembersMissing),
+            Event::Create(mut creation) => {
+                let operator = creation.may_be_operator.take();
+                if let Some(operator) = operator.filter(|user| self.0.contains(user)) {
+                    creation.members.retain(|(user, _)| *user != operator);
+                    creation.is_incomplete = true;
+                }
+                Event::Create(creation)
+            }
+            event => event,
+        }
+    }
+}
+
+/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and
+/// the owner is named once. If the owner is named twice, the list itself shows the operator.
+pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option<UserId> {
+    let mentions = list.iter().filter(|(user, _)| Some(user) == owner).count();
+    let (last, role_level) = list.last()?;
+    let is_ordinary = *role_level == ORDINARY && Some(last) != owner;
+    (mentions == 1 && is_ordinary).then(|| last.clone())
 }

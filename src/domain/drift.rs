@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Text;
+use super::{Text, UserId};
 
 /// A value that differs between the mirror and OpenIM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -103,54 +103,55 @@ pub struct Verdict {
 #[derive(Default)]
 pub(super) struct Differences(pub(super) Vec<Drift>);
 
+/// A value that can differ.
+pub(super) trait Shown: PartialEq {
+    /// Returns the text in a report.
+    fn shown(&self) -> Option<String>;
+}
+
+impl Shown for Text {
+    fn shown(&self) -> Option<String> {
+        Some(self.as_str().to_owned())
+    }
+}
+
+impl Shown for UserId {
+    fn shown(&self) -> Option<String> {
+        Some(self.as_str().to_owned())
+    }
+}
+
+impl Shown for i32 {
+    fn shown(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Shown for OffsetDateTime {
+    fn shown(&self) -> Option<String> {
+        // RFC 3339 has no years above 9999; OpenIM's numbers are never read as such a time.
+        self.format(&Rfc3339).ok()
+    }
+}
+
 impl Differences {
-    fn add(&mut self, field: &'static str, mirror: Option<String>, openim: Option<String>) {
-        let drift = Drift {
-            field,
-            mirror,
-            openim,
-        };
-        self.0
-            .extend((drift.mirror != drift.openim).then_some(drift));
-    }
-
-    pub(super) fn text(
+    pub(super) fn add<T: Shown>(
         &mut self,
         field: &'static str,
-        mirror: &Option<Text>,
-        openim: &Option<Text>,
+        mirror: &Option<T>,
+        openim: &Option<T>,
     ) {
-        self.id(
-            field,
-            mirror.as_ref().map(Text::as_str),
-            openim.as_ref().map(Text::as_str),
-        );
-    }
-
-    pub(super) fn id(&mut self, field: &'static str, mirror: Option<&str>, openim: Option<&str>) {
-        if mirror != openim {
-            self.add(field, mirror.map(str::to_owned), openim.map(str::to_owned));
+        let shown = |value: &Option<T>| value.as_ref().and_then(Shown::shown);
+        if mirror == openim {
+            return;
         }
-    }
-
-    pub(super) fn number(&mut self, field: &'static str, mirror: Option<i32>, openim: Option<i32>) {
+        let (mirror, openim) = (shown(mirror), shown(openim));
         if mirror != openim {
-            let text = |number: Option<i32>| number.map(|number| number.to_string());
-            self.add(field, text(mirror), text(openim));
-        }
-    }
-
-    pub(super) fn time(
-        &mut self,
-        field: &'static str,
-        mirror: Option<OffsetDateTime>,
-        openim: Option<OffsetDateTime>,
-    ) {
-        if mirror != openim {
-            // RFC 3339 has no years above 9999; OpenIM's numbers are never read as such a time.
-            let text =
-                |time: Option<OffsetDateTime>| time.and_then(|time| time.format(&Rfc3339).ok());
-            self.add(field, text(mirror), text(openim));
+            self.0.push(Drift {
+                field,
+                mirror,
+                openim,
+            });
         }
     }
 }

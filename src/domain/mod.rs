@@ -4,10 +4,10 @@ mod apply;
 mod change;
 mod drift;
 mod fence;
+mod fields;
 mod hint;
 mod ids;
 mod record;
-mod rows;
 
 pub use apply::{GroupRows, LATE_CALLBACK_TIMEOUT, RepairRows, Repaired, apply};
 pub use change::{
@@ -17,10 +17,10 @@ pub use change::{
 use drift::Differences;
 pub use drift::{Drift, RepairCounts, RepairKind, Verdict};
 pub use fence::{Fence, FenceError};
-pub use hint::{Hint, HintKind};
-pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId, is_usable_operation_id};
-pub use record::{Raw, Request, from_record, to_record};
-pub use rows::{
+pub use fields::{
     DISMISSED, Group, GroupProfile, MarkReason, Member, MemberPatch, ORDINARY, OWNER, OpenImGroup,
     OpenImMember, Version, compare_group, compare_member,
 };
+pub use hint::{Hint, HintKind};
+pub use ids::{GroupId, IdError, MAX_ID_BYTES, Text, UserId, is_usable_operation_id};
+pub use record::{Raw, Request, from_record, to_record};

@@ -74,7 +74,7 @@ impl Gauges {
         let spool = ingest.spool().unwrap_or_default();
         let text = self.parts.metrics.text(Snapshot {
             connections: [used, idle],
-            max_connections: store.max_connections(),
+            max_connections: store.max_connections,
             body_memory: self.bodies.in_use(),
             answer_memory: self.answers.in_use(),
             waiting,

@@ -88,7 +88,7 @@ impl Drain {
     pub(super) fn new(spool: Spool, store: Store, lanes: Option<Lanes>) -> Self {
         let drainer = store.drainer(spool.id());
         let first_timeout = match lanes {
-            Some(_) => store.lane_timeout(),
+            Some(_) => store.lane_timeout,
             None => MAX_WRITE_TIMEOUT,
         };
         Self {
@@ -106,12 +106,13 @@ impl Drain {
     /// Drains the spool whenever it is diverting, until `closing`, and then as long as entries are
     /// written. Cancels `settled` at the end of the first attempt.
     pub(super) async fn run(mut self, settled: CancellationToken, closing: CancellationToken) {
+        let diverting = self.spool.diverting();
         loop {
             let is_absent = self.spool.state().is_absent;
             tokio::select! {
                 // Entries first: at the end too they are written if that can be.
                 biased;
-                () = self.spool.diverted() => {}
+                () = diverting.begun() => {}
                 () = closing.cancelled() => return,
                 () = sleep(APPEAR_INTERVAL), if is_absent => {
                     match self.spool.renew().await {

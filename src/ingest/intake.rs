@@ -7,14 +7,13 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-use super::Error;
+use super::{Diverting, Error};
 use crate::domain::{Change, Rejected};
 use crate::spool::{Attempt, Draft, Entry, Log, SpoolError, SpoolFolder, Usage};
 use crate::store;
@@ -33,10 +32,8 @@ struct Shared {
     folder: Mutex<SpoolFolder>,
     /// Locked while entries are appended, and while diverting ends.
     intake: Arc<AsyncMutex<()>>,
-    is_diverting: AtomicBool,
-    /// Wakes the drain.
-    diverted: Notify,
-    /// State but for `is_diverting`, and the time of receipt of the first entry.
+    diverting: Diverting,
+    /// State but for `diverting`, and the time of receipt of the first entry.
     state: Mutex<(SpoolState, Option<i64>)>,
 }
 
@@ -70,11 +67,11 @@ impl Spool {
             id: folder.id,
             limits: Limits(max_bytes),
             intake: Arc::default(),
-            is_diverting: AtomicBool::new(true),
-            diverted: Notify::new(),
+            diverting: Diverting::default(),
             state: Mutex::default(),
             folder: Mutex::new(folder),
         }));
+        spool.divert();
         let entries = spool.0.follow(&spool.0.folder());
         if entries > 0 {
             tracing::info!(entries, "an earlier process has left entries in the spool");
@@ -88,21 +85,17 @@ impl Spool {
     }
 
     pub(super) fn is_diverting(&self) -> bool {
-        // Acquire: a reader that sees the end of diverting sees what was written before.
-        self.0.is_diverting.load(Ordering::Acquire)
+        self.0.diverting.is_on()
+    }
+
+    /// The flag, for readers that need nothing else of the spool.
+    pub(super) fn diverting(&self) -> Diverting {
+        self.0.diverting.clone()
     }
 
     /// Begins diverting.
     pub(super) fn divert(&self) {
-        self.0.is_diverting.store(true, Ordering::Release);
-        self.0.diverted.notify_one();
-    }
-
-    /// Waits until the spool is diverting.
-    pub(super) async fn diverted(&self) {
-        while !self.is_diverting() {
-            self.0.diverted.notified().await;
-        }
+        self.0.diverting.begin();
     }
 
     /// State of the spool, and counts since the start.
@@ -243,7 +236,7 @@ impl IntakeLock {
         let shared = &self.spool.0;
         shared.state().0.has_room();
         shared.state().0.is_blocked = false;
-        shared.is_diverting.store(false, Ordering::Release);
+        shared.diverting.end();
     }
 }
 

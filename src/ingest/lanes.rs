@@ -1,5 +1,10 @@
 //! The lanes: tasks that write changes to Postgres in batches and answer each. A batch that cannot be written in
 //! time goes to the spool.
+//!
+//! Any lane takes the changes of any group, but one group is in one lane at a time. A lane claims the groups of its
+//! batch, and later changes of these groups are kept for it. So the changes of one group take effect in their order of
+//! arrival, and two changes of two groups are written at the same time. With a fixed lane for each group, by a hash,
+//! one of two such changes would wait for the other in half of all cases with two lanes.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -14,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::intake::{self, Spool};
-use super::{Error, Marks};
+use super::{Diverting, Error, Marks};
 use crate::domain::{Change, Event, Repaired};
 use crate::spool::Attempt;
 use crate::store::{self, Failed, Store, Writer, Written};
@@ -48,7 +53,7 @@ pub(super) struct Lanes {
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+struct Shared {
     queue: Mutex<Queue<Waiting>>,
     /// One per lane.
     wake: Vec<Notify>,
@@ -85,7 +90,7 @@ impl Shared {
     fn note_slow(&self, lane: usize) {
         let other = {
             let mut queue = self.queue();
-            queue.note_slow(lane);
+            queue.lanes[lane].is_slow = true;
             queue.lane_to_wake()
         };
         self.wake(other);
@@ -117,7 +122,7 @@ impl Queued {
 impl Lanes {
     /// Starts the lanes, as many as `store` has connections for.
     pub(super) fn start(store: &Store, marks: Marks, spool: Option<&Spool>, tasks: &Tasks) -> Self {
-        let lanes = store.lanes();
+        let lanes = store.lanes;
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::new(lanes, MAX_BATCH)),
             wake: (0..lanes).map(|_| Notify::new()).collect(),
@@ -130,8 +135,15 @@ impl Lanes {
             let position = spool.map(|spool| (spool.id(), lane_number(number)));
             let writer = Arc::new(AsyncMutex::new(store.writer(position)));
             writers.push(Arc::clone(&writer));
-            let spool = spool.cloned();
-            let lane = Lane::new(number, Arc::clone(&shared), writer, store, spool);
+            let lane = Lane {
+                number,
+                shared: Arc::clone(&shared),
+                writer,
+                batch_timeout: store.lane_timeout,
+                lock_timeout: store.lane_lock_timeout,
+                diverting: spool.map(Spool::diverting).unwrap_or_default(),
+                spool: spool.cloned(),
+            };
             writing.start(|_| async move { lane.run().await });
         }
         Self {
@@ -151,7 +163,7 @@ impl Lanes {
             let mut queue = self.shared.queue();
             let is_long = queue.len() >= LONG_QUEUE;
             let lane = queue.push(group, bytes, waiting);
-            (lane, is_long.then_some(queue.last_number()))
+            (lane, is_long.then_some(queue.count))
         };
         self.shared.wake(lane);
         Queued { answered, number }
@@ -209,7 +221,7 @@ impl Lanes {
 
 /// A change without an answer. If it fails or is dropped, its group is marked.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Waiting {
     change: Change,
     /// `None` after the answer.
     answer: Option<oneshot::Sender<Result<Repaired, Error>>>,
@@ -254,7 +266,7 @@ impl Drop for Waiting {
 }
 
 /// A change that is not known to be written, with the attempt that may still commit it.
-pub(super) type Unwritten = (Waiting, Option<Attempt>);
+type Unwritten = (Waiting, Option<Attempt>);
 
 /// One lane.
 struct Lane {
@@ -267,27 +279,12 @@ struct Lane {
     batch_timeout: Duration,
     /// Time after which Postgres gives up a lock that another session holds.
     lock_timeout: Duration,
+    /// Never on without a spool.
+    diverting: Diverting,
     spool: Option<Spool>,
 }
 
 impl Lane {
-    fn new(
-        number: usize,
-        shared: Arc<Shared>,
-        writer: Arc<AsyncMutex<Writer>>,
-        store: &Store,
-        spool: Option<Spool>,
-    ) -> Self {
-        Self {
-            number,
-            shared,
-            writer,
-            batch_timeout: store.lane_timeout(),
-            lock_timeout: store.lane_lock_timeout(),
-            spool,
-        }
-    }
-
     /// Writes batches until [`Shared::next`] ends.
     async fn run(&self) {
         // After a panic the batch is answered as lost and its groups are marked. One bad change must not end the process.
@@ -318,7 +315,7 @@ impl Lane {
     async fn write(&self, mut batch: Vec<Waiting>) {
         loop {
             if let Some(spool) = &self.spool
-                && spool.is_diverting()
+                && self.diverting.is_on()
             {
                 let all = batch.into_iter().map(|change| (change, None)).collect();
                 let all = fail_repairs(all, &store::Error::gave_up());
@@ -333,11 +330,7 @@ impl Lane {
             }
             let mut writer = self.writer.lock().await;
             // The spool may have been opened while this lane waited for its writer.
-            if self
-                .spool
-                .as_ref()
-                .is_none_or(|spool| !spool.is_diverting())
-            {
+            if !self.diverting.is_on() {
                 return self.write_directly(&mut writer, batch).await;
             }
         }
@@ -418,10 +411,8 @@ impl Lane {
     }
 
     fn attempt(&self, number: Option<i64>) -> Option<Attempt> {
-        Some(Attempt {
-            lane: lane_number(self.number),
-            seq: number?,
-        })
+        let lane = lane_number(self.number);
+        number.map(|seq| Attempt { lane, seq })
     }
 
     /// Moves changes to the spool, which keeps their order. The caller holds the writer, so no later change is written
@@ -492,13 +483,6 @@ fn bytes_of(change: &Change) -> usize {
         .map(|user| user.as_str().len() + ROW_BYTES);
     change.group_id.as_str().len() + users.sum::<usize>() + change.event.bytes()
 }
-
-// The queue of changes, and the choice of a lane for each.
-//
-// Any lane takes the changes of any group, but one group is in one lane at a time. A lane claims the groups of its
-// batch, and later changes of these groups are kept for it. So the changes of one group take effect in their order of
-// arrival, and two changes of two groups are written at the same time. With a fixed lane for each group, by a hash,
-// one of two such changes would wait for the other in half of all cases with two lanes.
 
 /// Changes in their order of arrival. `C` is a change. A group is known by a hash: two groups with the same hash only
 /// keep their common order.
@@ -580,11 +564,6 @@ impl<C> Queue<C> {
         self.lane_to_wake()
     }
 
-    /// Number of the last change that was added.
-    fn last_number(&self) -> u64 {
-        self.count
-    }
-
     /// Removes a change by its number. `None` if a lane has taken it.
     fn remove(&mut self, number: u64) -> Option<C> {
         let is_it = |entry: &Item<C>| entry.number == number;
@@ -654,11 +633,6 @@ impl<C> Queue<C> {
         batch
     }
 
-    /// Notes that the batch of `lane` is slow.
-    fn note_slow(&mut self, lane: usize) {
-        self.lanes[lane].is_slow = true;
-    }
-
     /// Idle lane to wake, if there is work for it.
     ///
     /// While a lane writes many changes, new changes are left to it unless they fill a batch: a row costs little, a
@@ -682,144 +656,4 @@ impl<C> Queue<C> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SMALL: Load = Load {
-        changes: 3,
-        bytes: 10,
-    };
-
-    #[test]
-    fn two_changes_find_two_lanes_and_a_group_stays_in_its_own() {
-        let mut queue = Queue::new(2, SMALL);
-        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
-        assert_eq!(queue.push(1, 1, "a"), Some(1));
-        assert_eq!(queue.take(1), ["a"]);
-        // A change of the same group is kept for the lane of the group.
-        assert_eq!(queue.push(1, 1, "b"), None);
-        // Another group: the other lane.
-        assert_eq!(queue.push(2, 1, "c"), Some(0));
-        assert_eq!(queue.take(0), ["c"]);
-        assert_eq!(queue.take(1), ["b"]);
-        assert_eq!(queue.take(1), Vec::<&str>::new());
-        // The group is free again: any lane may take it.
-        assert_eq!(queue.push(1, 1, "d"), Some(1));
-    }
-
-    #[test]
-    fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
-        let most = Load {
-            changes: 20,
-            bytes: 1000,
-        };
-        let mut queue = Queue::new(2, most);
-        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
-        for group in 0..10 {
-            queue.push(group, 1, group);
-        }
-        assert_eq!(queue.take(0).len(), 10);
-        assert_eq!(queue.take(1).len(), 0);
-        assert_eq!(queue.push(20, 1, 20), None);
-        assert_eq!(queue.lane_to_wake(), None);
-        queue.note_slow(0);
-        assert_eq!(queue.lane_to_wake(), Some(1));
-        assert_eq!(queue.take(1), [20]);
-    }
-
-    #[test]
-    fn as_many_as_fill_a_batch_are_left_to_nobody() {
-        let most = Load {
-            changes: 20,
-            bytes: 1000,
-        };
-        let mut queue = Queue::new(2, most);
-        assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
-        for group in 0..20 {
-            queue.push(group, 1, group);
-        }
-        assert_eq!(queue.take(0).len(), 20);
-        assert_eq!(queue.take(1).len(), 0);
-        for group in 20..39 {
-            assert_eq!(queue.push(group, 1, group), None, "{group}");
-        }
-        assert_eq!(queue.push(39, 1, 39), Some(1));
-    }
-
-    /// Call on a queue.
-    #[derive(Clone, Debug)]
-    enum Event {
-        Push { group: u64, bytes: usize },
-        Take { lane: usize },
-        Remove { part: usize },
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Event::Push { group, bytes }),
-            2 => (0_usize..3).prop_map(|lane| Event::Take { lane }),
-            1 => (0_usize..100).prop_map(|part| Event::Remove { part }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn each_change_is_taken_once_in_order_and_its_group_by_one_lane_at_a_time(
-            events in proptest::collection::vec(event(), 0..200),
-        ) {
-            let mut queue = Queue::new(3, SMALL);
-            let mut pushed = Vec::new();
-            let mut taken = Vec::new();
-            let mut removed = Vec::new();
-            let mut writing: [Vec<(u64, usize, usize)>; 3] = Default::default();
-            // At the end each lane takes until the queue is empty.
-            let end = (0..600).map(|n| Event::Take { lane: n % 3 });
-            for event in events.into_iter().chain(end) {
-                match event {
-                    Event::Push { group, bytes } => {
-                        let change = (group, bytes, pushed.len());
-                        pushed.push(change);
-                        queue.push(group, bytes, change);
-                        prop_assert_eq!(queue.last_number(), pushed.len() as u64);
-                    }
-                    Event::Remove { part } => {
-                        let number = pushed.len() * part / 100;
-                        let change = pushed.get(number).copied();
-                        let back = queue.remove(number as u64 + 1);
-                        let waits = change.is_some_and(|change| {
-                            !taken.contains(&change) && !removed.contains(&change)
-                        });
-                        prop_assert_eq!(back, change.filter(|_| waits));
-                        removed.extend(back);
-                    }
-                    Event::Take { lane } => {
-                        let batch = queue.take(lane);
-                        let bytes: usize = batch.iter().map(|change| change.1).sum();
-                        prop_assert!(batch.len() <= SMALL.changes);
-                        prop_assert!(bytes <= SMALL.bytes || batch.len() == 1);
-                        for (other, theirs) in writing.iter().enumerate() {
-                            for (group, ..) in theirs.iter().filter(|_| other != lane) {
-                                prop_assert!(batch.iter().all(|change| change.0 != *group));
-                            }
-                        }
-                        taken.extend(batch.clone());
-                        writing[lane] = batch;
-                    }
-                }
-                prop_assert_eq!(queue.len(), pushed.len() - taken.len() - removed.len());
-            }
-            pushed.retain(|change| !removed.contains(change));
-            // No claim is left for which a lane would never be woken.
-            prop_assert!(queue.claims.is_empty());
-            for group in 0..6 {
-                let of = |changes: &[(u64, usize, usize)]| -> Vec<usize> {
-                    let same = changes.iter().filter(|change| change.0 == group);
-                    same.map(|change| change.2).collect()
-                };
-                prop_assert_eq!(of(&taken), of(&pushed));
-            }
-        }
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ mod lanes;
 mod rejected;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::tasks::{Period, Task, Tasks};
 use drain::Drain;
 use hints::HintAction;
 use lanes::Lanes;
-use rejected::{Keeper, Kept, keep};
+use rejected::{Keeper, Kept};
 
 pub use drain::Error as DrainError;
 pub use hints::{DueLook, HintOutcome, Hints, Kinds, LookEnd};
@@ -93,16 +93,16 @@ pub struct Ingest {
     tasks: Tasks,
 }
 
-/// A callback that was taken. Its drop tells the hints that the change is written or may be, also if the caller has
-/// gone.
-struct Taken<'a> {
+/// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
+/// waited for that or not.
+struct TakenCallback<'a> {
     hints: &'a Hints,
     group: &'a GroupId,
     operation_id: Option<&'a str>,
     is_watched: bool,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for TakenCallback<'_> {
     fn drop(&mut self) {
         self.hints
             .written(self.group, self.operation_id, self.is_watched);
@@ -110,13 +110,14 @@ impl Drop for Taken<'_> {
 }
 
 impl Ingest {
-    /// Starts the lanes, which write to `store`. `rejected` limits the rejected callbacks. Changes that cannot be
-    /// written go to `spool`; without one they fail.
+    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected`
+    /// says. What cannot be written goes to `spool`, if there is one; else whoever brought it is
+    /// told.
     pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
         let (marks, tasks) = (Marks::default(), Tasks::default());
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
-        // A lane may need all of its time for the batch before.
-        let queue_timeout = store.lane_timeout() * 2;
+        // The lanes may be at something that takes all their time.
+        let queue_timeout = store.lane_timeout * 2;
         let marking = tasks.task("writes marks");
         marking.start({
             let (marks, lanes) = (marks.clone(), lanes.clone());
@@ -176,7 +177,8 @@ impl Ingest {
         &self.tasks
     }
 
-    /// Waits until the entries of an earlier process are in the database, or the database is known to be away.
+    /// Waits until what an earlier process left is in the database, or the database is known to be
+    /// away.
     pub async fn settled(&self) {
         self.settled.cancelled().await;
     }
@@ -197,19 +199,16 @@ impl Ingest {
         let queued = self.lanes.push(change);
         if queued.needs_deadline() {
             let (lanes, deadline) = (self.lanes.clone(), Instant::now() + self.queue_timeout);
-            // The wait in the queue has a limit, also if the caller has gone.
+            // Nothing waits in the queue without a bound, also where nobody waits for the answer.
             return self
                 .finish(async move { lanes.answer(queued, deadline).await })
                 .await;
         }
-        match queued.answered.await {
-            Ok(written) => written,
-            Err(_panicked) => Err(Error::Lost),
-        }
+        queued.answered.await.unwrap_or(Err(Error::Lost)) // the lane has panicked
     }
 
-    /// Submits the change of a callback that has just come. The callbacks and the notifications of one change have
-    /// one `operation_id`.
+    /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one
+    /// change have one `operation_id`.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
@@ -217,7 +216,7 @@ impl Ingest {
         let group = change.group_id.clone();
         let is_join = matches!(change.event, Event::Join(_) | Event::JoinAll(_));
         let is_watched = self.hints.is_watched(&group);
-        let taken = Taken {
+        let taken = TakenCallback {
             hints: &self.hints,
             group: &group,
             operation_id,
@@ -230,7 +229,7 @@ impl Ingest {
         .await?;
         drop(taken);
         if is_join && self.hints.joined(&group, operation_id) {
-            self.take_back_mark(&group).await;
+            self.undo_mark(&group).await;
         }
         Ok(())
     }
@@ -279,13 +278,13 @@ impl Ingest {
         let change = Change::new(hint.group_id.clone(), hint.received_at, event);
         self.submit(change).await?;
         if key.is_some_and(|key| self.hints.marked(key)) {
-            self.take_back_mark(&hint.group_id).await;
+            self.undo_mark(&hint.group_id).await;
         }
         Ok(())
     }
 
     /// Removes the mark for a user who entered, because the callback names the user.
-    async fn take_back_mark(&self, group: &GroupId) {
+    async fn undo_mark(&self, group: &GroupId) {
         if let Err(error) = self.store.undo_mark(group).await {
             // An unneeded mark does no harm.
             let error = error.to_string();
@@ -332,22 +331,20 @@ impl Ingest {
                     tracing::warn!(error, "old rejected callbacks are not deleted");
                 }
             });
-            // It is usually done at once. An answer does not wait for a long one.
+            // As a rule it is done at once; who waits for an answer does not wait for a long one.
             let _ = timeout(PURGE_TIMEOUT, purge).await;
         }
         Ok(kept != Kept::No)
     }
 
-    /// Runs a write as a task of its own. OpenIM hangs up after its timeout and never sends a callback again, so the
-    /// write goes on without a caller.
+    /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a
+    /// callback again, so what was taken goes on when nobody waits for it any more.
     async fn finish<T: Send + 'static>(
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        match self.under_way.spawn(write).await {
-            Ok(written) => written,
-            Err(_panicked_or_runtime_ended) => Err(Error::Lost),
-        }
+        let written = self.under_way.spawn(write).await;
+        written.unwrap_or(Err(Error::Lost)) // a panic, or the end of the runtime
     }
 
     /// Starts the periodic housekeeping.
@@ -374,7 +371,7 @@ impl Ingest {
         self.spool.as_ref().map(Spool::state)
     }
 
-    /// Waits for every change under way, and drains the spool as far as the database allows.
+    /// Waits for every change under way, and drains the spool as far as the database lets us.
     pub async fn close(&self) {
         self.housekeeping.end().await;
         self.under_way.close();
@@ -394,7 +391,7 @@ impl Ingest {
     }
 
     /// Logs the entries left in the spool at the end.
-    pub fn log_remaining(&self) {
+    pub fn log_entries_left(&self) {
         if let Some(state) = self.spool()
             && state.waiting > 0
         {
@@ -414,7 +411,7 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
     let drained = Drain::new(spool.clone(), store.clone(), None)
         .drain_all()
         .await;
-    // No other process notes the groups that this one has touched.
+    // Nobody else notes what this process has changed.
     if let Err(error) = store.note_touched().await {
         let error = error.to_string();
         tracing::warn!(
@@ -424,6 +421,21 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
         );
     }
     drained
+}
+
+async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Result<Kept, Error> {
+    let spool = match spool {
+        Some(spool) if keeper.keeps() => spool,
+        _ => return Ok(keeper.keep(&rejected).await?),
+    };
+    if !spool.is_diverting() {
+        match keeper.keep(&rejected).await {
+            Err(error) if !matches!(error, store::Error::Permanent(_)) => {}
+            kept => return Ok(kept?),
+        }
+    }
+    intake::append_rejected(&spool, &rejected).await?;
+    Ok(Kept::Yes)
 }
 
 /// Reads a spooled change that the database refused, from its kept record.
@@ -436,23 +448,54 @@ pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
     })
 }
 
-// Marks that wait to be written: groups of which a change was lost or is announced. No request waits for them. They
-// are written when the database can take them.
-
-/// Limit of groups that wait for a mark. OpenIM names only a few a second while it waits for failing answers.
+/// Limit of groups. OpenIM names only a few a second while it waits for failing answers.
 const MAX_MARKS: usize = 100_000;
 /// Limit of marks in the queue at a time, which is shared with callbacks.
-const MAX_MARKS_QUEUED: usize = 256;
+const MARKS_PER_BATCH: usize = 256;
 /// Shortest and longest pause after marks that could not be written.
 const FIRST_MARK_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_MARK_PAUSE: Duration = Duration::from_secs(5);
+const MAX_MARK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tells if each change goes through the spool. Clones share it.
+#[derive(Clone, Debug, Default)]
+struct Diverting(Arc<DivertingState>);
+
+#[derive(Debug, Default)]
+struct DivertingState {
+    is_on: AtomicBool,
+    /// Wakes the drain.
+    begun: Notify,
+}
+
+impl Diverting {
+    fn is_on(&self) -> bool {
+        // Acquire: a reader that sees the end of diverting sees what was written before.
+        self.0.is_on.load(Ordering::Acquire)
+    }
+
+    fn begin(&self) {
+        self.0.is_on.store(true, Ordering::Release);
+        self.0.begun.notify_one();
+    }
+
+    fn end(&self) {
+        self.0.is_on.store(false, Ordering::Release);
+    }
+
+    /// Waits until it is on.
+    async fn begun(&self) {
+        while !self.is_on() {
+            self.0.begun.notified().await;
+        }
+    }
+}
 
 /// Marks that are not written. Clones share them.
 #[derive(Clone, Debug, Default)]
-struct Marks(Arc<WaitingMarks>);
+struct Marks(Arc<SharedMarks>);
 
 #[derive(Debug, Default)]
-struct WaitingMarks {
+struct SharedMarks {
     waiting: Mutex<HashMap<GroupId, MarkReason>>,
     /// Number of marks that were taken and are not known to be durable.
     under_way: AtomicUsize,
@@ -502,7 +545,7 @@ impl Marks {
 
     fn take(&self) -> Vec<(GroupId, MarkReason)> {
         let mut waiting = self.waiting();
-        let some: Vec<GroupId> = waiting.keys().take(MAX_MARKS_QUEUED).cloned().collect();
+        let some: Vec<GroupId> = waiting.keys().take(MARKS_PER_BATCH).cloned().collect();
         self.0.under_way.store(some.len(), Ordering::Relaxed);
         some.iter()
             .filter_map(|group| waiting.remove_entry(group))
@@ -541,7 +584,7 @@ impl Marks {
                 return;
             }
             let _ = timeout(pause, closing.cancelled()).await;
-            pause = (pause * 2).min(LONGEST_MARK_PAUSE);
+            pause = (pause * 2).min(MAX_MARK_PAUSE);
         }
     }
 }

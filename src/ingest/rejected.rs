@@ -2,10 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Error;
-use super::intake::{self, Spool};
 use crate::domain::Rejected;
-use crate::store::{self, Store};
+use crate::store::{Error, Store};
 
 /// Limits of rejected callbacks.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +47,7 @@ impl Keeper {
         self.settings.max_bytes > 0
     }
 
-    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<Kept, store::Error> {
+    pub(super) async fn keep(&self, rejected: &Rejected) -> Result<Kept, Error> {
         if !self.keeps() {
             return Ok(Kept::No);
         }
@@ -69,7 +67,7 @@ impl Keeper {
     }
 
     /// Deletes the rejected callbacks that are too old or too many.
-    pub(super) async fn purge(&self) -> Result<(), store::Error> {
+    pub(super) async fn purge(&self) -> Result<(), Error> {
         let Retention {
             keep_days,
             max_bytes,
@@ -82,24 +80,4 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-/// Keeps a rejected callback in the database, or in the spool while the database is away.
-pub(super) async fn keep(
-    keeper: &Keeper,
-    spool: Option<Spool>,
-    rejected: Rejected,
-) -> Result<Kept, Error> {
-    let spool = match spool {
-        Some(spool) if keeper.keeps() => spool,
-        _ => return Ok(keeper.keep(&rejected).await?),
-    };
-    if !spool.is_diverting() {
-        match keeper.keep(&rejected).await {
-            Err(error) if !matches!(error, store::Error::Permanent(_)) => {}
-            kept => return Ok(kept?),
-        }
-    }
-    intake::append_rejected(&spool, &rejected).await?;
-    Ok(Kept::Yes)
 }

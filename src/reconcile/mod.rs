@@ -208,7 +208,7 @@ impl Reconciler {
         Self(Arc::new(Core {
             reader: Reader::new(client),
             read_permits: Semaphore::new(settings.concurrency),
-            write_permits: Semaphore::new((store.lanes() / 2).max(1)),
+            write_permits: Semaphore::new((store.lanes / 2).max(1)),
             store,
             ingest,
             metrics,

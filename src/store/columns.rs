@@ -391,9 +391,6 @@ impl Value for Option<String> {
     }
 }
 
-/// Maximum size of a text of an ordinary read, in bytes; `sql_column` has the number too.
-const MAX_SHORT_TEXT: usize = 1024;
-
 /// A row whose texts may be long.
 pub(super) trait PageRow: Sized {
     /// Reads the columns.
@@ -401,11 +398,27 @@ pub(super) trait PageRow: Sized {
 
     /// Returns the texts.
     fn texts(&self) -> impl Iterator<Item = &str>;
+}
 
-    /// True if a mark stands in place of a long text.
-    fn is_marked(&self) -> bool {
-        self.texts().any(|text| text.len() > MAX_SHORT_TEXT)
-    }
+/// Maximum size of a text of an ordinary read, in bytes; `sql_column!` has the number too.
+const MAX_SHORT_TEXT: usize = 1024;
+
+/// Maximum size of a row of an ordinary read, in bytes: seven texts or marks, and two ids.
+pub const SHORT_ROW: usize = 10 << 10;
+
+/// Converts a number of bytes from Postgres.
+pub(super) fn bytes(count: i64) -> usize {
+    usize::try_from(count).unwrap_or(0)
+}
+
+/// Converts a number of bytes for Postgres.
+pub(super) fn count(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// True if a mark stands in place of a long text.
+pub(super) fn is_marked<T: PageRow>(row: &T) -> bool {
+    row.texts().any(|text| text.len() > MAX_SHORT_TEXT)
 }
 
 /// Makes the type of a row as readers see it: the key, the listed columns, and more.

@@ -1,7 +1,7 @@
 //! Writes `left_at` of members after a dismissal. The dismissal itself writes only the group's row, so that
 //! it takes no longer for a large group. Readers see the same before and after.
 
-use sqlx::{Connection, FromRow};
+use sqlx::Connection;
 use time::OffsetDateTime;
 
 use super::{Error, Store};
@@ -38,18 +38,6 @@ SELECT max(user_id) AS last, count(*) AS members FROM next";
 /// Number of rows of one transaction. A callback of the group may have to wait for it.
 const MAX_BATCH_ROWS: i64 = 500;
 
-#[derive(FromRow)]
-struct Dismissal {
-    dismissals: i32,
-    emptying_at: OffsetDateTime,
-}
-
-#[derive(FromRow)]
-struct Batch {
-    last: Option<String>,
-    members: i64,
-}
-
 impl Store {
     /// Writes the time of the leave into the rows of all dismissed groups.
     ///
@@ -83,22 +71,22 @@ impl Store {
             last = self
                 .write(async |connection| {
                     let mut transaction = connection.begin().await?;
-                    let dismissal: Option<Dismissal> = sqlx::query_as(LOCK_EMPTYING)
+                    let dismissal: Option<(i32, OffsetDateTime)> = sqlx::query_as(LOCK_EMPTYING)
                         .bind(group.as_str())
                         .fetch_optional(&mut *transaction)
                         .await?;
-                    let Some(dismissal) = dismissal else {
+                    let Some((number, at)) = dismissal else {
                         return Ok(None);
                     };
-                    let filled: Batch = sqlx::query_as(FILL_LEFT_AT)
+                    let (last, count): (Option<String>, i64) = sqlx::query_as(FILL_LEFT_AT)
                         .bind(group.as_str())
                         .bind(&after)
-                        .bind(dismissal.dismissals)
-                        .bind(dismissal.emptying_at)
+                        .bind(number)
+                        .bind(at)
                         .bind(MAX_BATCH_ROWS)
                         .fetch_one(&mut *transaction)
                         .await?;
-                    let has_more = filled.members == MAX_BATCH_ROWS;
+                    let has_more = count == MAX_BATCH_ROWS;
                     if !has_more {
                         sqlx::query(END_EMPTYING)
                             .bind(group.as_str())
@@ -106,7 +94,7 @@ impl Store {
                             .await?;
                     }
                     transaction.commit().await?;
-                    Ok(filled.last.filter(|_| has_more))
+                    Ok(last.filter(|_| has_more))
                 })
                 .await?;
         }

@@ -10,9 +10,8 @@ use sqlx::postgres::PgRow;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::columns::{Columns, MemberRow, PageRow};
+use super::columns::{Columns, MemberRow, PageRow, SHORT_ROW, count, is_marked};
 use super::postgres::Kind;
-use super::read::{self, SHORT_ROW};
 use super::{Error, Store};
 use crate::domain::{GroupId, UserId};
 
@@ -263,7 +262,7 @@ impl Store {
     ) -> Result<Vec<Option<SoughtMember>>, Error> {
         let mut found = self.look_up(Arc::clone(&pairs)).await?;
         let marked: Vec<usize> = (0..found.len())
-            .filter(|at| found[*at].as_ref().is_some_and(MemberRow::is_marked))
+            .filter(|at| found[*at].as_ref().is_some_and(is_marked))
             .collect();
         let asked: Vec<_> = marked.iter().map(|at| (&pairs[*at], SHORT_ROW)).collect();
         // These rows are read again. Free the memory first.
@@ -293,7 +292,7 @@ impl Store {
         }
         let groups: Vec<&str> = pairs.iter().map(|((group, _), _)| group.as_str()).collect();
         let users: Vec<&str> = pairs.iter().map(|((_, user), _)| user.as_str()).collect();
-        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| read::count(*bytes)).collect();
+        let allowed: Vec<i64> = pairs.iter().map(|(_, bytes)| count(*bytes)).collect();
         let found = self
             .read(async |connection| {
                 sqlx::query(MEMBERSHIPS_SIZED)
@@ -314,7 +313,7 @@ impl Store {
             let allowed = at(place).and_then(|at| allowed.get(at));
             let member = SoughtMember {
                 row,
-                bytes: read::bytes(bytes),
+                bytes: usize::try_from(bytes).unwrap_or(0),
                 has_texts: allowed.is_some_and(|allowed| bytes <= *allowed),
             };
             (place, member)

@@ -22,7 +22,6 @@ mod postgres;
 mod read;
 mod reconcile;
 mod rejected;
-
 mod write;
 
 use std::sync::Arc;
@@ -33,16 +32,15 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use lookups::Lookups;
-use postgres::{Connections, Connector, Kind, Pool};
+use postgres::{Connector, Kind, Pool};
 use write::Touched;
 
-pub use columns::{GroupRow, MemberRow};
+pub use columns::{GroupRow, MemberRow, SHORT_ROW};
 pub use error::{Error, OpenError, UnfitSession};
 pub use lookups::SoughtMember;
 pub use postgres::{Database, UrlError, check_url};
 pub use read::{
     Found, GroupFilter, GroupSummary, MemberFilter, MemberState, PAGE_BYTES, Page, RoleCount, Room,
-    SHORT_ROW,
 };
 pub(crate) use reconcile::run_counters;
 pub use reconcile::{
@@ -79,13 +77,13 @@ pub struct Store {
     /// Users and groups that callbacks have changed lately.
     touched: Touched,
     /// Number of lanes.
-    lanes: usize,
+    pub lanes: usize,
     /// Time limit of one write of a lane.
-    lane_timeout: Duration,
+    pub lane_timeout: Duration,
     /// Time limit of a wait for a lock, for lanes.
-    lane_lock_timeout: Duration,
+    pub lane_lock_timeout: Duration,
     /// Maximum number of connections.
-    max_connections: usize,
+    pub max_connections: usize,
     /// Time limit of one read or change: its permit, its connection and its statement. Postgres ends a
     /// statement earlier (`statement_timeout`), unless it or the network hangs.
     timeout: Duration,
@@ -96,36 +94,6 @@ impl Database {
     pub async fn open(&self) -> Result<Store, OpenError> {
         self.migrate().await?;
         Ok(self.store())
-    }
-
-    /// Makes the store of a database that may be away. [`Database::migrate`] must succeed once before
-    /// the first read or write.
-    pub fn store(&self) -> Store {
-        let Connections {
-            pool,
-            lanes,
-            drain,
-            leases,
-            lane_count,
-            lane_timeout,
-            lane_lock_timeout,
-            timeout,
-        } = self.connections();
-        Store {
-            database: Arc::new(self.clone()),
-            prepared: Arc::default(),
-            pool: Arc::new(pool),
-            lookups: Arc::default(),
-            lane_connector: Arc::new(lanes),
-            drain_connector: Arc::new(drain),
-            lease_connector: Arc::new(leases),
-            touched: Touched::default(),
-            lanes: lane_count,
-            lane_timeout,
-            lane_lock_timeout,
-            max_connections: self.max_connections(),
-            timeout,
-        }
     }
 }
 
@@ -204,26 +172,6 @@ impl Store {
         Drainer::new(connector, self.touched.clone(), spool_id)
     }
 
-    /// Returns the number of lanes.
-    pub fn lanes(&self) -> usize {
-        self.lanes
-    }
-
-    /// Returns the time limit of one write of a lane.
-    pub fn lane_timeout(&self) -> Duration {
-        self.lane_timeout
-    }
-
-    /// Returns the time limit of a lane's wait for a lock.
-    pub fn lane_lock_timeout(&self) -> Duration {
-        self.lane_lock_timeout
-    }
-
-    /// Returns the time limit of one read or change.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     /// Returns the number of connections with work, and of idle ones.
     pub fn connections(&self) -> (usize, usize) {
         // A connection that holds a lease waits for the end of the lease.
@@ -233,14 +181,9 @@ impl Store {
             &self.lease_connector,
         ];
         let counts = connectors.into_iter().map(|connector| connector.count());
-        counts.fold(self.pool.connections(), |(used, idle), (u, i)| {
+        counts.fold(self.pool.connector.count(), |(used, idle), (u, i)| {
             (used + u, idle + i)
         })
-    }
-
-    /// Returns the maximum number of connections.
-    pub fn max_connections(&self) -> usize {
-        self.max_connections
     }
 
     /// Returns when the database answers.

@@ -91,6 +91,17 @@ pub(super) async fn insert(
         body,
         body_bytes,
     } = rejected;
+    // Two that are equal to the microsecond are one. A spool keeps all values of the key, so that it is
+    // the same with and without a spool.
+    let micros = received_at.unix_timestamp_nanos().div_euclid(1000);
+    let mut key = Sha256::new()
+        .chain_update(micros.to_be_bytes())
+        .chain_update(body_bytes.to_be_bytes());
+    let operation = operation_id.as_deref().unwrap_or_default();
+    for text in [path, operation, code, detail].map(str::as_bytes) {
+        key.update(text.len().to_be_bytes());
+        key.update(text);
+    }
     sqlx::query(KEEP_REJECTED)
         .bind(received_at)
         .bind(path)
@@ -99,34 +110,10 @@ pub(super) async fn insert(
         .bind(detail)
         .bind(body.as_ref())
         .bind(i64::try_from(*body_bytes).unwrap_or(i64::MAX))
-        .bind(key(rejected))
+        .bind(key.chain_update(body).finalize().to_vec())
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// Makes the unique key of a rejected callback. Two that are equal to the microsecond are one. A spool
-/// keeps all values of the key, so that it is the same with and without a spool.
-fn key(rejected: &Rejected) -> Vec<u8> {
-    let Rejected {
-        received_at,
-        path,
-        operation_id,
-        code,
-        detail,
-        body,
-        body_bytes,
-    } = rejected;
-    let micros = received_at.unix_timestamp_nanos().div_euclid(1000);
-    let mut digest = Sha256::new()
-        .chain_update(micros.to_be_bytes())
-        .chain_update(body_bytes.to_be_bytes());
-    let operation_id = operation_id.as_deref().unwrap_or_default();
-    for text in [path, operation_id, code, detail].map(str::as_bytes) {
-        digest.update(text.len().to_be_bytes());
-        digest.update(text);
-    }
-    digest.chain_update(body).finalize().to_vec()
 }
 
 impl Store {

@@ -209,7 +209,8 @@ async fn an_entry_of_a_newer_version_stops_the_drain_and_nothing_is_written_past
 /// A reason and a kind that are not known are no more than an event that is not.
 #[tokio::test]
 async fn reasons_and_kinds_of_a_newer_version_wait_too() {
-    let reason = r#"{"group_id":"g","received_at":1790000000000000,"event":{"mark_unwaited":"of_tomorrow"}}"#;
+    let reason =
+        r#"{"group_id":"g","received_at":1790000000000000,"event":{"want_check":"of_tomorrow"}}"#;
     for (kind, record) in [(1, reason), (3, "anything at all")] {
         let folder = waiting().await;
         let entries = numbers(&folder);

@@ -73,7 +73,7 @@ json_object! {
 
 json_object! {
     /// Number of current members with a role level.
-    struct RoleMembers from RoleCount {
+    struct RoleMembers {
         /// 100 owner, 60 admin, 20 ordinary member. null: unknown.
         role_level "roleLevel" nullable: Option<i32> = Some(20);
         /// Number of members.
@@ -101,10 +101,18 @@ pub(super) struct GroupWithCounts {
 impl From<GroupSummary> for GroupWithCounts {
     fn from(summary: GroupSummary) -> Self {
         let by_role = summary.by_role;
+        let role = |RoleCount {
+                        role_level,
+                        members,
+                        ..
+                    }| RoleMembers {
+            role_level,
+            members,
+        };
         Self {
             group: summary.group.into(),
             member_count: by_role.iter().map(|role| role.members).sum(),
-            roles: by_role.into_iter().map(RoleMembers::from).collect(),
+            roles: by_role.into_iter().map(role).collect(),
             newest_change: summary.newest_change,
         }
     }

@@ -72,7 +72,7 @@ pub async fn serve(
             metrics: metrics.clone(),
         })
     };
-    let others = parts.store.max_connections() + MAX_METRICS_CONNECTIONS;
+    let others = parts.store.max_connections + MAX_METRICS_CONNECTIONS;
     let acceptor = accept(listener, max_connections(others))?;
     let gauges = Gauges {
         bodies: Arc::new(BodyLimits::new(settings.body, timeouts)),

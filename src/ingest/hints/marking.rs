@@ -9,22 +9,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{CallbackKey, Recent};
+use super::{CallbackKey, HintAction, HintOutcome, Recent};
 use crate::domain::HintKind;
 
 /// Longest time between the callback and the notification of one change.
 const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Effect of a hint on its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    Always,
-    /// Only if the mirror has the group as dismissed: then it exists again.
-    IfDismissed,
-    Never,
-}
-
-/// MarkProgress of the mark of an entry.
+/// Progress of the mark of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MarkProgress {
     BeingWritten,
@@ -59,21 +50,21 @@ impl Marking {
         kind: HintKind,
         key: Option<CallbackKey>,
         now: Instant,
-    ) -> Mark {
+    ) -> HintAction {
         match kind {
-            HintKind::MemberInvited => Mark::Always,
-            HintKind::GroupMuted | HintKind::GroupCancelMuted => Mark::IfDismissed,
+            HintKind::MemberInvited => HintAction::Mark(key),
+            HintKind::GroupMuted | HintKind::GroupCancelMuted => HintAction::MarkIfDismissed,
             HintKind::MemberEnter => self.enter(key, now),
-            _ => Mark::Never,
+            _ => HintAction::Done(HintOutcome::Ignored),
         }
     }
 
-    fn enter(&mut self, key: Option<CallbackKey>, now: Instant) -> Mark {
+    fn enter(&mut self, key: Option<CallbackKey>, now: Instant) -> HintAction {
         let Some(key) = key else {
-            return Mark::Always;
+            return HintAction::Mark(None);
         };
         if self.joins.has(key, now) {
-            return Mark::Never;
+            return HintAction::Done(HintOutcome::Ignored);
         }
         self.expire(now);
         // Without room, the mark stays.
@@ -81,7 +72,7 @@ impl Marking {
             self.entries.insert(key, (now, MarkProgress::BeingWritten));
             self.order.push_back((now, key));
         }
-        Mark::Always
+        HintAction::Mark(Some(key))
     }
 
     /// Records that the mark of an entry is written. Returns true if it has to be undone.
@@ -132,6 +123,8 @@ impl Marking {
 mod tests {
     use super::*;
 
+    const IGNORED: HintAction = HintAction::Done(HintOutcome::Ignored);
+
     fn marking() -> (Marking, Instant) {
         (Marking::new(10), Instant::now())
     }
@@ -145,9 +138,9 @@ mod tests {
         let (mut marking, now) = marking();
         for kind in HintKind::ALL {
             let expected = match kind.code() {
-                1509 | 1510 => Mark::Always,
-                1514 | 1515 => Mark::IfDismissed,
-                _ => Mark::Never,
+                1509 | 1510 => HintAction::Mark(None),
+                1514 | 1515 => HintAction::MarkIfDismissed,
+                _ => IGNORED,
             };
             assert_eq!(marking.receive(*kind, None, now), expected, "{kind:?}");
         }
@@ -158,9 +151,9 @@ mod tests {
         let (mut marking, now) = marking();
         assert!(!marking.joined(1, now));
         let mut enter = |key, at| marking.receive(HintKind::MemberEnter, Some(key), at);
-        assert_eq!(enter(1, now + secs(5)), Mark::Never);
-        assert_eq!(enter(2, now + secs(5)), Mark::Always);
-        assert_eq!(enter(1, now + secs(6)), Mark::Always);
+        assert_eq!(enter(1, now + secs(5)), IGNORED);
+        assert_eq!(enter(2, now + secs(5)), HintAction::Mark(Some(2)));
+        assert_eq!(enter(1, now + secs(6)), HintAction::Mark(Some(1)));
     }
 
     #[test]
@@ -168,7 +161,7 @@ mod tests {
         let (mut marking, now) = marking();
         for key in [1, 2, 3] {
             let mark = marking.receive(HintKind::MemberEnter, Some(key), now);
-            assert_eq!(mark, Mark::Always);
+            assert_eq!(mark, HintAction::Mark(Some(key)));
         }
         assert!(!marking.marked(1));
         assert!(marking.joined(1, now + secs(5)));
@@ -187,7 +180,7 @@ mod tests {
         let (mut marking, now) = marking();
         for key in 0..20 {
             let mark = marking.receive(HintKind::MemberEnter, Some(key), now);
-            assert_eq!(mark, Mark::Always);
+            assert_eq!(mark, HintAction::Mark(Some(key)));
             marking.marked(key);
         }
         assert!(marking.joined(9, now) && !marking.joined(10, now));

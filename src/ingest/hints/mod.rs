@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::domain::{GroupId, Hint};
-use marking::{Mark, Marking};
-use table::{Added, LookTable};
+use marking::Marking;
+use table::LookTable;
 
 pub use table::{DueLook, Kinds, LookEnd};
 
@@ -29,7 +29,7 @@ const MAX_ENTRIES: usize = 100_000;
 pub enum HintOutcome {
     /// A look at the group is due.
     Due,
-    /// A look at the group was due already.
+    /// A look at the group was due already, or none is necessary.
     Merged,
     /// The hint is lost; a run follows instead.
     Dropped,
@@ -158,25 +158,17 @@ impl Hints {
         let now = Instant::now();
         let key = self.key(&hint.group_id, hint.operation_id.as_deref());
         if !self.has_looks() {
-            return match self.marking().receive(hint.kind, key, now) {
-                Mark::Always => HintAction::Mark(key),
-                Mark::IfDismissed => HintAction::MarkIfDismissed,
-                Mark::Never => HintAction::Done(HintOutcome::Ignored),
-            };
+            return self.marking().receive(hint.kind, key, now);
         }
         if is_diverting {
             self.set_needs_run();
             return HintAction::Done(HintOutcome::Dropped);
         }
         let taken = self.change(|table| table.hint(&hint.group_id, hint.kind, key, now));
-        HintAction::Done(match taken {
-            Added::Due => HintOutcome::Due,
-            Added::Merged => HintOutcome::Merged,
-            Added::Full => {
-                self.set_needs_run();
-                HintOutcome::Dropped
-            }
-        })
+        if taken == HintOutcome::Dropped {
+            self.set_needs_run();
+        }
+        HintAction::Done(taken)
     }
 
     /// Records that the mark of an entry is written. Returns true if it has to be undone.
@@ -203,7 +195,7 @@ impl Hints {
         let key = self.key(group, operation_id);
         let now = Instant::now();
         let taken = self.change(|table| table.written(group, key, was_watched, now));
-        if taken == Added::Full {
+        if taken == HintOutcome::Dropped {
             self.set_needs_run();
         }
     }

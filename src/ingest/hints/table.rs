@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{CallbackKey, Recent};
+use super::{CallbackKey, HintOutcome, Recent};
 use crate::domain::{GroupId, HintKind};
 
 /// Delay of a look after most hints, so that the callback of the same change comes first.
@@ -72,17 +72,6 @@ pub enum LookEnd {
     Again,
     /// The look failed.
     Failed,
-}
-
-/// Result of a new hint or callback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Added {
-    /// A look at the group is due.
-    Due,
-    /// A look was due already, or none is necessary.
-    Merged,
-    /// The table is full.
-    Full,
 }
 
 /// Watched groups: a look at them is due, or was done a moment ago.
@@ -216,7 +205,7 @@ impl LookTable {
         kind: HintKind,
         key: Option<CallbackKey>,
         now: Instant,
-    ) -> Added {
+    ) -> HintOutcome {
         let mut next = NextLook::at(now);
         next.hinted_since = Some(now);
         next.kinds.add(kind);
@@ -255,7 +244,7 @@ impl LookTable {
         key: Option<CallbackKey>,
         was_watched: bool,
         now: Instant,
-    ) -> Added {
+    ) -> HintOutcome {
         if let Some(key) = key {
             self.written.add(key, now);
         }
@@ -272,7 +261,7 @@ impl LookTable {
         let has_next = next.is_some_and(|next| !next.is_second);
         match (is_late || was_watched) && !has_next {
             true => self.schedule(group, NextLook::at(now + CALLBACK_DELAY), now),
-            false => Added::Merged,
+            false => HintOutcome::Merged,
         }
     }
 
@@ -347,18 +336,18 @@ impl LookTable {
         self.place(group);
     }
 
-    fn schedule(&mut self, group: &GroupId, next: NextLook, now: Instant) -> Added {
+    fn schedule(&mut self, group: &GroupId, next: NextLook, now: Instant) -> HintOutcome {
         self.expire(now);
         if !self.groups.contains_key(group) {
             if self.groups.len() >= self.max_groups {
-                return Added::Full;
+                return HintOutcome::Dropped;
             }
             self.groups.insert(group.clone(), WatchedGroup::default());
         }
-        let mut taken = Added::Due;
+        let mut taken = HintOutcome::Due;
         if let Some(entry) = self.groups.get_mut(group) {
             if entry.next.as_ref().is_some_and(|next| !next.is_second) {
-                taken = Added::Merged;
+                taken = HintOutcome::Merged;
             }
             entry.schedule(next);
         }

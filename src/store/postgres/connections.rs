@@ -312,7 +312,7 @@ impl Drop for Working<'_> {
 /// Shared connections.
 #[derive(Debug)]
 pub(in crate::store) struct Pool {
-    connector: Arc<Connector>,
+    pub(in crate::store) connector: Arc<Connector>,
     permits: Arc<Semaphore>,
     /// Limits the connections that reads use: one is left for writes. A rejected callback without one is lost.
     read_permits: Arc<Semaphore>,
@@ -402,11 +402,6 @@ impl Pool {
         let connection = self.connector.connect(deadline).await?;
         let mut borrowed = Borrowed::new(self, kind, connection, permits);
         borrowed.run(deadline, work).await
-    }
-
-    /// Returns [`Connector::count`].
-    pub(in crate::store) fn connections(&self) -> (usize, usize) {
-        self.connector.count()
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Counted>> {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, FromRow, PgConnection};
 
 /// Time limit of a migration's wait for a lock. Every later statement waits behind it, so it gives up
 /// and tries again.
@@ -25,16 +25,18 @@ const LOCKED: &str = "55P03";
 statements! {
     /// Reads the role's rights in a schema, which may be missing, and names in the form of SQL.
     PLACE = "
-SELECT schema IS NOT NULL, COALESCE(has_schema_privilege(schema, 'USAGE'), false),
-       COALESCE(has_schema_privilege(schema, 'CREATE'), false),
-       has_database_privilege(current_database(), 'CREATE'),
-       current_setting('transaction_read_only')::boolean,
-       quote_ident($1), quote_ident(current_user), quote_ident(current_database())
+SELECT schema IS NOT NULL AS has_schema,
+       COALESCE(has_schema_privilege(schema, 'USAGE'), false) AS may_use,
+       COALESCE(has_schema_privilege(schema, 'CREATE'), false) AS may_create,
+       has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
+       current_setting('transaction_read_only')::boolean AS is_read_only, quote_ident($1) AS schema,
+       quote_ident(current_user) AS role, quote_ident(current_database()) AS database
   FROM (SELECT to_regnamespace(quote_ident($1))) AS place(schema)";
     /// Reads tables: if the role owns them, their owner, if the role may read them, their comment.
     TABLES = "
-SELECT relname::text, pg_has_role(relowner, 'USAGE'), quote_ident(pg_get_userbyid(relowner)),
-       has_table_privilege(oid, 'SELECT'), obj_description(oid, 'pg_class')
+SELECT relname::text AS name, pg_has_role(relowner, 'USAGE') AS is_ours,
+       quote_ident(pg_get_userbyid(relowner)) AS owner, has_table_privilege(oid, 'SELECT') AS may_read,
+       obj_description(oid, 'pg_class') AS note
   FROM pg_class
  WHERE relnamespace = to_regnamespace(quote_ident($1)) AND relname = ANY($2)";
     APPLIED = "SELECT version, checksum, success FROM openim_group_mirror_migrations";
@@ -106,6 +108,12 @@ pub(super) enum Error {
     Apply(MigrateError),
 }
 
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Check(error)
+    }
+}
+
 impl From<MigrateError> for Error {
     fn from(error: MigrateError) -> Self {
         Self::Apply(error)
@@ -150,7 +158,7 @@ impl Ours {
 }
 
 /// State of the schema, and rights of the role.
-#[derive(Debug)]
+#[derive(Debug, FromRow)]
 struct SchemaState {
     has_schema: bool,
     may_use: bool,
@@ -162,8 +170,9 @@ struct SchemaState {
     database: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, FromRow)]
 struct Table {
+    name: String,
     is_ours: bool,
     owner: String,
     may_read: bool,
@@ -182,24 +191,19 @@ struct Tables {
 impl Tables {
     async fn find(connection: &mut PgConnection, schema: &str) -> Result<Self, sqlx::Error> {
         let names = [LIST, "_sqlx_migrations", "group_members"];
-        let rows: Vec<(String, bool, String, bool, Option<String>)> = sqlx::query_as(TABLES)
+        let found: Vec<Table> = sqlx::query_as(TABLES)
             .bind(schema)
             .bind(names.as_slice())
             .fetch_all(connection)
             .await?;
         let mut tables = Self::default();
-        for (name, is_ours, owner, may_read, note) in rows {
-            let table = Some(Table {
-                is_ours,
-                owner,
-                may_read,
-                note,
-            });
-            match name.as_str() {
-                LIST => tables.list = table,
-                "group_members" => tables.members = table,
-                _ => tables.shared_list = table,
-            }
+        for table in found {
+            let place = match table.name.as_str() {
+                LIST => &mut tables.list,
+                "group_members" => &mut tables.members,
+                _ => &mut tables.shared_list,
+            };
+            *place = Some(table);
         }
         Ok(tables)
     }
@@ -228,18 +232,17 @@ impl Tables {
 
 /// Finds the work that is due in `schema`. Fails if it cannot be done, before any of it.
 pub(super) async fn find_due(connection: &mut PgConnection, schema: &str) -> Result<Due, Error> {
-    let place = schema_state(connection, schema)
-        .await
-        .map_err(Error::Check)?;
+    let place: SchemaState = sqlx::query_as(PLACE)
+        .bind(schema)
+        .fetch_one(&mut *connection)
+        .await?;
     let (role, name) = (&place.role, &place.schema);
     if place.has_schema && !place.may_use {
         return Err(Error::Right(format!(
             "the role {role} may not use the schema {name}: GRANT USAGE ON SCHEMA {name} TO {role}"
         )));
     }
-    let tables = Tables::find(connection, schema)
-        .await
-        .map_err(Error::Check)?;
+    let tables = Tables::find(connection, schema).await?;
     if let Some(list) = &tables.list
         && !list.may_read
     {
@@ -249,10 +252,7 @@ pub(super) async fn find_due(connection: &mut PgConnection, schema: &str) -> Res
     }
     let ours = Ours::new();
     let migrations = !is_applied(connection, &tables, &ours).await?
-        || tables
-            .is_shared(connection, &ours)
-            .await
-            .map_err(Error::Check)?;
+        || tables.is_shared(connection, &ours).await?;
     if migrations {
         check_rights(&place, &tables)?;
         return Ok(Due {
@@ -264,8 +264,7 @@ pub(super) async fn find_due(connection: &mut PgConnection, schema: &str) -> Res
     let lacking: Option<String> = sqlx::query_scalar(LACKING)
         .bind(schema)
         .fetch_one(&mut *connection)
-        .await
-        .map_err(Error::Check)?;
+        .await?;
     if let Some(names) = lacking {
         return Err(Error::Right(format!(
             "the role {role} may not read and write the rows of all tables: GRANT SELECT, INSERT, UPDATE, \
@@ -275,29 +274,7 @@ pub(super) async fn find_due(connection: &mut PgConnection, schema: &str) -> Res
     Ok(Due {
         schema: false,
         migrations,
-        transactions: is_from_elsewhere(connection).await.map_err(Error::Check)?,
-    })
-}
-
-async fn schema_state(
-    connection: &mut PgConnection,
-    schema: &str,
-) -> Result<SchemaState, sqlx::Error> {
-    let row: (bool, bool, bool, bool, bool, String, String, String) = sqlx::query_as(PLACE)
-        .bind(schema)
-        .fetch_one(connection)
-        .await?;
-    let (has_schema, may_use, may_create, may_create_schema, is_read_only, schema, role, database) =
-        row;
-    Ok(SchemaState {
-        has_schema,
-        may_use,
-        may_create,
-        may_create_schema,
-        is_read_only,
-        schema,
-        role,
-        database,
+        transactions: is_from_elsewhere(connection).await?,
     })
 }
 
@@ -310,10 +287,7 @@ async fn is_applied(
     if tables.list.is_none() {
         return Ok(false);
     }
-    let applied: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(APPLIED)
-        .fetch_all(connection)
-        .await
-        .map_err(Error::Check)?;
+    let applied: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(APPLIED).fetch_all(connection).await?;
     let mut count = 0;
     for (version, checksum) in ours.versions.iter().zip(&ours.checksums) {
         let Some((_, found, is_done)) = applied.iter().find(|(found, ..)| found == version) else {
@@ -389,7 +363,7 @@ pub(super) async fn run(
         let mut attempt = 1;
         loop {
             match migrate(connection, schema, due).await {
-                Err(Error::Apply(error)) if attempt < MAX_ATTEMPTS && is_lock_timeout(&error) => {
+                Err(Error::Apply(error)) if attempt < MAX_ATTEMPTS && code_of(&error, LOCKED) => {
                     tracing::warn!(attempt, "the schema is locked by others; trying again");
                     attempt += 1;
                     tokio::time::sleep(ATTEMPT_INTERVAL).await;
@@ -400,16 +374,13 @@ pub(super) async fn run(
         }
     }
     let is_from_elsewhere = if due.migrations {
-        is_from_elsewhere(connection).await.map_err(Error::Check)?
+        is_from_elsewhere(connection).await?
     } else {
         due.transactions
     };
     if is_from_elsewhere {
         tracing::info!("the tables come from another server; all groups will be compared again");
-        sqlx::query(FORGET_TRANSACTIONS)
-            .execute(connection)
-            .await
-            .map_err(Error::Check)?;
+        sqlx::query(FORGET_TRANSACTIONS).execute(connection).await?;
     }
     Ok(())
 }
@@ -475,10 +446,6 @@ async fn take_from_shared_list(
     }
     transaction.commit().await?;
     Ok(())
-}
-
-fn is_lock_timeout(error: &MigrateError) -> bool {
-    code_of(error, LOCKED)
 }
 
 /// True if a migration makes an object that exists already, from another application.

@@ -7,6 +7,7 @@ mod tls;
 mod url;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
@@ -14,7 +15,9 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::time::timeout;
 
 use self::session::SessionSettings;
+use super::Store;
 use super::error::{OLDEST_MAJOR, OpenError, UnfitSession};
+use super::write::Touched;
 
 pub(super) use connections::{Connector, Counted, Kind, Pool};
 pub use url::{UrlError, check_url};
@@ -104,18 +107,6 @@ pub struct Database {
     lane_timeout: Duration,
 }
 
-/// The connections of a store, with their limits.
-pub(super) struct Connections {
-    pub(super) pool: Pool,
-    pub(super) lanes: Connector,
-    pub(super) drain: Connector,
-    pub(super) leases: Connector,
-    pub(super) lane_count: usize,
-    pub(super) lane_timeout: Duration,
-    pub(super) lane_lock_timeout: Duration,
-    pub(super) timeout: Duration,
-}
-
 impl Database {
     /// Makes a database with at most `pool_size` connections. `timeout` limits the wait for a connection
     /// and each statement, `lane_timeout` each statement of the lanes. `schema` is the whole search
@@ -179,13 +170,9 @@ impl Database {
         Ok(url_of(PRIVATE_DATABASE))
     }
 
-    /// Returns the maximum number of connections.
-    pub(super) fn max_connections(&self) -> usize {
-        self.pool_size as usize
-    }
-
-    /// Makes the pool and the connectors of a store. They connect when they are used.
-    pub(super) fn connections(&self) -> Connections {
+    /// Makes the store of a database that may be away. It connects when it is used.
+    /// [`Database::migrate`] must succeed once before the first read or write.
+    pub fn store(&self) -> Store {
         // In milliseconds; 0 would be no limit.
         let ms = |time: Duration| i64::try_from(time.as_millis().max(1)).unwrap_or(i64::MAX);
         let settings = |statement: Duration, lock: Duration, more: &[(&'static str, &str)]| {
@@ -210,14 +197,20 @@ impl Database {
         let lane_count = (self.pool_size / 2).clamp(1, MAX_LANES);
         let size = self.pool_size.saturating_sub(lane_count).max(1);
         let max_reads = size.saturating_sub(RESERVED_FOR_WRITES).max(1);
-        Connections {
-            pool: Pool::new(connector(shared.clone(), true), size, max_reads, timeout),
-            lanes: connector(lane, false),
-            drain: connector(drain, false),
-            leases: connector(shared, false),
-            lane_count: lane_count as usize,
+        let pool = Pool::new(connector(shared.clone(), true), size, max_reads, timeout);
+        Store {
+            database: Arc::new(self.clone()),
+            prepared: Arc::default(),
+            pool: Arc::new(pool),
+            lookups: Arc::default(),
+            lane_connector: Arc::new(connector(lane, false)),
+            drain_connector: Arc::new(connector(drain, false)),
+            lease_connector: Arc::new(connector(shared, false)),
+            touched: Touched::default(),
+            lanes: lane_count as usize,
             lane_timeout: self.lane_timeout + NETWORK_SLACK,
             lane_lock_timeout: lane_lock,
+            max_connections: self.pool_size as usize,
             timeout,
         }
     }

@@ -7,10 +7,8 @@
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
-/// Parameters that sqlx knows, beside `options[...]`.
-const KNOWN: [&str; 18] = [
-    "sslmode",
-    "ssl-mode",
+/// Parameters with a file of TLS, by all of their names.
+pub(super) const TLS_FILES: [&str; 7] = [
     "sslrootcert",
     "ssl-root-cert",
     "ssl-ca",
@@ -18,6 +16,12 @@ const KNOWN: [&str; 18] = [
     "ssl-cert",
     "sslkey",
     "ssl-key",
+];
+
+/// Parameters that sqlx knows, beside `options[...]` and those for files of TLS.
+const KNOWN: [&str; 11] = [
+    "sslmode",
+    "ssl-mode",
     "statement-cache-capacity",
     "host",
     "hostaddr",
@@ -145,7 +149,8 @@ struct Parameter<'a> {
 impl Parameter<'_> {
     fn is_known(&self) -> bool {
         let key = self.key.as_str();
-        KNOWN.contains(&key) || (key.starts_with("options[") && key.ends_with(']'))
+        [&KNOWN[..], &TLS_FILES].concat().contains(&key)
+            || (key.starts_with("options[") && key.ends_with(']'))
     }
 
     /// True for an empty mode. libpq ignores it; for sqlx it is an error.

@@ -3,9 +3,9 @@
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::super::columns::{Columns, GroupRow, PageRow};
+use super::super::columns::{Columns, GroupRow, PageRow, SHORT_ROW, bytes, count};
 use super::super::{Error, Store};
-use super::pages::{self, Found, Page, Room, SHORT_ROW};
+use super::{Found, Page, Room, page};
 use crate::domain::GroupId;
 
 pages! {
@@ -55,12 +55,14 @@ SELECT role_level,
 }
 
 /// Current members of one role.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, FromRow)]
 pub struct RoleCount {
     /// `None`: the role is not known.
     pub role_level: Option<i32>,
     /// Number of members.
     pub members: i64,
+    /// Time of the newest change of a row, tombstones included.
+    newest_change: OffsetDateTime,
 }
 
 /// A group with counts.
@@ -83,13 +85,6 @@ pub struct GroupFilter {
     pub check_wanted: Option<bool>,
 }
 
-#[derive(FromRow)]
-struct RoleRow {
-    role_level: Option<i32>,
-    members: i64,
-    newest_change: OffsetDateTime,
-}
-
 impl Store {
     /// Reads a group with counts. `None`: the group is unknown. Reads every row of the group, which takes
     /// about 0.2 s for a million members in memory.
@@ -102,45 +97,29 @@ impl Store {
             Room::Short => SHORT_ROW,
             Room::Bytes(bytes) => bytes,
         };
-        let found: Option<Found<(GroupRow, Vec<RoleRow>)>> = self
-            .read(async |connection| {
-                let query = sqlx::query(GROUP).bind(group.as_str());
-                let query = query.bind(pages::count(room));
-                let Some(row) = query.fetch_optional(&mut *connection).await? else {
-                    return Ok(None);
-                };
-                let mut columns = Columns::of(&row);
-                let row = GroupRow::read(&mut columns)?;
-                let bytes = pages::bytes(columns.take()?);
-                if bytes > room {
-                    return Ok(Some(Found::Long(bytes)));
-                }
-                let by_role = sqlx::query_as(GROUP_BY_ROLE).bind(group.as_str());
-                Ok(Some(Found::Whole((
-                    row,
-                    by_role.fetch_all(connection).await?,
-                ))))
-            })
-            .await?;
-        let summary = |(group, rows): (GroupRow, Vec<RoleRow>)| GroupSummary {
-            newest_change: rows
-                .iter()
-                .map(|row| row.newest_change)
-                .fold(group.updated_at, OffsetDateTime::max),
-            group,
-            by_role: rows
-                .into_iter()
-                .filter(|row| row.members > 0)
-                .map(|row| RoleCount {
-                    role_level: row.role_level,
-                    members: row.members,
-                })
-                .collect(),
-        };
-        Ok(found.map(|found| match found {
-            Found::Whole(found) => Found::Whole(summary(found)),
-            Found::Long(bytes) => Found::Long(bytes),
-        }))
+        self.read(async |connection| {
+            let query = sqlx::query(GROUP).bind(group.as_str()).bind(count(room));
+            let Some(row) = query.fetch_optional(&mut *connection).await? else {
+                return Ok(None);
+            };
+            let mut columns = Columns::of(&row);
+            let row = GroupRow::read(&mut columns)?;
+            let bytes = bytes(columns.take()?);
+            if bytes > room {
+                return Ok(Some(Found::Long(bytes)));
+            }
+            let by_role = sqlx::query_as(GROUP_BY_ROLE).bind(group.as_str());
+            let mut by_role: Vec<RoleCount> = by_role.fetch_all(connection).await?;
+            let changes = by_role.iter().map(|role| role.newest_change);
+            let newest_change = changes.fold(row.updated_at, OffsetDateTime::max);
+            by_role.retain(|role| role.members > 0);
+            Ok(Some(Found::Whole(GroupSummary {
+                group: row,
+                by_role,
+                newest_change,
+            })))
+        })
+        .await
     }
 
     /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order of
@@ -162,7 +141,7 @@ impl Store {
             (None, _) => PAGE_OF_GROUPS,
         };
         self.read(async |connection| {
-            pages::page(connection, sql, limit as usize, room, |query| {
+            page(connection, sql, limit as usize, room, |query| {
                 let query = query.bind(after).bind(i64::from(limit) + 1);
                 match (status, check_wanted) {
                     (_, Some(true)) => query.bind(status),

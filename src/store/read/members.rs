@@ -2,7 +2,7 @@
 
 use super::super::columns::MemberRow;
 use super::super::{Error, Store};
-use super::pages::{self, Found, Page, Room};
+use super::{Found, Page, Room, page};
 use crate::domain::{GroupId, ORDINARY, UserId};
 
 /// SQL condition: the group `$1` is not dismissed.
@@ -157,7 +157,7 @@ impl Store {
             MemberState::All => &[false, true],
         };
         self.read(async |connection| {
-            pages::page(connection, sql, limit as usize, room, |query| {
+            page(connection, sql, limit as usize, room, |query| {
                 let query = query.bind(group.as_str()).bind(after);
                 let mut query = query.bind(i64::from(limit) + 1);
                 if has_role {
@@ -183,7 +183,7 @@ impl Store {
         room: Room,
     ) -> Result<Found<Page<MemberRow>>, Error> {
         self.read(async |connection| {
-            pages::page(connection, PAGE_OF_USER, limit as usize, room, |query| {
+            page(connection, PAGE_OF_USER, limit as usize, room, |query| {
                 let query = query.bind(user.as_str()).bind(after);
                 query.bind(i64::from(limit) + 1)
             })

@@ -8,9 +8,7 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
-use super::Touched;
-use super::fence::{self, Position};
-use super::rows;
+use super::{Position, Touched, rows, take_lock, write_patches};
 use crate::domain::{Change, Rejected};
 use crate::store::postgres::{Connector, Counted};
 use crate::store::{Error, rejected};
@@ -57,7 +55,7 @@ impl Drainer {
         self.connection = None;
         let mut made = self.connector.connect(deadline).await?;
         let positions = loop {
-            if let Some(all) = fence::take_alone(&mut made, self.spool_id, deadline).await? {
+            if let Some(all) = take_lock(&mut made, self.spool_id, deadline).await? {
                 break all;
             }
             sleep(LOCK_INTERVAL).await;
@@ -123,7 +121,7 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     loop {
         let mut transaction = connection.begin().await?;
-        let others = super::write_patches(&mut transaction, changes).await?;
+        let others = write_patches(&mut transaction, changes).await?;
         let must_retry = match &others[..] {
             [] => false,
             others => rows::apply(&mut transaction, others, None).await?.is_none(),

@@ -1,10 +1,17 @@
 //! Writes changes to the mirror. A [`Writer`] is the connection of a lane.
 //!
-//! Patches of current members are one statement. All other changes are applied by
+//! Patches of current members are one statement, see `patch_set!`. All other changes are applied by
 //! `domain::apply` to stored rows, which are locked first, see [`rows`].
+//!
+//! The fence: keeps an abandoned write from taking effect after newer ones, or twice.
+//!
+//! Postgres may still run a statement after its timeout here, or get it late from the network, and
+//! commit it. So each session of a lane has a share of an advisory lock, one lock for each spool.
+//! After a failed write, nothing is written until the session that drains the spool has the whole
+//! lock: then all earlier sessions have ended. Positions tell what those sessions have committed,
+//! because they move in the same transactions.
 
 mod drainer;
-mod fence;
 mod rows;
 
 use std::collections::{BTreeSet, HashMap};
@@ -13,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
-use self::fence::Position;
 use super::Error;
 use super::columns::{Columns, bind_patch, bind_patches};
 use super::postgres::{Connector, Counted};
@@ -25,10 +31,7 @@ pub use drainer::Drainer;
 
 /// Returns all statements of this folder, with their names.
 pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    STATEMENTS
-        .iter()
-        .chain(rows::STATEMENTS)
-        .chain(fence::STATEMENTS)
+    STATEMENTS.iter().chain(rows::STATEMENTS)
 }
 
 /// The connection of one lane.
@@ -114,7 +117,7 @@ impl Writer {
             none => {
                 let mut made = self.connector.connect(deadline).await?;
                 if let Some(position) = &mut self.position {
-                    let positions = fence::share(&mut made, position.spool_id, deadline).await?;
+                    let positions = share_lock(&mut made, position.spool_id, deadline).await?;
                     let stored = positions.get(&position.lane).copied();
                     position.seq = position.seq.max(stored.unwrap_or(0));
                 }
@@ -232,10 +235,24 @@ statements! {
        WITH ORDINALITY AS patch (group_id, user_id", patch_columns!(plain), ", place)",
        is_patched!(), "
 RETURNING patch.place");
+    /// Takes a share until the session ends. Waits only while the session of a drain ends.
+    SHARE = "SELECT pg_advisory_lock_shared($1)";
+    TAKE_ALONE = "SELECT pg_try_advisory_lock($1)";
+    /// Ends the sessions that still have a share: no one waits for their answers. `pg_locks` splits
+    /// the number of the lock into two halves.
+    END_OTHERS = "
+SELECT count(pg_terminate_backend(pid))
+  FROM pg_locks
+ WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid()
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND classid::bigint = $1 >> 32 AND objid::bigint = $1 & 4294967295";
+    POSITIONS = "SELECT lane, seq FROM lane_positions WHERE spool_id = $1";
+    ADVANCE = "
+INSERT INTO lane_positions (spool_id, lane, seq) VALUES ($1, $2, $3)
+ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq";
 }
 
-/// Writes the changes that are patches of current members. Such a patch needs no stored rows, unless it changes the
-/// owner: all of a batch are one statement. Returns the other changes, which must be
+/// Writes the changes that are patches of current members. Returns the other changes, which must be
 /// applied, in their order.
 async fn write_patches<'a>(
     connection: &mut PgConnection,
@@ -309,7 +326,87 @@ async fn write_many<'a, 'b>(
     Ok(unwritten.map(|(patch, _)| patch).collect())
 }
 
-// Touched groups: the users whom callbacks have named since the last comparison.
+/// New position of a lane in `lane_positions`.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    spool_id: i64,
+    lane: i16,
+    seq: i64,
+}
+
+impl Position {
+    /// Moves the position in the current transaction.
+    async fn advance(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query(ADVANCE)
+            .bind(self.spool_id)
+            .bind(self.lane)
+            .bind(self.seq)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Takes a share of the lock for a new session. Returns the positions of the lanes.
+async fn share_lock(
+    connection: &mut Counted,
+    spool_id: i64,
+    deadline: Instant,
+) -> Result<HashMap<i16, i64>, Error> {
+    let share = async |connection: &mut PgConnection| {
+        sqlx::query(SHARE)
+            .bind(spool_id)
+            .execute(&mut *connection)
+            .await?;
+        positions(connection, spool_id).await
+    };
+    connection.run(deadline, share).await
+}
+
+/// Tries to take the whole lock, and ends sessions that have shares. `None`: some have not ended
+/// yet.
+async fn take_lock(
+    connection: &mut Counted,
+    spool_id: i64,
+    deadline: Instant,
+) -> Result<Option<HashMap<i16, i64>>, Error> {
+    let take = async |connection: &mut PgConnection| {
+        let is_alone: bool = sqlx::query_scalar(TAKE_ALONE)
+            .bind(spool_id)
+            .fetch_one(&mut *connection)
+            .await?;
+        if is_alone {
+            return positions(connection, spool_id).await.map(Some);
+        }
+        let ended = sqlx::query(END_OTHERS)
+            .bind(spool_id)
+            .execute(connection)
+            .await;
+        match ended {
+            // Sessions of another role, from before a change of DATABASE_URL, end by themselves.
+            Err(sqlx::Error::Database(error)) => {
+                let error = error.message();
+                tracing::debug!(error, "an earlier session cannot be ended");
+            }
+            ended => {
+                ended?;
+            }
+        }
+        Ok(None)
+    };
+    connection.run(deadline, take).await
+}
+
+async fn positions(
+    connection: &mut PgConnection,
+    spool_id: i64,
+) -> Result<HashMap<i16, i64>, sqlx::Error> {
+    let rows: Vec<(i16, i64)> = sqlx::query_as(POSITIONS)
+        .bind(spool_id)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().collect())
+}
 
 /// Maximum number of users of a group that are kept one by one.
 pub(super) const MAX_TOUCHED_USERS: usize = 200;

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 
 use super::super::columns::{Columns, bind_groups, bind_members, read_group, read_member};
-use super::fence::Position;
+use super::Position;
 use crate::domain::{self, Change, Event, Group, GroupId, GroupRows, Member, Repaired, UserId};
 
 statements! {

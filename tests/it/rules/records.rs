@@ -182,7 +182,7 @@ fn the_form_of_a_record_stays() {
         r#"{"group_id":"g","received_at":-1,"event":"dismiss"}"#,
         r#"{"group_id":"g","received_at":1,"event":{"transfer":{"old_owner":"a","new_owner":"b"}}}"#,
         r#"{"group_id":"g","received_at":1,"event":{"kick":{"user_ids":["a"],"is_incomplete":false}}}"#,
-        r#"{"group_id":"g","received_at":1,"event":{"mark_unwaited":"callback_lost"}}"#,
+        r#"{"group_id":"g","received_at":1,"event":{"want_check":"callback_lost"}}"#,
         r#"{"group_id":"g","received_at":1,"event":{"want_check_if_dismissed":"notified"}}"#,
         r#"{"group_id":"g","received_at":1,"event":{"set_member":{"user_id":"u","nickname":"","face_url":null,"role_level":20,"ex":null}}}"#,
     ] {
@@ -197,7 +197,7 @@ fn what_a_newer_version_adds_is_passed_over_but_not_a_new_event() {
     assert_eq!(again(newer).unwrap(), known);
     for bad in [
         r#"{"group_id":"g","received_at":1,"event":{"mute":"u"}}"#,
-        r#"{"group_id":"g","received_at":1,"event":{"mark_unwaited":"unheard_of"}}"#,
+        r#"{"group_id":"g","received_at":1,"event":{"want_check":"unheard_of"}}"#,
         r#"{"group_id":"","received_at":1,"event":"dismiss"}"#,
         r#"{"group_id":"g","received_at":1,"event":{"join":"a\u0000b"}}"#,
         r#"{"group_id":"g","received_at":1}"#,

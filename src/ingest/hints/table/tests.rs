@@ -36,12 +36,12 @@ impl Clocked {
         self.start + millis(ms)
     }
 
-    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<CallbackKey>) -> Added {
+    fn hint(&mut self, ms: u64, id: &str, code: i64, key: Option<CallbackKey>) -> HintOutcome {
         let at = self.at(ms);
         self.table.hint(&group(id), kind(code), key, at)
     }
 
-    fn written(&mut self, ms: u64, id: &str, key: Option<CallbackKey>) -> Added {
+    fn written(&mut self, ms: u64, id: &str, key: Option<CallbackKey>) -> HintOutcome {
         let at = self.at(ms);
         self.table.written(&group(id), key, false, at)
     }
@@ -120,11 +120,11 @@ fn a_leave_whose_callback_is_written_is_due_at_once() {
 #[test]
 fn hints_of_a_group_make_one_look_at_the_earliest_time() {
     let mut clocked = Clocked::new();
-    assert_eq!(clocked.hint(0, "g", 1508, Some(1)), Added::Due);
-    assert_eq!(clocked.hint(10, "g", 1504, Some(2)), Added::Merged);
-    assert_eq!(clocked.hint(20, "g", 1516, None), Added::Merged);
+    assert_eq!(clocked.hint(0, "g", 1508, Some(1)), HintOutcome::Due);
+    assert_eq!(clocked.hint(10, "g", 1504, Some(2)), HintOutcome::Merged);
+    assert_eq!(clocked.hint(20, "g", 1516, None), HintOutcome::Merged);
     assert_eq!(clocked.next(), Some(70));
-    assert_eq!(clocked.hint(30, "g", 1509, None), Added::Merged);
+    assert_eq!(clocked.hint(30, "g", 1509, None), HintOutcome::Merged);
     let due = clocked.take_one(30);
     assert_eq!(due.hinted_since, Some(clocked.at(0)));
     assert_eq!(due.announced_leaves, 1001);
@@ -271,16 +271,16 @@ fn the_look_that_is_due_for_longest_is_first() {
 #[test]
 fn the_table_is_bounded_and_old_groups_make_room() {
     let mut clocked = Clocked::of(2);
-    assert_eq!(clocked.hint(0, "a", 1509, None), Added::Due);
-    assert_eq!(clocked.hint(0, "b", 1516, None), Added::Due);
-    assert_eq!(clocked.hint(0, "c", 1509, None), Added::Full);
-    assert_eq!(clocked.hint(0, "b", 1509, None), Added::Merged);
+    assert_eq!(clocked.hint(0, "a", 1509, None), HintOutcome::Due);
+    assert_eq!(clocked.hint(0, "b", 1516, None), HintOutcome::Due);
+    assert_eq!(clocked.hint(0, "c", 1509, None), HintOutcome::Dropped);
+    assert_eq!(clocked.hint(0, "b", 1509, None), HintOutcome::Merged);
     clocked.take(0);
     clocked.looked(0, "a", LookEnd::Done);
     clocked.take(4000);
     clocked.looked(4000, "a", LookEnd::Done);
-    assert_eq!(clocked.hint(19_000, "c", 1509, None), Added::Full);
-    assert_eq!(clocked.hint(19_001, "c", 1509, None), Added::Due);
+    assert_eq!(clocked.hint(19_000, "c", 1509, None), HintOutcome::Dropped);
+    assert_eq!(clocked.hint(19_001, "c", 1509, None), HintOutcome::Due);
     assert_eq!(clocked.table.groups.len(), 2);
 }
 
@@ -326,7 +326,7 @@ proptest! {
             match step {
                 Step::Hint(g, code, key) => {
                     let taken = clocked.hint(ms, ids[g].as_str(), code, key);
-                    is_hinted[g] |= taken != Added::Full;
+                    is_hinted[g] |= taken != HintOutcome::Dropped;
                 }
                 Step::Written(g, key, was) => {
                     let at = clocked.at(ms);
