@@ -332,12 +332,8 @@ pub(in crate::store) enum Kind {
     WriteOnce,
 }
 
-/// The permits for one connection.
-#[derive(Debug)]
-struct Permits {
-    _connection: OwnedSemaphorePermit,
-    _read: Option<OwnedSemaphorePermit>,
-}
+/// The permits for one connection: of the pool, and of a read.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Pool {
     pub(super) fn new(connector: Connector, size: u32, abandoned_timeout: Duration) -> Self {
@@ -361,12 +357,10 @@ impl Pool {
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, Error> {
         let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
-        let mut permits = Permits {
-            _connection: permit
-                .map_err(|_elapsed| Error::gave_up())?
-                .map_err(|_closed| Error::gave_up())?,
-            _read: read_permit,
+        let Ok(Ok(permit)) = permit else {
+            return Err(Error::gave_up()); // no time is left, or the pool is closed
         };
+        let mut permits = (permit, read_permit);
         if let Some(connection) = self.pop() {
             let mut borrowed = Borrowed::new(self, kind, connection, permits);
             if borrowed.is_usable(deadline).await {
