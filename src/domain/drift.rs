@@ -18,43 +18,22 @@ pub struct Drift {
     pub openim: Option<String>,
 }
 
-/// Kind of the repair of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum RepairKind {
+named! {
+    /// Kind of the repair of a row.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    RepairKind, name:
     /// The mirror did not have the member.
-    MemberAdded,
+    MemberAdded = "member_added";
     /// OpenIM does not have the member.
-    MemberRemoved,
+    MemberRemoved = "member_removed";
     /// A value of a member differs.
-    MemberChanged,
+    MemberChanged = "member_changed";
     /// Only values that no callback tells differ. They are no drift: the text that OpenIM shows in
     /// place of an empty nickname or avatar and, of a member who was never compared, time and way of
     /// the join.
-    DetailsChanged,
+    DetailsChanged = "details_changed";
     /// The group itself differs.
-    GroupChanged,
-}
-
-impl RepairKind {
-    /// All kinds.
-    pub const ALL: [Self; 5] = [
-        Self::MemberAdded,
-        Self::MemberRemoved,
-        Self::MemberChanged,
-        Self::DetailsChanged,
-        Self::GroupChanged,
-    ];
-
-    /// Returns the label of the metric, which never changes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MemberAdded => "member_added",
-            Self::MemberRemoved => "member_removed",
-            Self::MemberChanged => "member_changed",
-            Self::DetailsChanged => "details_changed",
-            Self::GroupChanged => "group_changed",
-        }
-    }
+    GroupChanged = "group_changed";
 }
 
 /// Number of repairs of each kind.

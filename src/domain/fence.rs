@@ -17,21 +17,17 @@ pub struct Fence {
     running: Vec<i64>,
 }
 
-/// The text is not a snapshot of transactions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a snapshot of transactions")]
-pub struct FenceError;
-
 impl FromStr for Fence {
-    type Err = FenceError;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, FenceError> {
-        let number = |text: &str| text.parse().map_err(|_| FenceError);
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let unknown = "expected a snapshot of transactions";
+        let number = |text: &str| text.parse().map_err(|_| unknown);
         let mut parts = text.split(':');
         let (Some(first), Some(next), Some(running), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(FenceError);
+            return Err(unknown);
         };
         let running = running.split(',').filter(|number| !number.is_empty());
         let mut running: Vec<i64> = running.map(number).collect::<Result<_, _>>()?;

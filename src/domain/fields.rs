@@ -448,27 +448,11 @@ pub struct Version {
     pub number: u64,
 }
 
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $reason:ident = $code:literal;)+) => {
-        /// Reason of a mark: a callback contradicts the mirror, or a change is known to be missed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum MarkReason {
-            $($(#[doc = $doc])+ #[serde(rename = $code)] $reason,)+
-        }
-
-        impl MarkReason {
-            /// All reasons.
-            pub const ALL: &[MarkReason] = &[$(MarkReason::$reason),+];
-
-            /// Returns the stored and served name, which never changes.
-            pub fn code(self) -> &'static str {
-                match self { $(MarkReason::$reason => $code,)+ }
-            }
-        }
-    };
-}
-
-reasons! {
+named! {
+    /// Reason of a mark: a callback contradicts the mirror, or a change is known to be missed.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    MarkReason, code:
     /// The first callback that named the group was not its creation.
     GroupUnknown = "group_unknown";
     /// A creation came for a known group.

@@ -137,7 +137,8 @@ impl Drain {
         let began = Instant::now();
         let before = self.spool.state();
         let mut has_failed = false;
-        let mut log = ErrorLog::new(began);
+        let (text, at) = (None, began);
+        let mut log = ErrorLog { text, at };
         let mut pauses = pauses();
         loop {
             let is_last = closing.is_cancelled();
@@ -392,13 +393,6 @@ struct ErrorLog {
 }
 
 impl ErrorLog {
-    fn new(began: Instant) -> Self {
-        Self {
-            text: None,
-            at: began,
-        }
-    }
-
     /// The log says already that the database does not answer, since diverting began.
     fn is_due(&mut self, text: &str, is_first: bool, is_unreachable: bool, now: Instant) -> bool {
         let is_new = !is_unreachable && self.text.as_deref() != Some(text);
@@ -441,7 +435,8 @@ mod tests {
     #[test]
     fn an_error_is_logged_at_once_and_again_each_minute() {
         let began = Instant::now();
-        let mut log = ErrorLog::new(began);
+        let (text, at) = (None, began);
+        let mut log = ErrorLog { text, at };
         let mut logged = Vec::new();
         // An attempt every two seconds: a right is missing, then the server is away.
         for second in (0..300_u64).step_by(2) {

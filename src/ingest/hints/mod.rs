@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::domain::{GroupId, Hint};
+use crate::domain::{GroupId, Hint, named};
 use marking::Marking;
 use table::LookTable;
 
@@ -24,41 +24,20 @@ pub use table::{DueLook, Kinds, LookEnd};
 /// Most groups, and most recent callbacks, in memory.
 const MAX_ENTRIES: usize = 100_000;
 
-/// Outcome of a hint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HintOutcome {
+named! {
+    /// Outcome of a hint.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    HintOutcome, label:
     /// A look at the group is due.
-    Due,
+    Due = "due";
     /// A look at the group was due already, or none is necessary.
-    Merged,
+    Merged = "merged";
     /// The hint is lost; a run follows instead.
-    Dropped,
+    Dropped = "dropped";
     /// The group is marked if necessary. No access to OpenIM's API.
-    Marked,
+    Marked = "marked";
     /// Callbacks say the same. No access to OpenIM's API.
-    Ignored,
-}
-
-impl HintOutcome {
-    /// Every outcome.
-    pub const ALL: [HintOutcome; 5] = [
-        HintOutcome::Due,
-        HintOutcome::Merged,
-        HintOutcome::Dropped,
-        HintOutcome::Marked,
-        HintOutcome::Ignored,
-    ];
-
-    /// Label of the metric.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Due => "due",
-            Self::Merged => "merged",
-            Self::Dropped => "dropped",
-            Self::Marked => "marked",
-            Self::Ignored => "ignored",
-        }
-    }
+    Ignored = "ignored";
 }
 
 /// Memory of hints. Clones share it.

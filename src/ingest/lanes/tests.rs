@@ -24,19 +24,24 @@ fn two_changes_find_two_lanes_and_a_group_stays_in_its_own() {
     assert_eq!(queue.push(1, 1, "d"), Some(1));
 }
 
-#[test]
-fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
-    let most = Load {
+/// A queue of two lanes. The first writes `changes` changes, the second is idle.
+fn queue_of_a_busy_lane(changes: usize) -> Queue<u64> {
+    let max_batch = Load {
         changes: 20,
         bytes: 1000,
     };
-    let mut queue = Queue::new(2, most);
+    let mut queue = Queue::new(2, max_batch);
     assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
-    for group in 0..10 {
+    for group in 0..changes as u64 {
         queue.push(group, 1, group);
     }
-    assert_eq!(queue.take(0).len(), 10);
-    assert_eq!(queue.take(1).len(), 0);
+    assert_eq!((queue.take(0).len(), queue.take(1).len()), (changes, 0));
+    queue
+}
+
+#[test]
+fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
+    let mut queue = queue_of_a_busy_lane(10);
     assert_eq!(queue.push(20, 1, 20), None);
     assert_eq!(queue.lane_to_wake(), None);
     queue.lanes[0].is_slow = true;
@@ -46,17 +51,7 @@ fn few_changes_wait_for_a_lane_that_writes_many_unless_it_is_slow() {
 
 #[test]
 fn as_many_as_fill_a_batch_are_left_to_nobody() {
-    let most = Load {
-        changes: 20,
-        bytes: 1000,
-    };
-    let mut queue = Queue::new(2, most);
-    assert_eq!((queue.take(0), queue.take(1)), (vec![], vec![]));
-    for group in 0..20 {
-        queue.push(group, 1, group);
-    }
-    assert_eq!(queue.take(0).len(), 20);
-    assert_eq!(queue.take(1).len(), 0);
+    let mut queue = queue_of_a_busy_lane(20);
     for group in 20..39 {
         assert_eq!(queue.push(group, 1, group), None, "{group}");
     }
@@ -65,24 +60,24 @@ fn as_many_as_fill_a_batch_are_left_to_nobody() {
 
 /// Call on a queue.
 #[derive(Clone, Debug)]
-enum Event {
+enum Call {
     Push { group: u64, bytes: usize },
     Take { lane: usize },
     Remove { part: usize },
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
-        3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Event::Push { group, bytes }),
-        2 => (0_usize..3).prop_map(|lane| Event::Take { lane }),
-        1 => (0_usize..100).prop_map(|part| Event::Remove { part }),
+        3 => (0_u64..6, 0_usize..12).prop_map(|(group, bytes)| Call::Push { group, bytes }),
+        2 => (0_usize..3).prop_map(|lane| Call::Take { lane }),
+        1 => (0_usize..100).prop_map(|part| Call::Remove { part }),
     ]
 }
 
 proptest! {
     #[test]
     fn each_change_is_taken_once_in_order_and_its_group_by_one_lane_at_a_time(
-        events in proptest::collection::vec(event(), 0..200),
+        events in proptest::collection::vec(call(), 0..200),
     ) {
         let mut queue = Queue::new(3, SMALL);
         let mut pushed = Vec::new();
@@ -90,16 +85,16 @@ proptest! {
         let mut removed = Vec::new();
         let mut writing: [Vec<(u64, usize, usize)>; 3] = Default::default();
         // At the end each lane takes until the queue is empty.
-        let end = (0..600).map(|n| Event::Take { lane: n % 3 });
+        let end = (0..600).map(|n| Call::Take { lane: n % 3 });
         for event in events.into_iter().chain(end) {
             match event {
-                Event::Push { group, bytes } => {
+                Call::Push { group, bytes } => {
                     let change = (group, bytes, pushed.len());
                     pushed.push(change);
                     queue.push(group, bytes, change);
                     prop_assert_eq!(queue.count, pushed.len() as u64);
                 }
-                Event::Remove { part } => {
+                Call::Remove { part } => {
                     let number = pushed.len() * part / 100;
                     let change = pushed.get(number).copied();
                     let back = queue.remove(number as u64 + 1);
@@ -109,7 +104,7 @@ proptest! {
                     prop_assert_eq!(back, change.filter(|_| waits));
                     removed.extend(back);
                 }
-                Event::Take { lane } => {
+                Call::Take { lane } => {
                     let batch = queue.take(lane);
                     let bytes: usize = batch.iter().map(|change| change.1).sum();
                     prop_assert!(batch.len() <= SMALL.changes);

@@ -334,12 +334,8 @@ pub(in crate::store) enum Kind {
     WriteOnce,
 }
 
-/// The permits for one connection.
-#[derive(Debug)]
-struct Permits {
-    _connection: OwnedSemaphorePermit,
-    _read: Option<OwnedSemaphorePermit>,
-}
+/// The permits for one connection: of the pool, and of a read.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Pool {
     pub(super) fn new(
@@ -369,15 +365,14 @@ impl Pool {
     ) -> Result<T, Error> {
         let permit = async |permits: &Arc<Semaphore>| {
             let permit = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await;
+            // No time is left, or the pool is closed.
             permit.ok().and_then(Result::ok).ok_or_else(Error::gave_up)
         };
-        let mut permits = Permits {
-            _read: match kind {
-                Kind::Read => Some(permit(&self.read_permits).await?),
-                Kind::Write | Kind::WriteOnce => None,
-            },
-            _connection: permit(&self.permits).await?,
+        let read = match kind {
+            Kind::Read => Some(permit(&self.read_permits).await?),
+            Kind::Write | Kind::WriteOnce => None,
         };
+        let mut permits = (permit(&self.permits).await?, read);
         if let Some(connection) = self.pop() {
             let mut borrowed = Borrowed::new(self, kind, connection, permits);
             if borrowed.is_usable(deadline).await {

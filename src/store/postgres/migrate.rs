@@ -124,16 +124,11 @@ impl From<MigrateError> for Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     schema: bool,
-    migrations: bool,
+    pub(super) migrations: bool,
     transactions: bool,
 }
 
 impl Due {
-    /// True if migrations are due.
-    pub(super) fn is_migration(self) -> bool {
-        self.migrations
-    }
-
     /// True if whole tables may be written.
     pub(super) fn may_take_long(self) -> bool {
         self.migrations || self.transactions

@@ -243,7 +243,7 @@ impl Database {
         migrated
             .map_err(|_| elapsed())?
             .map_err(|error| self.cannot_migrate(error))?;
-        if due.is_migration() {
+        if due.migrations {
             tracing::info!(database = %self, "migrated the schema");
         }
         // The schema is up to date, also if the close fails.

@@ -13,7 +13,7 @@ use rustls::CertificateError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgConnection};
 
-use super::url::TLS_FILES;
+use super::url::TLS_FILE_NAMES;
 use crate::store::error::OpenError;
 
 /// SQLSTATE invalid_authorization_specification: no line of pg_hba.conf allows such a connection.
@@ -23,7 +23,6 @@ const NOT_ALLOWED: &str = "28000";
 const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 /// Start of the value of such a parameter in sqlx's URL.
 const FILE: &str = "file: ";
-
 /// Applies two rules of libpq that sqlx does not have: a Unix socket has no TLS, and `require` with
 /// `sslrootcert` means `verify-ca`. Fails if one of the files cannot be read.
 pub(super) fn apply_rules(
@@ -69,7 +68,7 @@ fn files(url: &str) -> Vec<(&'static str, String)> {
     let of_tls = query.split('&').filter(|parameter| {
         let key = parameter.split('=').next().unwrap_or_default();
         // sqlx logs the values of parameters that it does not know, so pass it no others.
-        TLS_FILES.contains(&&*percent_decode_str(key).decode_utf8_lossy())
+        TLS_FILE_NAMES.contains(&&*percent_decode_str(key).decode_utf8_lossy())
     });
     let of_tls: Vec<&str> = of_tls.collect();
     let url = format!("postgres://user@localhost/db?{}", of_tls.join("&"));

@@ -7,17 +7,6 @@
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
-/// Parameters with a file of TLS, by all of their names.
-pub(super) const TLS_FILES: [&str; 7] = [
-    "sslrootcert",
-    "ssl-root-cert",
-    "ssl-ca",
-    "sslcert",
-    "ssl-cert",
-    "sslkey",
-    "ssl-key",
-];
-
 /// Parameters that sqlx knows, beside `options[...]` and those for files of TLS.
 const KNOWN: [&str; 11] = [
     "sslmode",
@@ -31,6 +20,17 @@ const KNOWN: [&str; 11] = [
     "password",
     "application_name",
     "options",
+];
+
+/// Parameters that name files for TLS, by all their names.
+pub(super) const TLS_FILE_NAMES: [&str; 7] = [
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
 ];
 
 const MODES: [&str; 6] = [
@@ -149,7 +149,7 @@ struct Parameter<'a> {
 impl Parameter<'_> {
     fn is_known(&self) -> bool {
         let key = self.key.as_str();
-        [&KNOWN[..], &TLS_FILES].concat().contains(&key)
+        [&KNOWN[..], &TLS_FILE_NAMES].concat().contains(&key)
             || (key.starts_with("options[") && key.ends_with(']'))
     }
 

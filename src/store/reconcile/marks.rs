@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{Connection, FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use crate::domain::{Fence, FenceError, GroupId, MarkReason, UserId, Version};
+use crate::domain::{Fence, GroupId, MarkReason, UserId, Version};
 use crate::store::write::{GROUP_ITSELF, TouchedUsers};
 use crate::store::{Error, Store};
 
@@ -264,7 +264,7 @@ pub(super) async fn fence(connection: &mut PgConnection) -> Result<Fence, sqlx::
 }
 
 /// Error of a fence that is not in Postgres' own form.
-fn unreadable(error: FenceError) -> sqlx::Error {
+fn unreadable(error: &'static str) -> sqlx::Error {
     sqlx::Error::Decode(error.into())
 }
 

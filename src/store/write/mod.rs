@@ -285,25 +285,18 @@ async fn write_folded<'a, 'b>(
     connection: &mut PgConnection,
     patches: &'b [FoldedPatch<'a>],
 ) -> Result<Vec<&'b FoldedPatch<'a>>, sqlx::Error> {
-    match patches {
-        [] => Ok(vec![]),
-        // A single row needs less time without arrays.
-        [FoldedPatch { group_id, patch }] => {
-            let query = sqlx::query(PATCH_MEMBER)
-                .bind(group_id.as_str())
-                .bind(patch.user_id.as_str());
-            let done = bind_patch(query, patch).execute(connection).await?;
-            let is_found = done.rows_affected() == 1;
-            Ok(patches.iter().filter(|_| !is_found).collect())
-        }
-        _ => write_many(connection, patches).await,
+    if patches.is_empty() {
+        return Ok(vec![]);
     }
-}
-
-async fn write_many<'a, 'b>(
-    connection: &mut PgConnection,
-    patches: &'b [FoldedPatch<'a>],
-) -> Result<Vec<&'b FoldedPatch<'a>>, sqlx::Error> {
+    // A single row needs less time without arrays.
+    if let [FoldedPatch { group_id, patch }] = patches {
+        let query = sqlx::query(PATCH_MEMBER)
+            .bind(group_id.as_str())
+            .bind(patch.user_id.as_str());
+        let done = bind_patch(query, patch).execute(connection).await?;
+        let is_found = done.rows_affected() == 1;
+        return Ok(patches.iter().filter(|_| !is_found).collect());
+    }
     let groups: Vec<&str> = patches.iter().map(|one| one.group_id.as_str()).collect();
     let values: Vec<&MemberPatch> = patches.iter().map(|one| &*one.patch).collect();
     let users: Vec<&str> = values.iter().map(|one| one.user_id.as_str()).collect();

@@ -34,7 +34,7 @@ fn a_transaction_had_ended_if_it_is_before_the_first_or_not_running() {
 #[test]
 fn other_texts_are_refused() {
     for text in ["", "1", "1:2", "1:2:x", "a:2:", "1:2:3:4"] {
-        assert_eq!(text.parse::<Fence>(), Err(FenceError), "{text}");
+        assert!(text.parse::<Fence>().is_err(), "{text}");
     }
 }
 

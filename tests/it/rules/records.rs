@@ -95,8 +95,8 @@ fn event() -> impl Strategy<Value = Event> {
         transfer,
         any_profile().prop_map(Event::SetProfile),
         patch,
-        proptest::sample::select(MarkReason::ALL).prop_map(Event::Mark),
-        proptest::sample::select(MarkReason::ALL).prop_map(Event::MarkIfDismissed),
+        proptest::sample::select(&MarkReason::ALL[..]).prop_map(Event::Mark),
+        proptest::sample::select(&MarkReason::ALL[..]).prop_map(Event::MarkIfDismissed),
     ]
 }
 
