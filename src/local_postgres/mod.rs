@@ -12,7 +12,7 @@ mod cluster;
 mod programs;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -124,8 +124,7 @@ impl Server {
         let mut in_use = open_lock(&dir.join("app.lock"))?;
         // Wait: a new child process has a copy of the lock for a moment.
         if !lock_within(&in_use, APP_LOCK_TIMEOUT).map_err(at(dir))? {
-            let mut pid = String::new();
-            in_use.read_to_string(&mut pid).map_err(at(dir))?;
+            let pid = io::read_to_string(&in_use).map_err(at(dir))?;
             return Err(Error::InUse {
                 dir: dir.clone(),
                 pid: pid.trim().to_owned(),

@@ -15,8 +15,7 @@ pub(super) const BYTES_OF_ENTRY: u64 = 128;
 pub(super) const ALIGNMENT: usize = 8;
 
 // Kinds of entries. The numbers lie on disks and never change.
-/// The first entry of a segment, without a record. Its lane is the format, and its number the one of the
-/// last entry that was accepted before.
+/// First entry of a segment, without a record. Its lane is the format, its number the last accepted one.
 pub(super) const BEGIN: u8 = 0;
 pub(super) const CHANGE: u8 = 1;
 pub(super) const REJECTED: u8 = 2;

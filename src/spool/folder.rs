@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -91,20 +91,15 @@ fn lock(dir: &Path) -> Result<File, SpoolError> {
     });
     let mut file = opened.map_err(SpoolError::at(path))?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                std::thread::sleep(LOCK_INTERVAL);
-            }
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                file.read_to_string(&mut pid)
-                    .map_err(SpoolError::at(path))?;
-                return Err(SpoolError::InUse(dir.to_owned(), pid.trim().to_owned()));
-            }
-            Err(TryLockError::Error(error)) => return Err(SpoolError::at(path)(error)),
+    while let Err(error) = file.try_lock() {
+        if let TryLockError::Error(error) = error {
+            return Err(SpoolError::at(path)(error));
         }
+        if Instant::now() >= deadline {
+            let pid = io::read_to_string(&file).map_err(SpoolError::at(path))?;
+            return Err(SpoolError::InUse(dir.to_owned(), pid.trim().to_owned()));
+        }
+        std::thread::sleep(LOCK_INTERVAL);
     }
     // Only for the message above: a full disk is no reason not to start.
     let _ = file
@@ -126,10 +121,8 @@ fn parse(found: &[u8]) -> Option<i64> {
 
 fn random() -> i64 {
     // The keys of a hasher are random numbers of the system.
-    let random = RandomState::new()
-        .hash_one(std::process::id())
-        .cast_signed();
-    (random & i64::MAX).max(1)
+    let random = RandomState::new().hash_one(std::process::id());
+    (random.cast_signed() & i64::MAX).max(1)
 }
 
 /// Makes changes of a folder durable: created, renamed and deleted files.

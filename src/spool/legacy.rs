@@ -28,8 +28,7 @@ const BESIDE: [&str; 4] = [
 const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
 
 /// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the
-/// file. Entries that cannot be read are skipped and reported, and the file is kept under
-/// another name. If there is no file, nothing is done.
+/// file. Entries that cannot be read are skipped and reported, and the file is kept under another name.
 pub(super) fn take(
     dir: &Path,
     mut take: impl FnMut(Option<(i64, Draft)>) -> Result<(), SpoolError>,
@@ -45,20 +44,18 @@ pub(super) fn take(
     if let Some(format) = newer_format(path) {
         return Err(SpoolError::Newer(dir.to_owned(), format));
     }
-    let (mut last, mut lost, mut refused) = (i64::MIN, 0, None);
+    let (mut last, mut lost, mut refused) = (i64::MIN, 0, Ok(()));
     let read = each(path, |row| {
         match entry(row) {
             Ok((number, draft)) if number > last => {
                 last = number;
-                refused = take(Some((number, draft))).err();
+                refused = take(Some((number, draft)));
             }
             _ => lost += 1,
         }
-        refused.is_none()
+        refused.is_ok()
     });
-    if let Some(error) = refused {
-        return Err(error);
-    }
+    refused?;
     take(None)?;
     let why = match read {
         Err(error) if !is_damage(&error) => {
@@ -78,11 +75,10 @@ pub(super) fn take(
         let _ = fs::copy(path, kept);
     }
     for path in BESIDE.map(|name| dir.join(name)).iter().chain([path]) {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SpoolError::at(path)(error));
-            }
-            _ => {}
+        if let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(SpoolError::at(path)(error));
         }
     }
     sync(dir).map_err(SpoolError::at(dir))
@@ -147,11 +143,9 @@ fn each(path: &Path, mut take: impl FnMut(&Row<'_>) -> bool) -> rusqlite::Result
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?
     } else {
         // Without a log, reading needs neither a right to write nor room.
-        let name = path
-            .to_string_lossy()
-            .replace('%', "%25")
-            .replace('?', "%3f");
-        let name = format!("file:{}?immutable=1", name.replace('#', "%23"));
+        let name = path.to_string_lossy().replace('%', "%25");
+        let name = name.replace('?', "%3f").replace('#', "%23");
+        let name = format!("file:{name}?immutable=1");
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         Connection::open_with_flags(name, flags)?
     };
@@ -198,8 +192,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<(i64, Draft)> {
     Ok((seq, draft))
 }
 
-/// True if the error says something about the file. A full disk, or a process that looks into the file,
-/// does not.
+/// True if the error is about the content of the file, not about the disk or another process.
 fn is_damage(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
     let code = error.sqlite_error_code();

@@ -22,7 +22,7 @@ const MIN_SEGMENT: u64 = 64 << 10;
 const MAX_SEGMENT: u64 = 64 << 20;
 
 /// A file of the log.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Segment {
     first: i64,
     /// Number of the next entry. Numbers of a segment have no gaps.
@@ -180,8 +180,7 @@ impl Log {
         if self.usage.entries == 0 {
             legacy::put_barrier(&self.dir)?;
         }
-        let limit = self.segment_bytes;
-        let is_next = |last: &Segment| last.next == first && last.end < limit;
+        let is_next = |last: &Segment| last.next == first && last.end < self.segment_bytes;
         let is_next = self.segments.back().is_some_and(is_next);
         let file = match self.active.take().filter(|_| is_next) {
             Some(file) => file,
@@ -238,27 +237,21 @@ impl Log {
         self.segments.push_back(Segment {
             first,
             next: first,
-            end: 0,
-            usage: Usage::default(),
-            is_damaged: false,
+            ..Segment::default()
         });
         self.drop_empty_segments();
         Ok(file)
     }
 
-    /// The first entries: at least one, and no more than `max_entries` or `max_bytes`. They end before
+    /// The first entries: at least one, and no more than `max_count` or `max_bytes`. They end before
     /// an entry that is not understood, and with their segment. Damaged entries are skipped.
     /// [`SpoolError::Unknown`] is of the first entry only.
-    pub fn first(
-        &mut self,
-        max_entries: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<Entry>, SpoolError> {
+    pub fn first(&mut self, max_count: usize, max_bytes: usize) -> Result<Vec<Entry>, SpoolError> {
         let mut batch = Vec::new();
         while batch.is_empty() && self.usage.entries > 0 {
             let mut reader = self.read_first()?;
             let (mut offset, mut bytes) = (self.done, 0);
-            while batch.len() < max_entries.max(1)
+            while batch.len() < max_count.max(1)
                 && let Some(found) = reader.as_mut().and_then(|reader| reader.next(offset))
                 && let Some(record) = reader.as_ref().map(|reader| reader.record(&found))
             {
@@ -329,7 +322,6 @@ impl Log {
     /// Ends the first segment. Entries that were counted in it and are not found are damaged.
     fn skip_first(&mut self) {
         let mut lost = self.usage;
-        let is_last = self.segments.len() <= 1;
         if let Some(segment) = self.segments.front_mut() {
             lost = std::mem::take(&mut segment.usage);
             if lost.entries > 0 {
@@ -343,15 +335,14 @@ impl Log {
         if self.usage.entries == 0 {
             self.oldest = None;
         }
-        if is_last {
+        if self.segments.len() <= 1 {
             // The file may be deleted: nothing is appended to it.
             self.active = self.active.take().filter(|_| lost.entries == 0);
         }
         self.drop_empty_segments();
     }
 
-    /// Deletes first segments of which nothing waits. The last segment stays, and damaged ones do under
-    /// another name.
+    /// Deletes first segments in which nothing waits. The last one stays, and damaged ones are renamed.
     fn drop_empty_segments(&mut self) {
         while self.segments.len() > 1
             && let Some(segment) = self.segments.pop_front_if(|first| first.usage.entries == 0)
@@ -374,8 +365,7 @@ impl Log {
         }
     }
 
-    /// Gives the room of an empty log back to the disk. An empty segment stays, whose name is the next
-    /// number.
+    /// Gives the room of an empty log back to the disk. An empty segment stays, with the next number.
     pub fn compact(&mut self) {
         if self.usage.entries > 0 {
             return;

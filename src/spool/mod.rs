@@ -7,10 +7,8 @@ mod legacy;
 mod log;
 mod segment;
 
-use std::io::{
-    self,
-    ErrorKind::{NotADirectory, NotFound},
-};
+use std::io;
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,8 +37,7 @@ pub struct SpoolFolder {
 }
 
 impl SpoolFolder {
-    /// Opens a folder. If it cannot be used and nothing waits in it, and `may_be_absent`, it is tried
-    /// again later.
+    /// Opens a folder. With `may_be_absent`, one that cannot be used and holds nothing is tried again later.
     pub fn open(path: &Path, max_bytes: u64, may_be_absent: bool) -> Result<Self, SpoolError> {
         let mut folder = Self {
             path: path.to_owned(),
@@ -66,12 +63,11 @@ impl SpoolFolder {
     }
 
     fn try_to_open(&mut self, id: Option<i64>) -> Result<(), SpoolError> {
-        if self.folder.is_none() {
-            self.folder = Some(Folder::lock(&self.path)?);
-        }
-        let Some(folder) = &self.folder else {
-            return Ok(()); // cannot be: it is locked
+        let folder = match self.folder.take() {
+            Some(folder) => folder,
+            None => Folder::lock(&self.path)?,
         };
+        let folder = self.folder.insert(folder);
         let dir = &folder.path;
         let is_new = log::segments(dir)?.is_empty() && legacy::holds_nothing(dir);
         self.id = folder.id(is_new, id.is_some() && holds_nothing(dir), id)?;

@@ -30,13 +30,12 @@ pub(super) fn first_of_name(name: &str) -> Option<i64> {
 
 /// Beginning of a segment. The last entry that was accepted before has the number `before`.
 pub(super) fn beginning(first: i64, before: i64) -> Vec<u8> {
-    let format = Attempt {
-        lane: FORMAT as i16,
-        seq: 0,
-    };
     let begin = Draft {
         kind: BEGIN,
-        attempt: Some(format),
+        attempt: Some(Attempt {
+            lane: FORMAT as i16,
+            seq: 0,
+        }),
         ..Draft::default()
     };
     let mut bytes = Vec::new();
@@ -81,11 +80,9 @@ impl Reader {
     /// Format of the segment, and number of the last entry that was accepted before it. `None`: the
     /// beginning is damaged.
     pub(super) fn beginning(&mut self) -> Option<(u32, i64)> {
-        let found = self
-            .entry_at(0)
-            .filter(|found| found.header.kind == BEGIN)?;
-        let format = u32::try_from(found.header.attempt?.lane).ok()?;
-        Some((format, found.header.number))
+        let header = self.entry_at(0)?.header;
+        let format = u32::try_from(header.attempt?.lane).ok()?;
+        (header.kind == BEGIN).then_some((format, header.number))
     }
 
     /// The first sound entry at `offset` or after it, but for the beginning.
