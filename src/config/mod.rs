@@ -66,6 +66,6 @@ pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<(Command, Config
         .unwrap_or_else(|e| e.exit());
     let command = cli.command.unwrap_or(Command::Serve);
     let given = |name| matches.get_one::<OsString>(name).cloned();
-    let config = settings::config(given, &command)?;
+    let config = Config::from_values(given, &command)?;
     Ok((command, config))
 }

@@ -93,17 +93,22 @@ pub struct SpoolSettings {
     pub max_bytes: u64,
 }
 
-/// Reads all settings, and finds all errors in them.
-pub(super) fn config(
-    given: impl Fn(&'static str) -> Option<OsString>,
-    command: &Command,
-) -> Result<Config, Errors> {
-    let mut errors = Errors::default();
-    let values = Values::read(given, &mut errors);
-    check(&values, command, &mut errors);
-    match assemble(values) {
-        Some(config) if errors.0.is_empty() => Ok(config),
-        _ => Err(errors),
+impl Config {
+    /// Reads the settings of a subcommand. `given` returns the value of a setting by its name, unless the default counts.
+    ///
+    /// # Errors
+    /// All settings that are not valid, each with its name.
+    pub fn from_values(
+        given: impl Fn(&'static str) -> Option<OsString>,
+        command: &Command,
+    ) -> Result<Self, Errors> {
+        let mut errors = Errors::default();
+        let values = Values::read(given, &mut errors);
+        check(&values, command, &mut errors);
+        match assemble(values) {
+            Some(config) if errors.0.is_empty() => Ok(config),
+            _ => Err(errors),
+        }
     }
 }
 
@@ -241,156 +246,4 @@ fn default_data_dir() -> Option<PathBuf> {
         folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")))?
     };
     Some(data.join("openim-group-mirror"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::table::flags;
-    use super::*;
-
-    fn parse(args: &[&str]) -> Result<Config, Errors> {
-        let args = std::iter::once("openim-group-mirror").chain(args.iter().copied());
-        let command = clap::Command::new("test").args(flags(|_| true));
-        let matches = command.try_get_matches_from(args).unwrap();
-        config(
-            |name| matches.get_one::<OsString>(name).cloned(),
-            &Command::Serve,
-        )
-    }
-
-    #[test]
-    fn defaults_are_usable() {
-        let config = parse(&[]).unwrap();
-        assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
-        assert_eq!(config.body.max_bytes, 16 << 20);
-        assert_eq!(config.body.max_memory, 64 << 20);
-        assert_eq!(config.timeouts.body, Duration::from_secs(15));
-        assert_eq!(config.rejected.keep_days, 30);
-        assert_eq!(config.rejected.max_bytes, 256 << 20);
-        assert_eq!(config.access.callback_username, "openim");
-        assert!(config.access.callback_passwords.is_empty() && config.access.api_tokens.is_empty());
-        assert_eq!(config.callback_next_code, 1);
-        assert_eq!(config.database.url, None);
-    }
-
-    #[test]
-    fn all_errors_are_reported_at_once_and_none_repeats_a_secret() {
-        let wrong = [
-            ("LISTEN_ADDR", "here"),
-            ("DATABASE_URL", "mysql://u:hunter2@h/d"),
-            ("DATABASE_SCHEMA", "Robert'); DROP"),
-            ("DATABASE_POOL_SIZE", "0"),
-            ("DATABASE_TIMEOUT_MS", "2s"),
-            ("MAX_BODY_BYTES", ""),
-            ("CALLBACK_NEXT_CODE", "2"),
-            ("SHUTDOWN_TIMEOUT_SECS", "0"),
-            ("LOG_FORMAT", "xml"),
-            ("RUST_LOG", "a=b=c"),
-            ("ALLOW_ANONYMOUS", "yes"),
-            ("METRICS_ADDR", "9090"),
-            ("CALLBACK_USERNAME", "a:b"),
-            ("CALLBACK_PASSWORD_PREVIOUS", "hunter3\n"),
-            ("API_TOKEN", "hunter4,,hunter5"),
-            ("MAX_BODY_MEMORY", "0"),
-            ("MAX_ANSWER_MEMORY", "0"),
-            ("REJECTED_KEEP_DAYS", "0"),
-            ("REJECTED_MAX_BYTES", "1GB"),
-            ("SHUTDOWN_DELAY_MS", "-1"),
-        ];
-        let args = wrong.map(|(name, value)| {
-            let flag = name.to_lowercase().replace('_', "-");
-            format!("--{flag}={value}")
-        });
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let errors = parse(&args).unwrap_err().to_string();
-        for (name, _) in wrong {
-            let expected = format!("\n  {name}: expected ");
-            assert!(errors.contains(&expected), "{errors}");
-        }
-        assert!(!errors.contains("hunter"), "{errors}");
-    }
-
-    #[test]
-    fn an_open_address_needs_both_keys_or_a_decision() {
-        let open = "--listen-addr=0.0.0.0:80";
-        let (password, token) = ("--callback-password=p", "--api-token=t");
-        for args in [&[open][..], &[open, password], &[open, token]] {
-            let error = parse(args).unwrap_err().to_string();
-            assert!(error.contains("LISTEN_ADDR: expected "), "{error}");
-            assert!(error.contains("ALLOW_ANONYMOUS"), "{error}");
-        }
-        assert!(parse(&[open, password, token]).is_ok());
-        assert!(parse(&[open, "--allow-anonymous=true"]).is_ok());
-        assert!(parse(&["--listen-addr=[::1]:80"]).is_ok());
-        // An empty key is none.
-        assert!(parse(&[open, "--callback-password=", "--api-token="]).is_err());
-    }
-
-    #[test]
-    fn the_memory_holds_two_of_the_largest_bodies() {
-        let errors = parse(&["--max-body-bytes=50000000"])
-            .unwrap_err()
-            .to_string();
-        let expected = "MAX_BODY_MEMORY: expected at least twice MAX_BODY_BYTES, so 100000000";
-        assert!(errors.contains(expected), "{errors}");
-    }
-
-    #[test]
-    fn tokens_and_passwords_can_be_rotated() {
-        let access = |args: &[&str]| parse(args).unwrap().access;
-        let tokens = access(&["--api-token=new, old"]).api_tokens;
-        assert_eq!(tokens, ["new", "old"].map(|t| Secret::from(t.to_owned())));
-        let passwords = access(&[
-            "--callback-password=new",
-            "--callback-password-previous=old",
-        ]);
-        assert_eq!(passwords.callback_passwords.len(), 2);
-        for tokens in [",", "a,", ",a", "a,,b", "a b", "a\u{e9}"] {
-            let error = parse(&[&format!("--api-token={tokens}")]).unwrap_err();
-            assert!(
-                error.to_string().contains("API_TOKEN: expected"),
-                "{tokens}"
-            );
-        }
-    }
-
-    #[test]
-    fn settings_that_need_each_other_are_set_together() {
-        let (url, admin, secret) = (
-            "--openim-api-url=http://openim:10002/",
-            "--openim-admin-user-id=imAdmin",
-            "--openim-secret=openIM123",
-        );
-        let config = parse(&[url, admin, secret]).unwrap();
-        assert_eq!(config.openim.unwrap().url, "http://openim:10002");
-        let error = parse(&[admin, "--callback-password-previous=p"]);
-        let error = error.unwrap_err().to_string();
-        for expected in [
-            "OPENIM_API_URL: expected a value, needed by OPENIM_ADMIN_USER_ID",
-            "OPENIM_SECRET: expected a value, needed by OPENIM_ADMIN_USER_ID",
-            "CALLBACK_PASSWORD: expected a value, needed by CALLBACK_PASSWORD_PREVIOUS",
-        ] {
-            assert!(error.contains(expected), "{error}");
-        }
-        let error = super::config(|_| None, &Command::Reconcile(Default::default()))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("OPENIM_API_URL: expected the address"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_secret_prints_as_stars() {
-        let config = parse(&[
-            "--database-url=postgres://u:hunter2@h/d",
-            "--callback-password=hunter3",
-            "--callback-password-previous=hunter4",
-            "--api-token=hunter5,hunter6",
-        ])
-        .unwrap();
-        assert!(!format!("{config:?}").contains("hunter"));
-        assert!(config.database.url.unwrap().expose().contains("hunter2"));
-    }
 }

@@ -83,7 +83,8 @@ macro_rules! settings {
             ) -> Self {
                 let given = |setting: &Setting| {
                     let is_optional = setting.default.is_none();
-                    given(setting.name).filter(|text| !(is_optional && text.is_empty()))
+                    let value = given(setting.name).or_else(|| Some(setting.default?.into()));
+                    value.filter(|text| !(is_optional && text.is_empty()))
                 };
                 let values = Self {
                     $($( $name: Setting::$name.read(given(&Setting::$name), errors), )+)+

@@ -56,6 +56,7 @@ mod spool_versions;
 mod stopping;
 mod storage;
 mod support;
+mod tasks;
 mod tls;
 mod unreadable;
 mod watching;

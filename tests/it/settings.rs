@@ -1,9 +1,13 @@
-//! The files that come from the table of settings. With `WRITE_GENERATED=1` the test writes them.
+//! The settings: their values, their errors, and the files that come from their table. With `WRITE_GENERATED=1` a test
+//! writes these files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
-use openim_group_mirror::config::{GROUPS, Setting};
+use openim_group_mirror::config::{Command, Config, Errors, GROUPS, Setting};
+use openim_group_mirror::secret::Secret;
 
 const ENV_HEAD: &str = "\
 # Settings of openim-group-mirror. Copy this file to .env in the folder in which the service starts, and
@@ -163,4 +167,150 @@ fn docker_compose_passes_settings_that_exist() {
     ];
     let not_passed: Vec<&str> = known.difference(&passed).copied().collect();
     assert_eq!(not_passed, of_image);
+}
+
+/// Parses settings that are given as flags: `--listen-addr=0.0.0.0:80` is LISTEN_ADDR.
+fn parse(flags: &[&str]) -> Result<Config, Errors> {
+    let given = flags.iter().map(|flag| {
+        let (name, value) = flag.strip_prefix("--").unwrap().split_once('=').unwrap();
+        (name.to_uppercase().replace('-', "_"), value.into())
+    });
+    let given: BTreeMap<String, OsString> = given.collect();
+    Config::from_values(|name| given.get(name).cloned(), &Command::Serve)
+}
+
+#[test]
+fn defaults_are_usable() {
+    let config = parse(&[]).unwrap();
+    assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.body.max_bytes, 16 << 20);
+    assert_eq!(config.body.max_memory, 64 << 20);
+    assert_eq!(config.timeouts.body, Duration::from_secs(15));
+    assert_eq!(config.rejected.keep_days, 30);
+    assert_eq!(config.rejected.max_bytes, 256 << 20);
+    assert_eq!(config.access.callback_username, "openim");
+    assert!(config.access.callback_passwords.is_empty() && config.access.api_tokens.is_empty());
+    assert_eq!(config.callback_next_code, 1);
+    assert_eq!(config.database.url, None);
+}
+
+#[test]
+fn all_errors_are_reported_at_once_and_none_repeats_a_secret() {
+    let wrong = [
+        ("LISTEN_ADDR", "here"),
+        ("DATABASE_URL", "mysql://u:hunter2@h/d"),
+        ("DATABASE_SCHEMA", "Robert'); DROP"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_TIMEOUT_MS", "2s"),
+        ("MAX_BODY_BYTES", ""),
+        ("CALLBACK_NEXT_CODE", "2"),
+        ("SHUTDOWN_TIMEOUT_SECS", "0"),
+        ("LOG_FORMAT", "xml"),
+        ("RUST_LOG", "a=b=c"),
+        ("ALLOW_ANONYMOUS", "yes"),
+        ("METRICS_ADDR", "9090"),
+        ("CALLBACK_USERNAME", "a:b"),
+        ("CALLBACK_PASSWORD_PREVIOUS", "hunter3\n"),
+        ("API_TOKEN", "hunter4,,hunter5"),
+        ("MAX_BODY_MEMORY", "0"),
+        ("MAX_ANSWER_MEMORY", "0"),
+        ("REJECTED_KEEP_DAYS", "0"),
+        ("REJECTED_MAX_BYTES", "1GB"),
+        ("SHUTDOWN_DELAY_MS", "-1"),
+    ];
+    let args = wrong.map(|(name, value)| {
+        let flag = name.to_lowercase().replace('_', "-");
+        format!("--{flag}={value}")
+    });
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let errors = parse(&args).unwrap_err().to_string();
+    for (name, _) in wrong {
+        let expected = format!("\n  {name}: expected ");
+        assert!(errors.contains(&expected), "{errors}");
+    }
+    assert!(!errors.contains("hunter"), "{errors}");
+}
+
+#[test]
+fn an_open_address_needs_both_keys_or_a_decision() {
+    let open = "--listen-addr=0.0.0.0:80";
+    let (password, token) = ("--callback-password=p", "--api-token=t");
+    for args in [&[open][..], &[open, password], &[open, token]] {
+        let error = parse(args).unwrap_err().to_string();
+        assert!(error.contains("LISTEN_ADDR: expected "), "{error}");
+        assert!(error.contains("ALLOW_ANONYMOUS"), "{error}");
+    }
+    assert!(parse(&[open, password, token]).is_ok());
+    assert!(parse(&[open, "--allow-anonymous=true"]).is_ok());
+    assert!(parse(&["--listen-addr=[::1]:80"]).is_ok());
+    // An empty key is none.
+    assert!(parse(&[open, "--callback-password=", "--api-token="]).is_err());
+}
+
+#[test]
+fn the_memory_holds_two_of_the_largest_bodies() {
+    let errors = parse(&["--max-body-bytes=50000000"])
+        .unwrap_err()
+        .to_string();
+    let expected = "MAX_BODY_MEMORY: expected at least twice MAX_BODY_BYTES, so 100000000";
+    assert!(errors.contains(expected), "{errors}");
+}
+
+#[test]
+fn tokens_and_passwords_can_be_rotated() {
+    let access = |args: &[&str]| parse(args).unwrap().access;
+    let tokens = access(&["--api-token=new, old"]).api_tokens;
+    assert_eq!(tokens, ["new", "old"].map(|t| Secret::from(t.to_owned())));
+    let passwords = access(&[
+        "--callback-password=new",
+        "--callback-password-previous=old",
+    ]);
+    assert_eq!(passwords.callback_passwords.len(), 2);
+    for tokens in [",", "a,", ",a", "a,,b", "a b", "a\u{e9}"] {
+        let error = parse(&[&format!("--api-token={tokens}")]).unwrap_err();
+        assert!(
+            error.to_string().contains("API_TOKEN: expected"),
+            "{tokens}"
+        );
+    }
+}
+
+#[test]
+fn settings_that_need_each_other_are_set_together() {
+    let (url, admin, secret) = (
+        "--openim-api-url=http://openim:10002/",
+        "--openim-admin-user-id=imAdmin",
+        "--openim-secret=openIM123",
+    );
+    let config = parse(&[url, admin, secret]).unwrap();
+    assert_eq!(config.openim.unwrap().url, "http://openim:10002");
+    let error = parse(&[admin, "--callback-password-previous=p"]);
+    let error = error.unwrap_err().to_string();
+    for expected in [
+        "OPENIM_API_URL: expected a value, needed by OPENIM_ADMIN_USER_ID",
+        "OPENIM_SECRET: expected a value, needed by OPENIM_ADMIN_USER_ID",
+        "CALLBACK_PASSWORD: expected a value, needed by CALLBACK_PASSWORD_PREVIOUS",
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = Config::from_values(|_| None, &Command::Reconcile(Default::default()))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("OPENIM_API_URL: expected the address"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_secret_prints_as_stars() {
+    let config = parse(&[
+        "--database-url=postgres://u:hunter2@h/d",
+        "--callback-password=hunter3",
+        "--callback-password-previous=hunter4",
+        "--api-token=hunter5,hunter6",
+    ])
+    .unwrap();
+    assert!(!format!("{config:?}").contains("hunter"));
+    assert!(config.database.url.unwrap().expose().contains("hunter2"));
 }
