@@ -207,9 +207,8 @@ impl Failures {
         };
         if self.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             self.logged_at = Some(Instant::now());
-            let error = error.to_string();
             tracing::warn!(
-                error,
+                error = error.to_string(),
                 "the task that {} failed; it is tried again",
                 self.name
             );

@@ -136,8 +136,10 @@ async fn keep_running(server: &mut Option<Server>, config: &Config) -> std::conv
         match start(config, Private::Own).await {
             Ok(again) => *server = Some(again),
             Err(error) => {
-                let error = error.to_string();
-                tracing::error!(error, "the private Postgres does not start");
+                tracing::error!(
+                    error = error.to_string(),
+                    "the private Postgres does not start"
+                );
                 sleep(RESTART_PAUSE).await;
             }
         }

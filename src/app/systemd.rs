@@ -43,7 +43,6 @@ async fn beat(every: Duration) -> Infallible {
 
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        let error = error.to_string();
-        tracing::warn!(error, "systemd is not notified");
+        tracing::warn!(error = error.to_string(), "systemd is not notified");
     }
 }

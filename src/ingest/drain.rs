@@ -381,8 +381,7 @@ fn kept_change(change: &Change, why: &store::Error) -> Rejected {
 
 /// Logs the end of the drain, which ends the service: the next start reads the entries first.
 fn log_end(error: &SpoolError) {
-    let error = error.to_string();
-    tracing::error!(error, "the spool cannot be used");
+    tracing::error!(error = error.to_string(), "the spool cannot be used");
 }
 
 /// Times at which the log says why the spool is not drained: at once, and at intervals while it lasts.

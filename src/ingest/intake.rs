@@ -390,9 +390,8 @@ pub(super) async fn divert<T: AsRef<Change> + Send + 'static>(
 ) -> Answers<T> {
     let intake = spool.lock_intake().await;
     if !spool.is_diverting() {
-        let error = error.to_string();
         tracing::warn!(
-            error,
+            error = error.to_string(),
             "the database does not take callbacks now: they go to the spool"
         );
     }

@@ -287,8 +287,10 @@ impl Ingest {
     async fn undo_mark(&self, group: &GroupId) {
         if let Err(error) = self.store.undo_mark(group).await {
             // An unneeded mark does no harm.
-            let error = error.to_string();
-            tracing::debug!(error, "a mark that has turned out to be unfounded stays");
+            tracing::debug!(
+                error = error.to_string(),
+                "a mark that has turned out to be unfounded stays"
+            );
         }
     }
 
@@ -327,8 +329,10 @@ impl Ingest {
             let keeper = Arc::clone(&self.keeper);
             let purge = self.under_way.spawn(async move {
                 if let Err(error) = keeper.purge().await {
-                    let error = error.to_string();
-                    tracing::warn!(error, "old rejected callbacks are not deleted");
+                    tracing::warn!(
+                        error = error.to_string(),
+                        "old rejected callbacks are not deleted"
+                    );
                 }
             });
             // As a rule it is done at once; who waits for an answer does not wait for a long one.
@@ -413,9 +417,8 @@ pub async fn drain(spool: &Spool, store: Store) -> Result<(), DrainError> {
         .await;
     // Nobody else notes what this process has changed.
     if let Err(error) = store.note_touched().await {
-        let error = error.to_string();
         tracing::warn!(
-            error,
+            error = error.to_string(),
             "what was drained is compared with OpenIM only when whole groups are: `reconcile --full` \
              does it now"
         );

@@ -74,8 +74,7 @@ impl<'a> Look<'a> {
                 }
             }
             Err(error) => {
-                let error = error.to_string();
-                tracing::debug!(error, "a look failed");
+                tracing::debug!(error = error.to_string(), "a look failed");
             }
         }
     }
@@ -183,8 +182,7 @@ impl Core {
             Ok::<_, Error>(())
         };
         if let Err(error) = paced(&self.pace, work).await {
-            let error = error.to_string();
-            tracing::debug!(error, "looks failed");
+            tracing::debug!(error = error.to_string(), "looks failed");
         }
     }
 
@@ -247,8 +245,7 @@ impl Core {
         let singly = match self.look_together(looks, known, job).await {
             Ok(singly) => singly,
             Err(error) => {
-                let error = error.to_string();
-                tracing::debug!(error, "looks failed");
+                tracing::debug!(error = error.to_string(), "looks failed");
                 return;
             }
         };

@@ -65,8 +65,10 @@ impl Core {
                 Ok(()) | Err(Error::Spooling) => (interval, 0),
                 Err(Error::LeaseTaken) => (LEASE_RETRY_INTERVAL.min(self.settings.interval), 0),
                 Err(error) => {
-                    let error = error.to_string();
-                    tracing::warn!(error, "marked groups were not reconciled");
+                    tracing::warn!(
+                        error = error.to_string(),
+                        "marked groups were not reconciled"
+                    );
                     let longer = FIRST_PAUSE * 2_u32.saturating_pow(failures);
                     (longer.min(MAX_PAUSE), (failures + 1).min(10))
                 }

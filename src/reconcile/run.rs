@@ -191,8 +191,10 @@ impl Core {
                 match group.id() {
                     Ok(id) => groups.push((id, group)),
                     Err(error) => {
-                        let error = error.to_string();
-                        tracing::warn!(error, "OpenIM has a group whose groupID cannot be kept");
+                        tracing::warn!(
+                            error = error.to_string(),
+                            "OpenIM has a group whose groupID cannot be kept"
+                        );
                     }
                 }
             }

@@ -45,9 +45,8 @@ impl Core {
                 Err(Error::Stopped) => return,
                 Err(Error::LeaseTaken) => LEASE_RETRY_INTERVAL.min(self.settings.interval),
                 Err(error) => {
-                    let error = error.to_string();
                     tracing::warn!(
-                        error,
+                        error = error.to_string(),
                         "the run did not end: the mirror may differ from OpenIM"
                     );
                     let pause = FIRST_PAUSE * 2_u32.saturating_pow(failures);

@@ -196,6 +196,34 @@ pub(super) trait Kind {
     const NEEDS_DATABASE: bool;
 }
 
+/// Declares the kinds: name, content, answer, and if the answer waits for the database.
+macro_rules! kinds {
+    ($($(#[$doc:meta])+ $kind:ident: $content:ty => $answer:ty, $needs_database:literal;)+) => {$(
+        $(#[$doc])+
+        pub(super) struct $kind;
+
+        impl Kind for $kind {
+            type Content = $content;
+            type Answer = $answer;
+            const NEEDS_DATABASE: bool = $needs_database;
+        }
+    )+};
+}
+
+kinds! {
+    /// Callbacks after a change. The answer waits until the change is stored.
+    Stored: Event => Done, true;
+    /// Callbacks before a change that may not happen. The answer does not wait for the mark, because a
+    /// user waits for the answer.
+    Announced: Event => Acknowledged, false;
+    /// Callbacks whose answer OpenIM stores. The answer repeats the fields.
+    Echoed: ProfileEcho => Echo, false;
+    /// Messages that are sent. The answer waits until the hint of a notification is taken.
+    Sent: () => Done, true;
+    /// Messages before they are pushed. The answer waits for nothing, because OpenIM waits for it.
+    Pushed: () => Acknowledged, false;
+}
+
 /// What a kind does with the callback `T`.
 pub(super) trait Handle<T>: Kind {
     type Body;
@@ -205,15 +233,6 @@ pub(super) trait Handle<T>: Kind {
         callbacks: &Callbacks,
         body: Self::Body,
     ) -> Result<Self::Answer, CallbackFailure>;
-}
-
-/// Callbacks after a change. The answer waits until the change is stored.
-pub(super) struct Stored;
-
-impl Kind for Stored {
-    type Content = Event;
-    type Answer = Done;
-    const NEEDS_DATABASE: bool = true;
 }
 
 impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Stored {
@@ -235,16 +254,6 @@ impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Stored {
     }
 }
 
-/// Callbacks before a change that may not happen. The answer does not wait for the mark, because a
-/// user waits for the answer.
-pub(super) struct Announced;
-
-impl Kind for Announced {
-    type Content = Event;
-    type Answer = Acknowledged;
-    const NEEDS_DATABASE: bool = false;
-}
-
 impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Announced {
     type Body = JsonBody<T>;
     const PARSE: Option<Parser> = Some(|bytes| body::parse::<T>(bytes).map(Some));
@@ -261,15 +270,6 @@ impl<T: Callback + FromBody<Parsed = Parsed<Event>>> Handle<T> for Announced {
     }
 }
 
-/// Callbacks whose answer OpenIM stores. The answer repeats the fields.
-pub(super) struct Echoed;
-
-impl Kind for Echoed {
-    type Content = ProfileEcho;
-    type Answer = Echo;
-    const NEEDS_DATABASE: bool = false;
-}
-
 impl<T: Callback + FromBody<Parsed = Parsed<ProfileEcho>>> Handle<T> for Echoed {
     type Body = JsonBody<T>;
     const PARSE: Option<Parser> = Some(|bytes| body::parse::<T>(bytes).map(|_| None));
@@ -277,15 +277,6 @@ impl<T: Callback + FromBody<Parsed = Parsed<ProfileEcho>>> Handle<T> for Echoed 
     async fn handle(_callbacks: &Callbacks, body: JsonBody<T>) -> Result<Echo, CallbackFailure> {
         Ok(Echo::Echo(JsonResponse(body.parsed.content)))
     }
-}
-
-/// Messages that are sent. The answer waits until the hint of a notification is taken.
-pub(super) struct Sent;
-
-impl Kind for Sent {
-    type Content = ();
-    type Answer = Done;
-    const NEEDS_DATABASE: bool = true;
 }
 
 impl<T: Callback> Handle<T> for Sent {
@@ -302,15 +293,6 @@ impl<T: Callback> Handle<T> for Sent {
         }
         Ok(Done::with(0))
     }
-}
-
-/// Messages before they are pushed. The answer waits for nothing, because OpenIM waits for it.
-pub(super) struct Pushed;
-
-impl Kind for Pushed {
-    type Content = ();
-    type Answer = Acknowledged;
-    const NEEDS_DATABASE: bool = false;
 }
 
 impl<T: Callback> Handle<T> for Pushed {

@@ -167,8 +167,7 @@ impl Acceptor for LimitedAcceptor {
             }
             Err(error) => {
                 self.metrics.accept_errors.inc([]);
-                let error = error.to_string();
-                tracing::warn!(error, "cannot accept a connection");
+                tracing::warn!(error = error.to_string(), "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 Err(io::ErrorKind::Other.into())
             }

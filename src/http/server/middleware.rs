@@ -338,8 +338,11 @@ impl Middleware {
         let is_kept = if let Ok(true) = kept { "yes" } else { "no" };
         self.metrics.rejected.inc([code, is_kept]);
         if let Err(cause) = kept {
-            let cause = cause.to_string();
-            tracing::error!(code, cause, "a rejected callback could not be kept");
+            tracing::error!(
+                code,
+                cause = cause.to_string(),
+                "a rejected callback could not be kept"
+            );
         }
     }
 
