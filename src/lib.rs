@@ -17,8 +17,8 @@
 //! Changes that Postgres does not take wait in `spool`, and the drain writes them later. A notification of OpenIM
 //! becomes a `domain::Hint`, and `reconcile` looks at its group.
 //!
-//! `docs/architecture.md` has the rooms, what each may import, and five walks through the code. `tests/it/boundaries.rs`
-//! and `tests/it/layout.rs` hold the code to it.
+//! `docs/architecture.md` has the rooms, what each may import, and five walks through the code.
+//! `tests/it/boundaries.rs` and `tests/it/layout.rs` hold the code to it.
 
 pub mod app;
 pub mod config;

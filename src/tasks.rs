@@ -1,7 +1,7 @@
 //! The supervised set of named tasks, which is all work beside requests.
 //!
-//! Nobody waits for such a task, so a panic or an early return would pass in silence. Here it is reported, and
-//! the process stops in order.
+//! Nobody waits for such a task, so a panic or an early return would pass in silence. Here it is reported, and the
+//! process stops in order.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -54,8 +54,8 @@ pub struct Period {
     pub interval: Duration,
     /// Interval after a turn that failed.
     pub retry: Duration,
-    /// Timeout of a last turn at the end. With it, no turn is interrupted. `None`: the end interrupts the
-    /// turn, and there is no last one.
+    /// Timeout of a last turn at the end. With it, no turn is interrupted. `None`: the end interrupts the turn, and
+    /// there is no last one.
     pub last: Option<Duration>,
 }
 
@@ -152,7 +152,10 @@ impl Task {
         period: Period,
         mut work: impl FnMut() -> F + Send + 'static,
     ) {
-        let mut failures = Failures::new(self.name);
+        let mut failures = Failures {
+            name: self.name,
+            logged_at: None,
+        };
         self.start(|closing| async move {
             let mut pause = period.first;
             while timeout(pause, closing.cancelled()).await.is_err() {
@@ -195,11 +198,6 @@ struct Failures {
 }
 
 impl Failures {
-    fn new(name: &'static str) -> Self {
-        let logged_at = None;
-        Self { name, logged_at }
-    }
-
     fn log<E: fmt::Display>(&mut self, done: Result<(), E>) {
         let Err(error) = done else {
             self.logged_at = None;

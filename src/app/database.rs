@@ -87,8 +87,8 @@ async fn start(config: &Config, private: Private) -> Result<Server, Error> {
     }
 }
 
-/// The private Postgres of a service, and the task that starts it again after it has ended by itself.
-/// Callbacks wait in the spool meanwhile.
+/// The private Postgres of a service, and the task that starts it again after it has ended by itself. Callbacks wait in
+/// the spool meanwhile.
 pub(super) struct PrivatePostgres {
     server: Arc<Mutex<Option<Server>>>,
     task: Task,

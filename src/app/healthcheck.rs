@@ -9,8 +9,8 @@ use crate::config::Config;
 /// Timeout of the request.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the service on `LISTEN_ADDR` if it is alive. It does not ask for readiness, because a database that is
-/// away is no reason for a restart.
+/// Asks the service on `LISTEN_ADDR` if it is alive. It does not ask for readiness, because a database that is away is
+/// no reason for a restart.
 ///
 /// # Errors
 /// [`Error::Unhealthy`] if there is no good answer in time.

@@ -1,6 +1,5 @@
 //! The composition root: it builds the parts, runs them and stops them in order. One file a subcommand.
 
-mod announce;
 mod database;
 mod healthcheck;
 mod reconcile;

@@ -1,5 +1,5 @@
-//! The subcommand `rejected`: lists, shows, replays and deletes rejected callbacks. It works beside a running
-//! service, on its private Postgres too.
+//! The subcommand `rejected`: lists, shows, replays and deletes rejected callbacks. It works beside a running service,
+//! on its private Postgres too.
 
 use std::io::Write;
 

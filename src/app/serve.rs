@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::database::{self, Private};
 use super::spool::{self, Unusable};
-use super::{Error, PRIVATE_STOP_TIMEOUT, announce, systemd};
+use super::{Error, PRIVATE_STOP_TIMEOUT, systemd, webhooks};
 use crate::config::Config;
 use crate::http::{self, Stopping};
 use crate::ingest::Ingest;
@@ -18,8 +18,8 @@ use crate::store::Store;
 use crate::tasks::detached;
 use crate::telemetry::Metrics;
 
-/// Timeout of the database at the start, and of the drain of an earlier spool. After it, callbacks are taken
-/// and wait in the spool.
+/// Timeout of the database at the start, and of the drain of an earlier spool. After it, callbacks are taken and wait
+/// in the spool.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
 
 async fn bind(addr: SocketAddr, setting: &'static str) -> Result<TcpListener, Error> {
@@ -31,8 +31,8 @@ async fn bind(addr: SocketAddr, setting: &'static str) -> Result<TcpListener, Er
     })
 }
 
-/// Binds the address, starts everything, and serves until `shutdown`. Writes the addresses to `out` when the
-/// service is up.
+/// Binds the address, starts everything, and serves until `shutdown`. Writes the addresses to `out` when the service is
+/// up.
 ///
 /// # Errors
 /// See [`Error`].
@@ -83,8 +83,8 @@ pub async fn run(
         }
         Ok::<_, Error>((database, server, store, ingest))
     };
-    // Crash recovery, a silent host or a locked schema can take long. A stop does not wait for them; they end
-    // with the process.
+    // Crash recovery, a silent host or a locked schema can take long. A stop does not wait for them; they end with the
+    // process.
     let (database, server, store, ingest) = tokio::select! {
         // A start that has succeeded stops in order.
         biased;
@@ -117,7 +117,7 @@ pub async fn run(
     };
     let metrics_addr = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
     // A closed `out` is no reason to stop.
-    let _ = announce::announce(
+    let _ = webhooks::announce(
         out,
         addr,
         metrics_addr,
@@ -155,8 +155,8 @@ pub async fn run(
         )
         .await;
 
-        // All requests are closed now. Then their changes are written, then the database is closed, all before
-        // one deadline.
+        // All requests are closed now. Then their changes are written, then the database is closed, all before one
+        // deadline.
         let deadline = end_of(deadline, Instant::now(), config.stop.timeout);
         let server = private.end().await;
         let close = async {

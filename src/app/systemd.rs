@@ -10,8 +10,8 @@ use crate::tasks::detached;
 
 /// Tells systemd that the service is up, and that it is alive until `work` is done.
 ///
-/// This is no task of [`Tasks`](crate::tasks::Tasks): it runs beside `work` on the thread that accepts connections, so that
-/// a blocked thread ends the notes.
+/// This is no task of [`Tasks`](crate::tasks::Tasks): it runs beside `work` on the thread that accepts connections, so
+/// that a blocked thread ends the notes.
 pub(super) async fn alive_while<T>(work: impl Future<Output = T>) -> T {
     notify(NotifyState::Ready);
     let Some(limit) = sd_notify::watchdog_enabled() else {

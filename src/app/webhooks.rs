@@ -1,4 +1,5 @@
-//! Settings for OpenIM: the URL of this service, and the callbacks to send.
+//! Settings for OpenIM: the URL of this service, and the callbacks to send. `serve` prints them when it is up, with its
+//! addresses.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -8,6 +9,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::Error;
 use crate::config::{Config, ConfigFormat, OpenimConfig, OpenimVersion};
 use crate::http::{self, AccessSettings};
+use crate::local_postgres::Server;
+use crate::store::Database;
 
 /// Characters to escape in the user part of a URL: all but the unreserved ones of RFC 3986.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -16,8 +19,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// The switch of messages, and those of them that are notifications of groups. Only where OpenIM knows
-/// allowedTypes: elsewhere every message would come.
+/// The switch of messages, and those of them that are notifications of groups. Only where OpenIM knows allowedTypes:
+/// elsewhere every message would come.
 const MESSAGES: &str = "afterSendGroupMsg";
 const NOTIFICATIONS: &str = "1501-1520";
 
@@ -29,11 +32,7 @@ const CHOICE: &str = "# OpenIM v3.8.2 to v3.8.3-patch.16 needs one line more, or
                       openim-config --openim patch; others need these: openim-config --openim main";
 
 /// The URL with the key in it, which OpenIM's client sends as HTTP Basic.
-pub(super) fn with_password(
-    url: &str,
-    access: &AccessSettings,
-    show: impl FnOnce(&str) -> String,
-) -> String {
+fn with_password(url: &str, access: &AccessSettings, show: impl FnOnce(&str) -> String) -> String {
     match (access.callback_passwords.first(), url.split_once("://")) {
         (Some(password), Some((scheme, rest))) => {
             let user = utf8_percent_encode(&access.callback_username, ENCODED);
@@ -43,13 +42,8 @@ pub(super) fn with_password(
     }
 }
 
-/// As in a URL.
-pub(super) fn encode(password: &str) -> String {
-    utf8_percent_encode(password, ENCODED).to_string()
-}
-
 /// Writes the settings, in the form of OpenIM's config/webhooks.yml or of the environment.
-pub(super) fn write(
+fn write(
     mut out: impl Write,
     url: &str,
     openim: Option<OpenimVersion>,
@@ -112,7 +106,7 @@ fn quoted(value: &str) -> String {
 }
 
 /// The URL of an address. Nobody can connect to an unspecified one (0.0.0.0).
-pub(super) fn url_of(addr: SocketAddr) -> String {
+fn url_of(addr: SocketAddr) -> String {
     if addr.ip().is_unspecified() {
         format!("http://THIS-HOST:{}", addr.port())
     } else {
@@ -132,7 +126,41 @@ pub fn openim_config(config: &Config, asked: OpenimConfig, out: impl Write) -> R
     } = asked;
     let url = url.unwrap_or_else(|| url_of(config.listen_addr));
     let url = url.trim_end_matches('/');
-    let url = with_password(url, &config.access, encode);
+    let url = with_password(url, &config.access, |password| {
+        utf8_percent_encode(password, ENCODED).to_string()
+    });
     write(out, &url, openim, format)?;
     Ok(())
+}
+
+/// Prints one line for each address, and the lines for OpenIM.
+pub(super) fn announce(
+    mut out: impl Write,
+    addr: SocketAddr,
+    metrics: Option<SocketAddr>,
+    access: &AccessSettings,
+    (database, server): (&Database, Option<&Server>),
+) -> io::Result<()> {
+    let private = match server {
+        Some(_) => " (private, ends with this process)",
+        None => "",
+    };
+    let url = url_of(addr);
+    writeln!(out, "listening on  {url}")?;
+    writeln!(out, "docs          {url}/docs")?;
+    if let Some(metrics) = metrics {
+        writeln!(out, "metrics       {}/metrics", url_of(metrics))?;
+    }
+    writeln!(out, "database      {database}{private}")?;
+    writeln!(
+        out,
+        "for OpenIM's config/webhooks.yml{}:",
+        match access.callback_passwords.as_slice() {
+            [] => "",
+            _ => " (openim-config prints the password)",
+        }
+    )?;
+    let url = with_password(&url, access, |_| "***".into());
+    write(&mut out, &url, None, ConfigFormat::Yaml)?;
+    out.flush()
 }

@@ -1,11 +1,11 @@
 //! All settings and subcommands. The only reader of the environment.
 //!
-//! A part of the service owns the struct of the settings that it takes (`http`, `ingest`, `openim`,
-//! `local_postgres`, `telemetry`), and knows nothing of this module. This module fills these structs, and
-//! owns those that `app` alone reads.
+//! A part of the service owns the struct of the settings that it takes (`http`, `ingest`, `openim`, `local_postgres`,
+//! `telemetry`), and knows nothing of this module. This module fills these structs, and owns those that `app` alone
+//! reads.
 //!
-//! `table` has one row for each setting, `form` the forms of their values, `settings` the structs and the
-//! conditions between settings, `cli` the subcommands.
+//! `table` has one row for each setting, `form` the forms of their values, `settings` the structs and the conditions
+//! between settings, `cli` the subcommands.
 
 mod cli;
 mod form;
@@ -22,8 +22,8 @@ pub use cli::{
 pub use settings::{Config, DatabaseSettings, SpoolSettings, StopSettings};
 pub use table::{Errors, GROUPS, Group, Setting};
 
-/// Reads `./.env` into the environment. A variable that is set already stays as it is. Call it while the
-/// process has one thread. Returns the names in the file that are no settings, which may be misspelt.
+/// Reads `./.env` into the environment. A variable that is set already stays as it is. Call it while the process has
+/// one thread. Returns the names in the file that are no settings, which may be misspelt.
 ///
 /// # Errors
 /// If the file exists and cannot be read. The text does not quote the file.
@@ -52,8 +52,8 @@ pub fn load_dotenv() -> Result<Vec<String>, Errors> {
     Ok(unknown)
 }
 
-/// Reads the arguments and the environment. `--help`, `--version` and usage errors print their text and end
-/// the process.
+/// Reads the arguments and the environment. `--help`, `--version` and usage errors print their text and end the
+/// process.
 ///
 /// # Errors
 /// All settings that are not valid, each with its name.

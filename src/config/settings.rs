@@ -94,7 +94,8 @@ pub struct SpoolSettings {
 }
 
 impl Config {
-    /// Reads the settings of a subcommand. `given` returns the value of a setting by its name, unless the default counts.
+    /// Reads the settings of a subcommand. `given` returns the value of a setting by its name, unless the default
+    /// counts.
     ///
     /// # Errors
     /// All settings that are not valid, each with its name.

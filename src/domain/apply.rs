@@ -1,8 +1,8 @@
 //! Applies a change to the stored rows of its group.
 //!
-//! Each callback says something about the state before it: a user who quits was a member, a user who
-//! joins was none. If that contradicts the mirror, a callback was lost or reordered. Then the safe
-//! part of the change is applied and the group is marked.
+//! Each callback says something about the state before it: a user who quits was a member, a user who joins was none. If
+//! that contradicts the mirror, a callback was lost or reordered. Then the safe part of the change is applied and the
+//! group is marked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use super::{
     OWNER, Repair, RepairCounts, UserId, Users, compare_group, compare_member,
 };
 
-/// Time after a leave in which a callback that names the member counts as late. A later one means
-/// that the member has joined again without a callback. OpenIM guarantees no limit; 15 s is a guess.
+/// Time after a leave in which a callback that names the member counts as late. A later one means that the member has
+/// joined again without a callback. OpenIM guarantees no limit; 15 s is a guess.
 pub const LATE_CALLBACK_TIMEOUT: Duration = Duration::seconds(15);
 
 /// Rows of a group that its changes need. Changes are applied to them.
@@ -32,8 +32,7 @@ pub struct GroupRows {
     pub is_new: bool,
     /// Reason of a new mark: the last one.
     pub mark: Option<MarkReason>,
-    /// Time of a dismissal by one of the changes. All members have left then, including those
-    /// who are not in `members`.
+    /// Time of a dismissal by one of the changes. All members have left then, including those who are not in `members`.
     pub emptied_at: Option<OffsetDateTime>,
     /// Input and result of repairs.
     pub repair: RepairRows,
@@ -63,8 +62,8 @@ pub struct Repaired {
     pub is_outdated: bool,
 }
 
-/// Applies a change. `rows` has the stored rows of all users that the change names. The result is
-/// empty unless the change is a repair.
+/// Applies a change. `rows` has the stored rows of all users that the change names. The result is empty unless the
+/// change is a repair.
 pub fn apply(rows: &mut GroupRows, change: &Change) -> Repaired {
     if let Event::Repair(repair) = &change.event {
         return rows.repair(repair);
@@ -152,8 +151,7 @@ impl GroupRows {
         self.group.as_ref().is_some_and(Group::is_dismissed)
     }
 
-    /// Ends memberships of a dismissed group. A late callback sets a member's values and makes no
-    /// one a member.
+    /// Ends memberships of a dismissed group. A late callback sets a member's values and makes no one a member.
     fn keep_dismissed_group_empty(&mut self, at: OffsetDateTime) {
         let Some(group) = self.group.as_mut().filter(|group| group.is_dismissed()) else {
             return;
@@ -167,8 +165,8 @@ impl GroupRows {
         }
     }
 
-    /// Makes a user a member who must be one, because OpenIM refuses the change otherwise. One who
-    /// has left a moment ago stays a tombstone.
+    /// Makes a user a member who must be one, because OpenIM refuses the change otherwise. One who has left a moment
+    /// ago stays a tombstone.
     fn expect_member(&mut self, user: &UserId, at: OffsetDateTime) {
         let Some(known) = self.members.get(user) else {
             self.member(user);
@@ -222,8 +220,8 @@ impl GroupRows {
         let fresh = Member::fresh(Some(at));
         match self.members.get(user) {
             Some(known) if !known.is_gone() => {
-                // The join was repeated, or another callback of the member came first. Then the
-                // join fills the other values.
+                // The join was repeated, or another callback of the member came first. Then the join fills the other
+                // values.
                 self.member(user).fill(&fresh);
                 self.mark(MarkReason::MemberPresent);
             }
@@ -263,8 +261,8 @@ impl GroupRows {
         }
     }
 
-    /// Dismisses the group. OpenIM sends two callbacks within a second: its push service sees the first
-    /// dismissal and repeats it with the members removed.
+    /// Dismisses the group. OpenIM sends two callbacks within a second: its push service sees the first dismissal and
+    /// repeats it with the members removed.
     fn dismiss(&mut self, at: OffsetDateTime) {
         let group = self.group();
         if !group.is_dismissed() {
@@ -285,8 +283,8 @@ impl GroupRows {
         self.emptied_at = Some(at);
     }
 
-    /// Swaps the roles of two members, like OpenIM. A repeated swap would make the old owner owner
-    /// again, so it needs a new owner whose known role is another one.
+    /// Swaps the roles of two members, like OpenIM. A repeated swap would make the old owner owner again, so it needs a
+    /// new owner whose known role is another one.
     fn transfer(&mut self, old_owner: &UserId, new_owner: &UserId, at: OffsetDateTime) {
         self.expect_not_dismissed();
         self.expect_member(new_owner, at);
@@ -324,8 +322,8 @@ impl GroupRows {
         self.group().profile.update(profile);
     }
 
-    /// Fills unknown values. The creation of a known group is late or repeated: it brings no member
-    /// back and undoes nothing.
+    /// Fills unknown values. The creation of a known group is late or repeated: it brings no member back and undoes
+    /// nothing.
     fn create(&mut self, creation: &Creation, at: OffsetDateTime) {
         let Creation {
             profile,
@@ -375,8 +373,8 @@ impl GroupRows {
         group.owner = group.owner.take().or(owner);
     }
 
-    /// Makes rows equal to OpenIM. Rows that a callback has named since OpenIM was asked stay, and
-    /// the group is marked again.
+    /// Makes rows equal to OpenIM. Rows that a callback has named since OpenIM was asked stay, and the group is marked
+    /// again.
     fn repair(&mut self, repair: &Repair) -> Repaired {
         let began_at = repair.began_at;
         let mut repaired = Repaired::default();

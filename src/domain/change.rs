@@ -1,5 +1,5 @@
-//! Changes, the folding of those that come together, operators, and rejected callbacks. The names that serde gives are in spools that older versions
-//! wrote, so they never change.
+//! Changes, the folding of those that come together, operators, and rejected callbacks. The names that serde gives are
+//! in spools that older versions wrote, so they never change.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -25,8 +25,8 @@ pub struct Change {
     pub received_at: OffsetDateTime,
     /// Kind of the change, with its values.
     pub event: Event,
-    /// True if the group is reconciled soon anyway, so that a contradiction need not mark it. A spool
-    /// does not keep it: a spooled change may be written much later.
+    /// True if the group is reconciled soon anyway, so that a contradiction need not mark it. A spool does not keep it:
+    /// a spooled change may be written much later.
     #[serde(skip)]
     pub is_reconciled_soon: bool,
 }
@@ -121,8 +121,8 @@ pub struct Creation {
     pub created_at: Option<OffsetDateTime>,
     /// The first members with their roles, each once.
     pub members: Vec<(UserId, i32)>,
-    /// The last member, if the list does not show by a second mention of the owner that this one is
-    /// a real member and not the operator. [`Operators`] decides that; a spool does not keep it.
+    /// The last member, if the list does not show by a second mention of the owner that this one is a real member and
+    /// not the operator. [`Operators`] decides that; a spool does not keep it.
     #[serde(skip)]
     pub may_be_operator: Option<UserId>,
     /// True if the list was missing or empty, or contained an invalid id.
@@ -131,9 +131,9 @@ pub struct Creation {
 
 /// Returns the real members of a new group from the list that OpenIM sends.
 ///
-/// OpenIM's list names all members with their roles, then the admins and the owner again as ordinary
-/// members, then the operator if it is another user. The operator is no member. So the first mention
-/// of a user counts, and the list ends at the owner's second mention.
+/// OpenIM's list names all members with their roles, then the admins and the owner again as ordinary members, then the
+/// operator if it is another user. The operator is no member. So the first mention of a user counts, and the list ends
+/// at the owner's second mention.
 pub fn first_members(
     list: impl IntoIterator<Item = (UserId, i32)>,
     owner: Option<&UserId>,
@@ -163,8 +163,7 @@ impl Change {
         }
     }
 
-    /// Returns the patch if it can be folded with others. A patch that makes an owner cannot: it
-    /// depends on the group.
+    /// Returns the patch if it can be folded with others. A patch that makes an owner cannot: it depends on the group.
     pub fn as_patch(&self) -> Option<&MemberPatch> {
         match &self.event {
             Event::SetMember(patch) if patch.role_level != Some(OWNER) => Some(patch),
@@ -172,8 +171,8 @@ impl Change {
         }
     }
 
-    /// Returns the users whose stored texts are needed to apply the change. The texts of the other
-    /// users of the change stay as they are.
+    /// Returns the users whose stored texts are needed to apply the change. The texts of the other users of the change
+    /// stay as they are.
     pub fn users_with_texts(&self) -> Box<dyn Iterator<Item = &UserId> + '_> {
         match &self.event {
             Event::Quit(_) | Event::Kick(_) => Box::new(iter::empty()),
@@ -237,8 +236,7 @@ pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
 /// A repair: the parts of a group that differ in the mirror, as OpenIM has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
-    /// Begin of the comparison, by the database's clock. It is unique among the comparisons of a
-    /// group.
+    /// Begin of the comparison, by the database's clock. It is unique among the comparisons of a group.
     pub began_at: OffsetDateTime,
     /// Transactions that had ended before OpenIM was asked. Other writes may be newer than its answer.
     pub fence: Fence,
@@ -292,9 +290,9 @@ impl Rejected {
 /// Changes by the way to write them. No group is in both lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
-    /// A patch for each member, in bytewise order of group and user. The result of a write equals
-    /// that of the original patches in their order, with one exception: the display value of a text
-    /// that was set and emptied again stays known.
+    /// A patch for each member, in bytewise order of group and user. The result of a write equals that of the original
+    /// patches in their order, with one exception: the display value of a text that was set and emptied again stays
+    /// known.
     ///
     /// The order of the keys prevents deadlocks: all writers lock the same rows in the same order.
     pub patches: Vec<FoldedPatch<'a>>,
@@ -359,8 +357,8 @@ impl Operators {
         Self(users.into_iter().collect())
     }
 
-    /// Removes an operator from an event that names it for having called the API. The group is then
-    /// marked, because an operator may be a member as well.
+    /// Removes an operator from an event that names it for having called the API. The group is then marked, because an
+    /// operator may be a member as well.
     pub fn sort_out(&self, event: Event) -> Event {
         match event {
             // The inviter is an operator: a user has joined, and the callback does not name it.
@@ -378,8 +376,8 @@ impl Operators {
     }
 }
 
-/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and
-/// the owner is named once. If the owner is named twice, the list itself shows the operator.
+/// Returns the user of a creation's list who may be an operator: the last, if it is an ordinary member and the owner is
+/// named once. If the owner is named twice, the list itself shows the operator.
 pub fn may_be_operator(list: &[(UserId, i32)], owner: Option<&UserId>) -> Option<UserId> {
     let mentions = list.iter().filter(|(user, _)| Some(user) == owner).count();
     let (last, role_level) = list.last()?;

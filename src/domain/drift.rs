@@ -28,9 +28,8 @@ named! {
     MemberRemoved = "member_removed";
     /// A value of a member differs.
     MemberChanged = "member_changed";
-    /// Only values that no callback tells differ. They are no drift: the text that OpenIM shows in
-    /// place of an empty nickname or avatar and, of a member who was never compared, time and way of
-    /// the join.
+    /// Only values that no callback tells differ. They are no drift: the text that OpenIM shows in place of an empty
+    /// nickname or avatar and, of a member who was never compared, time and way of the join.
     DetailsChanged = "details_changed";
     /// The group itself differs.
     GroupChanged = "group_changed";

@@ -4,8 +4,7 @@ use std::str::FromStr;
 
 /// The transactions that had ended at one moment, from Postgres' `pg_current_snapshot()`.
 ///
-/// They put the writes of callbacks and a request to OpenIM in order. A clock cannot: it can be set
-/// back.
+/// They put the writes of callbacks and a request to OpenIM in order. A clock cannot: it can be set back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     text: String,

@@ -5,15 +5,14 @@ use time::OffsetDateTime;
 
 use super::{Differences, Drift, RepairKind, Text, UserId, Verdict};
 
-/// Role level of an ordinary member; 60 is an admin and 100 the owner. A before-hook of OpenIM can
-/// set any number, so a role level is an `i32` and no number is refused.
+/// Role level of an ordinary member; 60 is an admin and 100 the owner. A before-hook of OpenIM can set any number, so a
+/// role level is an `i32` and no number is refused.
 pub const ORDINARY: i32 = 20;
 /// Role level of the owner. OpenIM gives it only when a group is created or transferred.
 pub const OWNER: i32 = 100;
 
-/// A patch of one member, from set-member-info. `None` leaves a field as it is. An empty text is a
-/// value. A new field needs `#[serde(skip_serializing_if = "Option::is_none")]`: the form of spooled
-/// patches must not change.
+/// A patch of one member, from set-member-info. `None` leaves a field as it is. An empty text is a value. A new field
+/// needs `#[serde(skip_serializing_if = "Option::is_none")]`: the form of spooled patches must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberPatch {
     /// The member.
@@ -90,8 +89,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Makes a member who has just joined. OpenIM then makes a new record with an ordinary role and
-    /// empty texts, whatever the record before was.
+    /// Makes a member who has just joined. OpenIM then makes a new record with an ordinary role and empty texts,
+    /// whatever the record before was.
     pub fn fresh(joined_at: Option<OffsetDateTime>) -> Self {
         Self::created(Some(ORDINARY), joined_at)
     }
@@ -165,8 +164,8 @@ fn fill<T: Clone>(field: &mut Option<T>, other: &Option<T>) {
     }
 }
 
-/// Sets a text that OpenIM shows. If it is empty, OpenIM shows the profile's, which no callback
-/// tells: that is known only if the text was empty before.
+/// Sets a text that OpenIM shows. If it is empty, OpenIM shows the profile's, which no callback tells: that is known
+/// only if the text was empty before.
 fn set_shown(field: &mut Option<Text>, shown: &mut Option<Text>, patch: &Option<Text>) {
     let Some(text) = patch else {
         return;
@@ -183,8 +182,8 @@ fn set_shown(field: &mut Option<Text>, shown: &mut Option<Text>, patch: &Option<
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "documented at Member")]
 pub struct OpenImMember {
-    /// OpenIM fills it from the user's profile if the group-level value is empty, and does not tell
-    /// which of the two it is.
+    /// OpenIM fills it from the user's profile if the group-level value is empty, and does not tell which of the two it
+    /// is.
     pub display_nickname: Text,
     /// See `display_nickname`.
     pub display_face_url: Text,
@@ -296,8 +295,7 @@ pub fn compare_member(stored: Option<&Member>, openim: Option<&OpenImMember>) ->
 /// Status of a dismissed group. 0 is a normal group, 1 a banned one, 3 a muted one.
 pub const DISMISSED: i32 = 2;
 
-/// Profile of a group, or new values for some of its fields. `None` leaves a field as it is. An
-/// empty text is a value.
+/// Profile of a group, or new values for some of its fields. `None` leaves a field as it is. An empty text is a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "OpenIM's fields, opaque to the mirror")]
 pub struct GroupProfile {
@@ -391,8 +389,8 @@ pub struct OpenImGroup {
 }
 
 impl OpenImGroup {
-    /// Computes the row that is equal to OpenIM. OpenIM tells no time of a dismissal, so `found_at`
-    /// is used for a new one.
+    /// Computes the row that is equal to OpenIM. OpenIM tells no time of a dismissal, so `found_at` is used for a new
+    /// one.
     pub(super) fn to_row(&self, stored: Option<&Group>, found_at: OffsetDateTime) -> Group {
         let dismissed = stored.filter(|group| group.is_dismissed());
         let is_dismissed = self.status == DISMISSED;
@@ -463,8 +461,7 @@ named! {
     MemberUnknown = "member_unknown";
     /// A callback named a user as a member who had left.
     MemberGone = "member_gone";
-    /// A callback named a user as a member so long after the leave that the user must have joined
-    /// again.
+    /// A callback named a user as a member so long after the leave that the user must have joined again.
     MemberBack = "member_back";
     /// A current member joined.
     MemberPresent = "member_present";
@@ -476,8 +473,7 @@ named! {
     OwnerRole = "owner_role";
     /// A transfer contradicts the known roles.
     OwnerMismatch = "owner_mismatch";
-    /// OpenIM announced a join. An invitation or an approval may follow, for which it sends no
-    /// callback.
+    /// OpenIM announced a join. An invitation or an approval may follow, for which it sends no callback.
     JoinAnnounced = "join_announced";
     /// OpenIM sent a notification of a change that no callback tells.
     Notified = "notified";

@@ -1,5 +1,5 @@
-//! Hints. OpenIM sends a notification message into a group after something happened to the group.
-//! A hint tells that it happened and of which kind it is. The result must be read from OpenIM.
+//! Hints. OpenIM sends a notification message into a group after something happened to the group. A hint tells that it
+//! happened and of which kind it is. The result must be read from OpenIM.
 
 use time::OffsetDateTime;
 
@@ -103,8 +103,8 @@ pub struct Hint {
     pub group_id: GroupId,
     /// The kind.
     pub kind: HintKind,
-    /// Id of the API call that made the change. The callbacks of the change carry the same id,
-    /// except from an OpenIM that runs as one process: it mixes the ids up.
+    /// Id of the API call that made the change. The callbacks of the change carry the same id, except from an OpenIM
+    /// that runs as one process: it mixes the ids up.
     pub operation_id: Option<String>,
     /// Time when it came.
     pub received_at: OffsetDateTime,

@@ -1,10 +1,9 @@
-//! Ids and texts that Postgres can hold. Parsing is the only way to make one, so no user of one
-//! checks it again.
+//! Ids and texts that Postgres can hold. Parsing is the only way to make one, so no user of one checks it again.
 
 use serde::{Deserialize, Serialize};
 
-/// Length of the longest id, in bytes of UTF-8. A key has two ids, and Postgres limits an index row
-/// to a third of a page (2,704 bytes).
+/// Length of the longest id, in bytes of UTF-8. A key has two ids, and Postgres limits an index row to a third of a
+/// page (2,704 bytes).
 pub const MAX_ID_BYTES: usize = 1024;
 
 /// Reason why a text is not an id.
@@ -43,8 +42,7 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// Takes a text of 1 to [`MAX_ID_BYTES`] bytes without U+0000. Does not trim, normalise
-            /// or case-fold.
+            /// Takes a text of 1 to [`MAX_ID_BYTES`] bytes without U+0000. Does not trim, normalise or case-fold.
             ///
             /// # Errors
             /// [`IdError`] if the text is not an id.
@@ -77,8 +75,7 @@ id!(
     UserId
 );
 
-/// True for an operation id of OpenIM that a log line and a header can repeat: visible ASCII, at most 128
-/// bytes.
+/// True for an operation id of OpenIM that a log line and a header can repeat: visible ASCII, at most 128 bytes.
 pub fn is_usable_operation_id(id: &[u8]) -> bool {
     (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
@@ -89,8 +86,7 @@ pub fn is_usable_operation_id(id: &[u8]) -> bool {
 pub struct Text(String);
 
 impl Text {
-    /// Takes any text. U+0000, which Postgres cannot hold, becomes U+FFFD. All other code points
-    /// stay.
+    /// Takes any text. U+0000, which Postgres cannot hold, becomes U+FFFD. All other code points stay.
     pub fn parse(value: String) -> Self {
         if value.contains('\0') {
             Self(value.replace('\0', "\u{FFFD}"))

@@ -1,5 +1,5 @@
-//! Records: the JSON form in which changes, rejected callbacks and requests lie on disks. A newer
-//! version may add fields, which older versions ignore.
+//! Records: the JSON form in which changes, rejected callbacks and requests lie on disks. A newer version may add
+//! fields, which older versions ignore.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -34,8 +34,8 @@ const MAX_ENTRIES: usize = 512;
 const MAX_BYTES: usize = 4 << 20;
 /// Longest timeout of a write. After each timeout the next one is twice as long.
 const MAX_WRITE_TIMEOUT: Duration = Duration::from_secs(65);
-/// Time limits while the intake is locked: no write begins after the first, and the last write gets
-/// the second on top. Callbacks wait for both, and OpenIM waits for 5 s.
+/// Time limits while the intake is locked: no write begins after the first, and the last write gets the second on top.
+/// Callbacks wait for both, and OpenIM waits for 5 s.
 const LOCKED_TIMEOUT: Duration = Duration::from_millis(500);
 const LOCKED_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -103,8 +103,8 @@ impl Drain {
         }
     }
 
-    /// Drains the spool whenever it is diverting, until `closing`, and then as long as entries are
-    /// written. Cancels `settled` at the end of the first attempt.
+    /// Drains the spool whenever it is diverting, until `closing`, and then as long as entries are written. Cancels
+    /// `settled` at the end of the first attempt.
     pub(super) async fn run(mut self, settled: CancellationToken, closing: CancellationToken) {
         let diverting = self.spool.diverting();
         loop {
@@ -209,9 +209,8 @@ impl Drain {
         loop {
             let SpoolState { waiting, bytes, .. } = self.spool.state();
             let is_little = waiting <= MAX_ENTRIES as u64 && bytes <= MAX_BYTES as u64;
-            // The last entries are written while the intake is locked, or there would always be some.
-            // This also holds if entries come as fast as they are written. But callbacks do not wait for
-            // a write that may take long.
+            // The last entries are written while the intake is locked, or there would always be some. This also holds
+            // if entries come as fast as they are written. But callbacks do not wait for a write that may take long.
             let is_quick = self.write_timeout == self.first_timeout;
             let needs_lock = is_quick && (is_little || waiting >= before);
             before = waiting;
@@ -266,9 +265,9 @@ impl Drain {
         Ok(self.spool.state().waiting > 0)
     }
 
-    /// Writes entries. Those that the database refuses are found by halves, or one of them would cost
-    /// as many commits as there are entries. Returns the number up to which all is done: less than the
-    /// last if the intake has to be unlocked.
+    /// Writes entries. Those that the database refuses are found by halves, or one of them would cost as many commits
+    /// as there are entries. Returns the number up to which all is done: less than the last if the intake has to be
+    /// unlocked.
     async fn write(&mut self, entries: &[Entry]) -> Result<Option<i64>, store::Error> {
         // The next part is the last.
         let mut parts = vec![entries];

@@ -1,9 +1,8 @@
-//! The spool as tasks share it: the state of diverting, the right to append, and the counts; and the
-//! intake, by which changes and rejected callbacks come in.
+//! The spool as tasks share it: the state of diverting, the right to append, and the counts; and the intake, by which
+//! changes and rejected callbacks come in.
 //!
-//! While the spool is diverting, each change goes through it: nothing is written to the database but
-//! from its first entry on. Diverting begins at the start and with a write that fails, and ends when
-//! the spool is empty.
+//! While the spool is diverting, each change goes through it: nothing is written to the database but from its first
+//! entry on. Diverting begins at the start and with a write that fails, and ends when the spool is empty.
 
 use std::fmt;
 use std::path::Path;
@@ -44,8 +43,8 @@ impl fmt::Debug for Shared {
 }
 
 impl Spool {
-    /// Opens the spool in a folder, and makes it the first time. It is diverting: nothing is written
-    /// directly before its entries, and before the sessions of an earlier process are over. Blocks.
+    /// Opens the spool in a folder, and makes it the first time. It is diverting: nothing is written directly before
+    /// its entries, and before the sessions of an earlier process are over. Blocks.
     ///
     /// # Errors
     /// The folder cannot be used, or is in use by another process.
@@ -53,8 +52,8 @@ impl Spool {
         SpoolFolder::open(dir, max_bytes, false).map(|folder| Self::new(folder, max_bytes))
     }
 
-    /// As [`Self::in_folder`]. If the folder cannot be used and nothing waits in it, there is no spool
-    /// until it can be used, and callbacks need the database. Blocks.
+    /// As [`Self::in_folder`]. If the folder cannot be used and nothing waits in it, there is no spool until it can be
+    /// used, and callbacks need the database. Blocks.
     ///
     /// # Errors
     /// The folder cannot be used and something may wait in it, or it is in use by another process.
@@ -217,8 +216,8 @@ pub(super) struct IntakeLock {
 }
 
 impl IntakeLock {
-    /// Appends entries. If there is no room for all, parts of them are tried. Returns the result of each
-    /// entry, in their order, and nothing after a panic.
+    /// Appends entries. If there is no room for all, parts of them are tried. Returns the result of each entry, in
+    /// their order, and nothing after a panic.
     pub(super) async fn append(&self, entries: Vec<Draft>) -> Results {
         let shared = Arc::clone(&self.spool.0);
         let appended = tokio::task::spawn_blocking(move || {
@@ -282,8 +281,7 @@ impl Shared {
     }
 }
 
-/// Limits by SPOOL_MAX_BYTES. Rejected callbacks have a tenth of their own, so that they never keep a
-/// change out.
+/// Limits by SPOOL_MAX_BYTES. Rejected callbacks have a tenth of their own, so that they never keep a change out.
 #[derive(Clone, Copy, Debug)]
 struct Limits(u64);
 
@@ -396,8 +394,8 @@ pub(super) async fn divert<T: AsRef<Change> + Send + 'static>(
         );
     }
     let answers = append(&intake, changes).await;
-    // Also if all were refused: writes that were given up on may still commit, and nothing else may
-    // be written before they are over.
+    // Also if all were refused: writes that were given up on may still commit, and nothing else may be written before
+    // they are over.
     spool.divert();
     answers
 }

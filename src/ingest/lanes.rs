@@ -1,5 +1,5 @@
-//! The lanes: tasks that write changes to Postgres in batches and answer each. A batch that cannot be written in
-//! time goes to the spool.
+//! The lanes: tasks that write changes to Postgres in batches and answer each. A batch that cannot be written in time
+//! goes to the spool.
 //!
 //! Any lane takes the changes of any group, but one group is in one lane at a time. A lane claims the groups of its
 //! batch, and later changes of these groups are kept for it. So the changes of one group take effect in their order of
@@ -287,7 +287,8 @@ struct Lane {
 impl Lane {
     /// Writes batches until [`Shared::next`] ends.
     async fn run(&self) {
-        // After a panic the batch is answered as lost and its groups are marked. One bad change must not end the process.
+        // After a panic the batch is answered as lost and its groups are marked. One bad change must not end the
+        // process.
         while AssertUnwindSafe(self.work()).catch_unwind().await.is_err() {
             tracing::error!(lane = self.number, "a lane panicked");
             self.writer.lock().await.abandon();
@@ -456,8 +457,8 @@ fn answer_all(answers: Vec<(Waiting, Result<(), Error>)>) {
     }
 }
 
-/// Writes changes in one transaction. Retries at once after a serialization failure or a deadlock, and once after an error of
-/// the session, because the next attempt has a new one.
+/// Writes changes in one transaction. Retries at once after a serialization failure or a deadlock, and once after an
+/// error of the session, because the next attempt has a new one.
 async fn attempt(
     writer: &mut Writer,
     changes: &[&Change],
@@ -583,8 +584,8 @@ impl<C> Queue<C> {
         })
     }
 
-    /// Next batch of `lane`, in order of arrival within each group. Ends the batch before. If the batch is empty, the lane
-    /// is idle until [`Queue::push`] or [`Queue::lane_to_wake`] returns it.
+    /// Next batch of `lane`, in order of arrival within each group. Ends the batch before. If the batch is empty, the
+    /// lane is idle until [`Queue::push`] or [`Queue::lane_to_wake`] returns it.
     fn take(&mut self, lane: usize) -> Vec<C> {
         let LaneState {
             kept,
@@ -636,8 +637,8 @@ impl<C> Queue<C> {
     /// Idle lane to wake, if there is work for it.
     ///
     /// While a lane writes many changes, new changes are left to it unless they fill a batch: a row costs little, a
-    /// statement and its commit cost much. So two changes are written in parallel by two lanes, and hundreds by one lane.
-    /// Each is the faster way for its number of changes.
+    /// statement and its commit cost much. So two changes are written in parallel by two lanes, and hundreds by one
+    /// lane. Each is the faster way for its number of changes.
     fn lane_to_wake(&mut self) -> Option<usize> {
         let waiting = self.unclaimed.len();
         let fast = self.lanes.iter().filter(|lane| !lane.is_slow);

@@ -34,8 +34,7 @@ pub use hints::{DueLook, HintOutcome, Hints, Kinds, LookEnd};
 pub use intake::{Spool, SpoolState};
 pub use rejected::Retention;
 
-/// The task that notes touched groups. At the end it notes the rest; what is left then is found by the next
-/// process.
+/// The task that notes touched groups. At the end it notes the rest; what is left then is found by the next process.
 const NOTES: Period = Period {
     last: Some(Duration::from_secs(2)),
     ..Period::every(Duration::from_secs(1))
@@ -93,8 +92,8 @@ pub struct Ingest {
     tasks: Tasks,
 }
 
-/// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has
-/// waited for that or not.
+/// A callback that was taken: when this is dropped, its change is written or may be, whether somebody has waited for
+/// that or not.
 struct TakenCallback<'a> {
     hints: &'a Hints,
     group: &'a GroupId,
@@ -110,9 +109,8 @@ impl Drop for TakenCallback<'_> {
 }
 
 impl Ingest {
-    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected`
-    /// says. What cannot be written goes to `spool`, if there is one; else whoever brought it is
-    /// told.
+    /// Starts the lanes, which write to `store`; keeps what could not be understood as `rejected` says. What cannot be
+    /// written goes to `spool`, if there is one; else whoever brought it is told.
     pub fn new(store: Store, rejected: Retention, spool: Option<Spool>) -> Self {
         let (marks, tasks) = (Marks::default(), Tasks::default());
         let lanes = Lanes::start(&store, marks.clone(), spool.as_ref(), &tasks);
@@ -177,15 +175,14 @@ impl Ingest {
         &self.tasks
     }
 
-    /// Waits until what an earlier process left is in the database, or the database is known to be
-    /// away.
+    /// Waits until what an earlier process left is in the database, or the database is known to be away.
     pub async fn settled(&self) {
         self.settled.cancelled().await;
     }
 
-    /// Resolves when the change is durable: committed or, while the database is away, in the spool.
-    /// If it may be neither, its group is marked as soon as the database can be written, even if the
-    /// caller no longer waits for the answer.
+    /// Resolves when the change is durable: committed or, while the database is away, in the spool. If it may be
+    /// neither, its group is marked as soon as the database can be written, even if the caller no longer waits for the
+    /// answer.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
@@ -207,8 +204,8 @@ impl Ingest {
         queued.answered.await.unwrap_or(Err(Error::Lost)) // the lane has panicked
     }
 
-    /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one
-    /// change have one `operation_id`.
+    /// As [`Self::submit`], of a callback that has just come; the callbacks and the notifications of one change have
+    /// one `operation_id`.
     ///
     /// # Errors
     /// See [`Error`]; the change may still have been written.
@@ -234,8 +231,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Takes a notification. If OpenIM's API cannot be asked and no callback covers the notification, this
-    /// resolves when the mark of its group is durable, as for a change.
+    /// Takes a notification. If OpenIM's API cannot be asked and no callback covers the notification, this resolves
+    /// when the mark of its group is durable, as for a change.
     ///
     /// # Errors
     /// See [`Error`].
@@ -299,8 +296,8 @@ impl Ingest {
         &self.hints
     }
 
-    /// Makes a part of a group equal to OpenIM. Resolves with the written rows when that is committed.
-    /// Rows that a callback has named since OpenIM was asked stay as they are, and the group is marked.
+    /// Makes a part of a group equal to OpenIM. Resolves with the written rows when that is committed. Rows that a
+    /// callback has named since OpenIM was asked stay as they are, and the group is marked.
     ///
     /// # Errors
     /// See [`Error`]. Nothing of it waits for a database that is away.
@@ -315,8 +312,7 @@ impl Ingest {
         self.marks.add(group, reason);
     }
 
-    /// Keeps a rejected callback. Resolves when it is durable. Returns false if rejected callbacks are
-    /// not kept.
+    /// Keeps a rejected callback. Resolves when it is durable. Returns false if rejected callbacks are not kept.
     ///
     /// # Errors
     /// See [`Error`]; it may still have been kept.
@@ -341,8 +337,8 @@ impl Ingest {
         Ok(kept != Kept::No)
     }
 
-    /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a
-    /// callback again, so what was taken goes on when nobody waits for it any more.
+    /// Runs a write as a task of its own: OpenIM hangs up after its timeout and never sends a callback again, so what
+    /// was taken goes on when nobody waits for it any more.
     async fn finish<T: Send + 'static>(
         &self,
         write: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -441,8 +437,7 @@ async fn keep(keeper: &Keeper, spool: Option<Spool>, rejected: Rejected) -> Resu
     Ok(Kept::Yes)
 }
 
-/// Reads a spooled change that the database refused, from its kept record.
-/// `None`: it was kept for another reason.
+/// Reads a spooled change that the database refused, from its kept record. `None`: it was kept for another reason.
 pub fn refused_change(rejected: &Rejected) -> Option<Result<Change, String>> {
     let is_ours = rejected.path == drain::REFUSED_PATH;
     is_ours.then(|| {
@@ -555,8 +550,8 @@ impl Marks {
             .collect()
     }
 
-    /// Writes marks until `closing`, and then the rest once. `submit` writes one change and returns true if that is done; a
-    /// change that is not written comes back through [`Self::lost`].
+    /// Writes marks until `closing`, and then the rest once. `submit` writes one change and returns true if that is
+    /// done; a change that is not written comes back through [`Self::lost`].
     async fn write<F: Future<Output = bool>>(
         &self,
         submit: impl Fn(Change) -> F,

@@ -60,8 +60,8 @@ impl Keeper {
         Ok(Kept::Yes)
     }
 
-    /// Bytes that may come between two purges. A purge counts by reading every row, so it is rare. The limit includes this
-    /// part.
+    /// Bytes that may come between two purges. A purge counts by reading every row, so it is rare. The limit includes
+    /// this part.
     fn slack(&self) -> u64 {
         self.settings.max_bytes / 64
     }

@@ -17,9 +17,9 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Chooses the account for a directory. `None`: the service is not root, so postgres runs as the same
-    /// user. An account that owns the directory keeps it: a later install of the Debian package adds the
-    /// `postgres` account, and a cluster of `nobody` must stay usable.
+    /// Chooses the account for a directory. `None`: the service is not root, so postgres runs as the same user. An
+    /// account that owns the directory keeps it: a later install of the Debian package adds the `postgres` account, and
+    /// a cluster of `nobody` must stay usable.
     pub(super) fn for_dir(dir: &Path) -> Result<Option<Account>, Error> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -116,8 +116,8 @@ fn check_reached(dir: &Path, account: Account) -> Result<(), Error> {
     )))
 }
 
-/// Returns the directory of the socket: the cluster's, or a private one with a short name if the path is
-/// too long for a socket address (the lowest limit is 103 bytes, on macOS). The wrapper deletes it.
+/// Returns the directory of the socket: the cluster's, or a private one with a short name if the path is too long for a
+/// socket address (the lowest limit is 103 bytes, on macOS). The wrapper deletes it.
 pub(super) fn socket_dir(dir: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
     if dir.as_os_str().len() + "/.s.PGSQL.5432".len() <= 103 {
         return Ok(dir.to_path_buf());

@@ -1,7 +1,7 @@
 //! A cluster on disk: makes it, starts its server, stops an old server.
 //!
-//! Its directory (mode 0700) has `data/`, `app.lock` (of the instance that uses it), `pg.lock` (of every
-//! process that uses the data), `postgres.log` and the socket.
+//! Its directory (mode 0700) has `data/`, `app.lock` (of the instance that uses it), `pg.lock` (of every process that
+//! uses the data), `postgres.log` and the socket.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -97,8 +97,8 @@ impl<'a> Cluster<'a> {
         command
     }
 
-    /// Makes the cluster if it is missing. It is made under another name and renamed, so that a partial
-    /// one is never used. An initdb that runs longer than this process keeps the lock.
+    /// Makes the cluster if it is missing. It is made under another name and renamed, so that a partial one is never
+    /// used. An initdb that runs longer than this process keeps the lock.
     pub(super) fn init(&self, lock: &File) -> Result<(), Error> {
         if self.data().join("PG_VERSION").exists() {
             return Ok(());
@@ -126,9 +126,8 @@ impl<'a> Cluster<'a> {
         fs::rename(fresh, self.data()).map_err(at(self.dir))
     }
 
-    /// Starts postgres under the wrapper and waits until it accepts connections. The caller has the
-    /// cluster's lock, so no server runs on it and a pid file is an old one. Another process may have
-    /// its pid now.
+    /// Starts postgres under the wrapper and waits until it accepts connections. The caller has the cluster's lock, so
+    /// no server runs on it and a pid file is an old one. Another process may have its pid now.
     pub(super) fn launch(&self, lock: File) -> Result<Child, Error> {
         let sockets = socket_dir(self.dir, self.account)?;
         for old in [

@@ -3,9 +3,9 @@
 //! * [`Server::start`]: a durable cluster in a directory. Its server ends with this process.
 //! * [`Server::throwaway`]: a cluster for all processes of a test run. It is deleted after the run.
 //!
-//! The server listens only on a Unix socket in a directory of mode 0700, so it needs no TCP port and no
-//! password. `wrapper.sh` ends it when its owner has ended for any reason. This room does not import
-//! the rest of the program and does not read the environment.
+//! The server listens only on a Unix socket in a directory of mode 0700, so it needs no TCP port and no password.
+//! `wrapper.sh` ends it when its owner has ended for any reason. This room does not import the rest of the program and
+//! does not read the environment.
 
 mod account;
 mod cluster;
@@ -111,8 +111,8 @@ struct Owned {
 }
 
 impl Server {
-    /// Starts the cluster in `dir` and makes it the first time. Blocks for up to a minute: do not call
-    /// it from an async task.
+    /// Starts the cluster in `dir` and makes it the first time. Blocks for up to a minute: do not call it from an async
+    /// task.
     ///
     /// # Errors
     /// See [`Error`]. It never stops the server of another instance.
@@ -159,8 +159,8 @@ impl Server {
         })
     }
 
-    /// Uses the server of an existing cluster: the running instance's, which ends with that instance, or
-    /// one by [`Server::start`]. It is for commands beside a running service.
+    /// Uses the server of an existing cluster: the running instance's, which ends with that instance, or one by
+    /// [`Server::start`]. It is for commands beside a running service.
     ///
     /// # Errors
     /// [`Error::NoCluster`], and see [`Error`].
@@ -185,9 +185,8 @@ impl Server {
         })
     }
 
-    /// Uses the throwaway cluster in `dir`, and starts it if no process has yet. When the process `run`
-    /// has ended for any reason, the server ends and `dir` is deleted. Nothing is synced to the disk.
-    /// Blocks.
+    /// Uses the throwaway cluster in `dir`, and starts it if no process has yet. When the process `run` has ended for
+    /// any reason, the server ends and `dir` is deleted. Nothing is synced to the disk. Blocks.
     ///
     /// # Errors
     /// See [`Error`].

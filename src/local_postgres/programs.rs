@@ -27,8 +27,8 @@ pub struct Search {
 }
 
 impl Search {
-    /// Finds the first folder with both programs. In the usual places the newest version comes first.
-    /// `version` is a major version that the folder must have.
+    /// Finds the first folder with both programs. In the usual places the newest version comes first. `version` is a
+    /// major version that the folder must have.
     pub(crate) fn bin_dir(&self, version: Option<&str>) -> Result<PathBuf, Error> {
         let mut others: Vec<String> = Vec::new();
         for dir in self.candidates() {

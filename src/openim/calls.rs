@@ -1,8 +1,7 @@
-//! Calls of OpenIM that a reconcile needs, one function each, and pages that get smaller if an answer is too
-//! large.
+//! Calls of OpenIM that a reconcile needs, one function each, and pages that get smaller if an answer is too large.
 //!
-//! OpenIM's services send each other answers of at most 4 or 8 MiB, and answer with an error if more is
-//! asked for. The number of rows that fit is not known before: the `ex` of one member may have 5 MiB.
+//! OpenIM's services send each other answers of at most 4 or 8 MiB, and answer with an error if more is asked for. The
+//! number of rows that fit is not known before: the `ex` of one member may have 5 MiB.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,11 +16,11 @@ use super::wire::{
 };
 use crate::domain::{GroupId, OpenImMember, UserId, Version};
 
-/// ListPage sizes, the largest first. Each one divides the one before: pages are asked for by number, so the rest
-/// of a page that is too large has to start at a whole smaller page.
+/// ListPage sizes, the largest first. Each one divides the one before: pages are asked for by number, so the rest of a
+/// page that is too large has to start at a whole smaller page.
 const PAGE_SIZES: [u64; 7] = [1000, 500, 250, 125, 25, 5, 1];
-/// ListPages in a row after which the next page is larger again. With 4, at most one page in five is too large if
-/// all large pages are, and one large row makes few rows come one by one.
+/// ListPages in a row after which the next page is larger again. With 4, at most one page in five is too large if all
+/// large pages are, and one large row makes few rows come one by one.
 const PAGES_BEFORE_GROWTH: u32 = 4;
 /// Groups or members on the largest page.
 pub(crate) const LARGEST_PAGE: usize = PAGE_SIZES[0] as usize;
@@ -90,8 +89,8 @@ impl Client {
         Ok(named.await?.members)
     }
 
-    /// Reads the ids of all members, and a version that is not older. Only for groups that OpenIM has just
-    /// shown: for an unknown group OpenIM makes a version.
+    /// Reads the ids of all members, and a version that is not older. Only for groups that OpenIM has just shown: for
+    /// an unknown group OpenIM makes a version.
     pub(super) async fn member_ids(&self, group: &GroupId) -> Result<MemberIds, Error> {
         // With a matching hash OpenIM would leave out the ids.
         let request = json!({"groupID": group.as_str(), "idHash": 0});
@@ -119,9 +118,8 @@ impl Client {
             .await
     }
 
-    /// Reads the changes of several groups. OpenIM leaves out dismissed groups and, if the answer gets
-    /// large, the last groups. It answers with an error for all groups if one is unknown, or has changed and
-    /// has no owner.
+    /// Reads the changes of several groups. OpenIM leaves out dismissed groups and, if the answer gets large, the last
+    /// groups. It answers with an error for all groups if one is unknown, or has changed and has no owner.
     pub(crate) async fn changes_of(
         &self,
         groups: &[(&GroupId, &Version)],
@@ -169,8 +167,8 @@ pub(super) struct MemberList {
 }
 
 impl MemberList {
-    /// Reads all pages; `memory` has a permit for each member in memory. Misses members that move from one
-    /// page to another meanwhile.
+    /// Reads all pages; `memory` has a permit for each member in memory. Misses members that move from one page to
+    /// another meanwhile.
     pub(super) async fn read(
         client: &Client,
         memory: &Arc<Semaphore>,
@@ -206,8 +204,7 @@ impl MemberList {
             let before = list.members.len();
             list.unkept += (count - parsed.len()) as u64;
             list.members.extend(parsed);
-            // A small page can be empty, if OpenIM has lost a row. But some APIs answer each page with the
-            // first one.
+            // A small page can be empty, if OpenIM has lost a row. But some APIs answer each page with the first one.
             rows_without_new = match list.members.len() == before {
                 true => rows_without_new + page.size,
                 false => 0,
@@ -279,9 +276,9 @@ pub(crate) struct ListPages {
 }
 
 impl ListPages {
-    /// Reads the next page with `read`. If an answer is too large, asks for smaller pages, and leaves out rows
-    /// that are too large alone. `count` is awaited if no page has come that has the total. `None`: the list
-    /// ends with rows that are too large.
+    /// Reads the next page with `read`. If an answer is too large, asks for smaller pages, and leaves out rows that are
+    /// too large alone. `count` is awaited if no page has come that has the total. `None`: the list ends with rows that
+    /// are too large.
     pub(crate) async fn next<T, R: Future<Output = Result<T, Error>>>(
         &mut self,
         read: impl Fn(ListPage) -> R,
@@ -342,8 +339,8 @@ impl ListPages {
         self.grow();
     }
 
-    /// Makes the page smaller after an answer that is too large. A page of one row is left out: returns its
-    /// place in the list, from 0.
+    /// Makes the page smaller after an answer that is too large. A page of one row is left out: returns its place in
+    /// the list, from 0.
     fn shrink(&mut self) -> Option<u64> {
         if self.size_index + 1 < PAGE_SIZES.len() {
             self.size_index += 1;
@@ -419,8 +416,8 @@ mod tests {
         assert_eq!(PAGE_SIZES.last(), Some(&1));
     }
 
-    /// Reads rows of these sizes through answers of at most `limit`. Returns the places that were read, in
-    /// order, the places that were left out, and the number of pages.
+    /// Reads rows of these sizes through answers of at most `limit`. Returns the places that were read, in order, the
+    /// places that were left out, and the number of pages.
     fn read(rows: &[u64], limit: u64) -> (Vec<u64>, Vec<u64>, usize) {
         let (mut given, mut left, mut calls) = (vec![], vec![], 0);
         let mut pages = ListPages::default();

@@ -46,8 +46,7 @@ pub struct Client {
     metrics: Metrics,
 }
 
-/// The current token. It is kept until OpenIM refuses it: a new token ends the other tokens of the same
-/// administrator.
+/// The current token. It is kept until OpenIM refuses it: a new token ends the other tokens of the same administrator.
 #[derive(Clone, Debug, Default)]
 struct IssuedToken {
     token: Option<Secret>,
@@ -309,8 +308,7 @@ const BURST: u32 = 10;
 /// Interval between calls after a burst. With the burst there are at most 200 calls in any second.
 const CALL_INTERVAL: Duration = Duration::from_micros(1_000_000 / 190);
 
-/// Rate limit of the calls that hints cause: hints can come at any rate, and OpenIM has to serve its users
-/// first.
+/// Rate limit of the calls that hints cause: hints can come at any rate, and OpenIM has to serve its users first.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// Start of the next call if there were no bursts.
@@ -336,8 +334,8 @@ impl Pace {
         planned.checked_sub(ahead).unwrap_or(now).max(now)
     }
 
-    /// Waits until a call can start at once. Callers that collect groups use this time, so that one call asks
-    /// for more of them.
+    /// Waits until a call can start at once. Callers that collect groups use this time, so that one call asks for more
+    /// of them.
     pub(crate) async fn until_free(&self) {
         loop {
             let now = Instant::now();

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Largest answer in bytes, unpacked. OpenIM's services send each other at most 8 MiB, which JSON makes a
-/// few times larger.
+/// Largest answer in bytes, unpacked. OpenIM's services send each other at most 8 MiB, which JSON makes a few times
+/// larger.
 pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Most characters of OpenIM's own message that an error quotes.
 const MAX_QUOTED_CHARS: usize = 200;

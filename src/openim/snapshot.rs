@@ -1,15 +1,15 @@
 //! Snapshots: a group as OpenIM shows it, all of it as of one moment.
 //!
-//! OpenIM lists members page by page, and a group can change between two pages. So the group's version is read
-//! before the first page and after the last. If it has moved, OpenIM also sends the changes: the last state of
-//! each changed member, which replaces what the pages have. The changes do not show a member that moved to a
-//! page that was read already, because another member left. The number of members shows that one is missing.
+//! OpenIM lists members page by page, and a group can change between two pages. So the group's version is read before
+//! the first page and after the last. If it has moved, OpenIM also sends the changes: the last state of each changed
+//! member, which replaces what the pages have. The changes do not show a member that moved to a page that was read
+//! already, because another member left. The number of members shows that one is missing.
 //!
-//! For a group without an owner, or one that is too large, OpenIM sends no changes, but the ids of its members
-//! and a version. Such a group is complete if its rows have the same ids and the version stands still.
+//! For a group without an owner, or one that is too large, OpenIM sends no changes, but the ids of its members and a
+//! version. Such a group is complete if its rows have the same ids and the version stands still.
 //!
-//! Some of a group may be unreadable: a row that is larger than any answer, or one that OpenIM counts and does
-//! not send. The snapshot then has the rest, and the users that may be members too.
+//! Some of a group may be unreadable: a row that is larger than any answer, or one that OpenIM counts and does not
+//! send. The snapshot then has the rest, and the users that may be members too.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -51,8 +51,8 @@ pub enum ReadError {
 pub(crate) enum GroupState {
     /// The group exists. The snapshot has all of it that can be read, or its changes.
     Present(Box<GroupSnapshot>),
-    /// The group is dismissed; the members that OpenIM may still have do not count. `None`: its profile is
-    /// too large to be read.
+    /// The group is dismissed; the members that OpenIM may still have do not count. `None`: its profile is too large to
+    /// be read.
     Dismissed(Option<OpenImGroup>),
     /// OpenIM does not know the group.
     Unknown,
@@ -64,11 +64,10 @@ pub(crate) struct GroupSnapshot {
     /// `None`: not changed, or too large to be read.
     pub(crate) group: Option<OpenImGroup>,
     pub(crate) members: HashMap<UserId, OpenImMember>,
-    /// Users that are surely no members. In a whole snapshot all other users are no members, except
-    /// `unlisted`.
+    /// Users that are surely no members. In a whole snapshot all other users are no members, except `unlisted`.
     pub(crate) absent: Vec<UserId>,
-    /// Number of users in `absent` that OpenIM's log of changes names. Unlike a list that is too short, the
-    /// log names only users that have left.
+    /// Number of users in `absent` that OpenIM's log of changes names. Unlike a list that is too short, the log names
+    /// only users that have left.
     pub(crate) logged_leaves: u64,
     /// Users that may be members all the same.
     pub(crate) unlisted: Unlisted,
@@ -216,8 +215,8 @@ impl Attempt {
         Self::Done(GroupState::Present(snapshot))
     }
 
-    /// Ends an attempt with an incomplete snapshot. Another attempt may find missing rows, but not make a
-    /// large row smaller.
+    /// Ends an attempt with an incomplete snapshot. Another attempt may find missing rows, but not make a large row
+    /// smaller.
     fn incomplete(snapshot: Box<GroupSnapshot>) -> Self {
         match snapshot.incomplete {
             Some(Incomplete::RowsMissing { .. }) => Self::Short(snapshot),
@@ -362,8 +361,8 @@ impl Reader {
         self.confirm_if_empty(group, snapshot).await
     }
 
-    /// Reads the changes since a version, and the state of the users in `touched`. `None`: only the whole
-    /// group says enough.
+    /// Reads the changes since a version, and the state of the users in `touched`. `None`: only the whole group says
+    /// enough.
     pub(crate) async fn since(
         &self,
         group: &GroupId,
@@ -420,8 +419,7 @@ impl Reader {
         Ok(Some(snapshot))
     }
 
-    /// Returns the group itself as of the version after its members were read. `None`: it is dismissed or
-    /// unknown.
+    /// Returns the group itself as of the version after its members were read. `None`: it is dismissed or unknown.
     async fn group_at(
         &self,
         group: &GroupId,
@@ -435,8 +433,8 @@ impl Reader {
         Ok(profile.filter(|profile| profile.status != DISMISSED))
     }
 
-    /// Accepts a snapshot without members only if the group itself counts none: the empty list can come from
-    /// a cache that was just emptied.
+    /// Accepts a snapshot without members only if the group itself counts none: the empty list can come from a cache
+    /// that was just emptied.
     async fn confirm_if_empty(
         &self,
         group: &GroupId,

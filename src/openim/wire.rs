@@ -1,5 +1,5 @@
-//! OpenIM's answers in JSON. OpenIM writes its structs with Go's `encoding/json`: numbers are numbers, zero
-//! values are present, and empty lists are null.
+//! OpenIM's answers in JSON. OpenIM writes its structs with Go's `encoding/json`: numbers are numbers, zero values are
+//! present, and empty lists are null.
 
 use std::collections::{HashMap, HashSet};
 
@@ -202,8 +202,8 @@ pub(crate) struct Delta {
     pub(super) version: u64,
     #[serde(rename = "versionID")]
     pub(super) version_id: String,
-    /// True if OpenIM cannot list the changes: they are too many, or the version has another id. The lists
-    /// are empty then.
+    /// True if OpenIM cannot list the changes: they are too many, or the version has another id. The lists are empty
+    /// then.
     pub(crate) full: bool,
     #[serde(deserialize_with = "list")]
     pub(super) delete: Vec<String>,

@@ -38,8 +38,8 @@ pub(super) struct GroupDifferences {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Compares a group with its rows. A group that OpenIM does not know is dismissed if `accepts_removals`.
-/// `None`: an operator has to decide about it.
+/// Compares a group with its rows. A group that OpenIM does not know is dismissed if `accepts_removals`. `None`: an
+/// operator has to decide about it.
 pub(super) async fn compare(
     store: &Store,
     group: &GroupId,
@@ -193,8 +193,8 @@ impl GroupDifferences {
                 }
                 for row in page {
                     let openim = members.remove(&row.user_id);
-                    // In a whole snapshot a member that OpenIM may have and does not list stays. For users
-                    // that were asked for by id OpenIM sends all that it has.
+                    // In a whole snapshot a member that OpenIM may have and does not list stays. For users that were
+                    // asked for by id OpenIM sends all that it has.
                     if openim.is_some() || !is_whole || !unlisted.may_be(&row.user_id) {
                         self.compare_member(row.user_id, Some(&row.member), openim);
                     }

@@ -191,8 +191,8 @@ impl Core {
         !job.is_full && age < self.settings.full_interval
     }
 
-    /// Returns the version to ask for changes since, with the users that callbacks have named since then.
-    /// `None`: the whole group has to be read.
+    /// Returns the version to ask for changes since, with the users that callbacks have named since then. `None`: the
+    /// whole group has to be read.
     async fn touched_since<'a>(
         &self,
         group: &GroupId,
@@ -209,8 +209,8 @@ impl Core {
         Ok(named.map(|named| (known, named)))
     }
 
-    /// Begins to reconcile a touched group before OpenIM is asked for its changes, so that the touched users
-    /// are known. `None`: it has to be reconciled alone.
+    /// Begins to reconcile a touched group before OpenIM is asked for its changes, so that the touched users are known.
+    /// `None`: it has to be reconciled alone.
     pub(super) async fn begin_touched(
         &self,
         group: &GroupId,
@@ -570,8 +570,8 @@ impl Core {
         Ok(Leaving::WithGroup(members.unwrap_or(0)))
     }
 
-    /// Writes the repairs, and adds what was written to `written`. Returns true if a newer reconcile of the
-    /// group has begun, after which nothing is written.
+    /// Writes the repairs, and adds what was written to `written`. Returns true if a newer reconcile of the group has
+    /// begun, after which nothing is written.
     async fn repair(
         &self,
         group: &GroupId,

@@ -43,15 +43,7 @@ struct Look<'a> {
     has_ended: bool,
 }
 
-impl<'a> Look<'a> {
-    fn new(due: DueLook, inner: &'a Core) -> Self {
-        Self {
-            due,
-            inner,
-            has_ended: false,
-        }
-    }
-
+impl Look<'_> {
     fn group(&self) -> &GroupId {
         &self.due.group_id
     }
@@ -156,7 +148,11 @@ impl Core {
             (due.group_id.clone(), summary)
         });
         let hints = hints.collect();
-        let looks = due.into_iter().map(|due| Look::new(due, self));
+        let looks = due.into_iter().map(|due| Look {
+            due,
+            inner: self,
+            has_ended: false,
+        });
         let mut looks: Vec<Look<'_>> = looks.collect();
         let work = async {
             let removals = self.removals_of_looks(limits).await?;
@@ -197,8 +193,8 @@ impl Core {
         Ok(Arc::clone(&limits.removals))
     }
 
-    /// Ends the looks at groups that neither the mirror nor OpenIM knows. For them nothing is written, and no
-    /// call is made with which OpenIM would make a version.
+    /// Ends the looks at groups that neither the mirror nor OpenIM knows. For them nothing is written, and no call is
+    /// made with which OpenIM would make a version.
     async fn end_unknown<'a>(
         &self,
         looks: Vec<Look<'a>>,
@@ -266,8 +262,8 @@ impl Core {
         }
     }
 
-    /// Asks for the changes of groups in one call, and for the groups and their numbers of members in another.
-    /// Returns the looks that have to ask alone.
+    /// Asks for the changes of groups in one call, and for the groups and their numbers of members in another. Returns
+    /// the looks that have to ask alone.
     async fn look_together<'a>(
         &'a self,
         looks: Vec<Look<'a>>,
@@ -398,8 +394,8 @@ impl Core {
         (look, done)
     }
 
-    /// Ends the looks at groups that have as many members here as in OpenIM. Returns the others: the count of
-    /// an answer for many groups may be out of date.
+    /// Ends the looks at groups that have as many members here as in OpenIM. Returns the others: the count of an answer
+    /// for many groups may be out of date.
     async fn with_other_totals<'a>(
         &self,
         equal: Vec<(Look<'a>, Option<u64>)>,

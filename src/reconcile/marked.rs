@@ -1,5 +1,5 @@
-//! Reconciles marked groups, each a short time after its mark. In this time more marks and late callbacks come,
-//! so that one reconcile serves all of them.
+//! Reconciles marked groups, each a short time after its mark. In this time more marks and late callbacks come, so that
+//! one reconcile serves all of them.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -1,11 +1,11 @@
 //! Reconciles the mirror with OpenIM: asks OpenIM's API, compares, and repairs what differs.
 //!
-//! A repair never undoes a callback. An answer of OpenIM is as old as its question, so a row that a callback has
-//! named since then stays, and its group is reconciled again. Groups are compared outside the lanes. Repairs go
-//! through the group's lane like any change, and the transaction that writes them checks again which rows a
-//! callback has named meanwhile. The version is recorded last: members that no callback has named since are as
-//! OpenIM had them at that version. So a reconcile reads the changes since the version, and the touched users by
-//! their ids. It reads the whole group only if these do not say enough.
+//! A repair never undoes a callback. An answer of OpenIM is as old as its question, so a row that a callback has named
+//! since then stays, and its group is reconciled again. Groups are compared outside the lanes. Repairs go through the
+//! group's lane like any change, and the transaction that writes them checks again which rows a callback has named
+//! meanwhile. The version is recorded last: members that no callback has named since are as OpenIM had them at that
+//! version. So a reconcile reads the changes since the version, and the touched users by their ids. It reads the whole
+//! group only if these do not say enough.
 
 mod compare;
 mod group;
@@ -36,8 +36,8 @@ use run::Checkpoint;
 
 pub use report::{DriftEntry, Report};
 
-/// Time in which OpenIM may answer a new version with old rows. It clears its caches after the version has
-/// moved: about 0.1 s later on a busy machine.
+/// Time in which OpenIM may answer a new version with old rows. It clears its caches after the version has moved: about
+/// 0.1 s later on a busy machine.
 pub const SETTLING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval of trying to take a lease that another instance has.
 const LEASE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -267,8 +267,8 @@ impl Reconciler {
         }
     }
 
-    /// Compares these groups or, if there are none, all groups. Passes to `tell` each value that differs and
-    /// is the same a while later: a callback that is under way makes a difference too. Writes nothing.
+    /// Compares these groups or, if there are none, all groups. Passes to `tell` each value that differs and is the
+    /// same a while later: a callback that is under way makes a difference too. Writes nothing.
     ///
     /// # Errors
     /// See [`Error`]. The drift that was passed on before is right.

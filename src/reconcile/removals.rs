@@ -1,5 +1,5 @@
-//! Limits of removals: the number of members that a reconcile may remove without an operator's decision. An API
-//! that lists too few members, or the API of another OpenIM, must not empty the mirror.
+//! Limits of removals: the number of members that a reconcile may remove without an operator's decision. An API that
+//! lists too few members, or the API of another OpenIM, must not empty the mirror.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,8 +82,7 @@ impl Removals {
         self.is_accepted
     }
 
-    /// True if the next run has to begin with an exceeded limit. A complete run that refused nothing ends
-    /// that.
+    /// True if the next run has to begin with an exceeded limit. A complete run that refused nothing ends that.
     pub(super) fn stays_exceeded(&self, is_complete: bool) -> bool {
         let has_refused = self.has_refused.load(Ordering::Relaxed);
         self.is_exceeded.load(Ordering::Relaxed) && (has_refused || !is_complete)

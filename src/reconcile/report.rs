@@ -158,8 +158,8 @@ impl<'a> Job<'a> {
         hints.is_some_and(|hints| hints.is_dismissed)
     }
 
-    /// Number of the removed members that no hint has announced. Only these count for the limits. A look can
-    /// come before the hint of a leave; OpenIM's log of changes then announces the leave, in `logged_leaves`.
+    /// Number of the removed members that no hint has announced. Only these count for the limits. A look can come
+    /// before the hint of a leave; OpenIM's log of changes then announces the leave, in `logged_leaves`.
     pub(super) fn unannounced(&self, group: &GroupId, removed: u64, logged_leaves: u64) -> u64 {
         let Some(hints) = self.hints.get(group) else {
             return removed;

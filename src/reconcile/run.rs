@@ -26,8 +26,8 @@ const MAX_NAMED_PLACES: usize = 10;
 /// Time limit of recording the end of a run.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Hashes of the groups that were seen. Two groups with the same hash leave one of them out of a run: with a
-/// million groups once in some hundred years.
+/// Hashes of the groups that were seen. Two groups with the same hash leave one of them out of a run: with a million
+/// groups once in some hundred years.
 struct Seen {
     hashes: HashSet<u64>,
     hasher: RandomState,
@@ -411,8 +411,8 @@ impl Core {
         Ok(())
     }
 
-    /// Returns the groups without those that are dismissed in OpenIM exactly as in the mirror, and the number
-    /// of groups that are not dismissed here and too large for an answer.
+    /// Returns the groups without those that are dismissed in OpenIM exactly as in the mirror, and the number of groups
+    /// that are not dismissed here and too large for an answer.
     async fn without_dismissed(
         &self,
         groups: &[&KnownGroup],
@@ -451,8 +451,8 @@ impl Core {
         Ok((others, unlisted))
     }
 
-    /// Reconciles the groups that OpenIM has not listed: they are dismissed, unknown, new or too large. Returns
-    /// the number of those that are too large.
+    /// Reconciles the groups that OpenIM has not listed: they are dismissed, unknown, new or too large. Returns the
+    /// number of those that are too large.
     async fn reconcile_unlisted(
         &self,
         seen: &Seen,
@@ -486,8 +486,7 @@ impl Core {
         }
     }
 
-    /// Compares the groups with drift again, after the delay of a mark, and passes on the drift that is still
-    /// the same.
+    /// Compares the groups with drift again, after the delay of a mark, and passes on the drift that is still the same.
     pub(super) async fn confirm_drift(
         &self,
         job: &Job<'_>,

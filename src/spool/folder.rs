@@ -42,8 +42,8 @@ impl Folder {
         })
     }
 
-    /// Id of the spool, greater than 0. A spool without a sound id gets `new`, or a random one. `new`
-    /// replaces another id if nothing waits (`is_empty`).
+    /// Id of the spool, greater than 0. A spool without a sound id gets `new`, or a random one. `new` replaces another
+    /// id if nothing waits (`is_empty`).
     pub(super) fn id(
         &self,
         is_new: bool,

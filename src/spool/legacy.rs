@@ -23,12 +23,12 @@ const BESIDE: [&str; 4] = [
     "spool.sqlite-shm",
     REPAIRED,
 ];
-/// An empty database with format 2. Older versions stop at a folder that holds it, and do not pass over
-/// segments that they do not know.
+/// An empty database with format 2. Older versions stop at a folder that holds it, and do not pass over segments that
+/// they do not know.
 const BARRIER: &[u8] = include_bytes!("barrier.sqlite");
 
-/// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the
-/// file. Entries that cannot be read are skipped and reported, and the file is kept under another name.
+/// Gives the entries of the file to `take`, each with its number, `None` at the end, and then deletes the file. Entries
+/// that cannot be read are skipped and reported, and the file is kept under another name.
 pub(super) fn take(
     dir: &Path,
     mut take: impl FnMut(Option<(i64, Draft)>) -> Result<(), SpoolError>,

@@ -1,5 +1,5 @@
-//! The log: segments in the order of their numbers. Entries are appended to the last segment, and
-//! read and deleted from the first on.
+//! The log: segments in the order of their numbers. Entries are appended to the last segment, and read and deleted from
+//! the first on.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -58,8 +58,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Takes over the file of an older version, if there is one. Then reads all segments of a folder, and
-    /// reports damage, and writes nothing: the disk may be full.
+    /// Takes over the file of an older version, if there is one. Then reads all segments of a folder, and reports
+    /// damage, and writes nothing: the disk may be full.
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, SpoolError> {
         Self::new(dir, u64::MAX).take_legacy()?;
         let mut log = Self::new(dir, max_bytes);
@@ -92,8 +92,8 @@ impl Log {
         }
     }
 
-    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that
-    /// was cut short has left some of the same segments, which are overwritten.
+    /// Copies the entries of an older version, with their numbers, and deletes its file. A start that was cut short has
+    /// left some of the same segments, which are overwritten.
     fn take_legacy(mut self) -> Result<(), SpoolError> {
         let dir = self.dir.clone();
         let mut copied = Vec::new();
@@ -158,9 +158,9 @@ impl Log {
         });
     }
 
-    /// Appends all entries or, with an error, none. The entries are on the disk when this returns.
-    /// Exception: if the disk fails, and the process ends before another segment begins, the next start
-    /// may find entries that were refused.
+    /// Appends all entries or, with an error, none. The entries are on the disk when this returns. Exception: if the
+    /// disk fails, and the process ends before another segment begins, the next start may find entries that were
+    /// refused.
     pub fn append(&mut self, drafts: &[Draft]) -> Result<(), SpoolError> {
         let is_long = |draft: &Draft| u32::try_from(draft.record.len()).is_err();
         if drafts.iter().any(is_long) {
@@ -203,8 +203,8 @@ impl Log {
         let is_written = written.is_ok();
         if let Err(error) = written.and_then(|()| file.sync_data()) {
             let undone = file.set_len(segment.end).and_then(|()| file.sync_data());
-            // After a sync that failed the kernel may have dropped any of the pages, so another segment
-            // is begun. Its beginning says that these entries were not accepted.
+            // After a sync that failed the kernel may have dropped any of the pages, so another segment is begun. Its
+            // beginning says that these entries were not accepted.
             if undone.is_ok() && !is_written {
                 self.active = Some(file);
             }
@@ -243,8 +243,8 @@ impl Log {
         Ok(file)
     }
 
-    /// The first entries: at least one, and no more than `max_count` or `max_bytes`. They end before
-    /// an entry that is not understood, and with their segment. Damaged entries are skipped.
+    /// The first entries: at least one, and no more than `max_count` or `max_bytes`. They end before an entry that is
+    /// not understood, and with their segment. Damaged entries are skipped.
     /// [`SpoolError::Unknown`] is of the first entry only.
     pub fn first(&mut self, max_count: usize, max_bytes: usize) -> Result<Vec<Entry>, SpoolError> {
         let mut batch = Vec::new();

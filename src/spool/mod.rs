@@ -1,5 +1,5 @@
-//! Entries on disk that wait while the database is away: a folder with a log of changes and rejected
-//! callbacks. `docs/spool-format.md` says what it promises, and the form of its files. All calls block.
+//! Entries on disk that wait while the database is away: a folder with a log of changes and rejected callbacks.
+//! `docs/spool-format.md` says what it promises, and the form of its files. All calls block.
 
 mod entry;
 mod folder;

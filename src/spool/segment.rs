@@ -77,8 +77,8 @@ impl Reader {
         })
     }
 
-    /// Format of the segment, and number of the last entry that was accepted before it. `None`: the
-    /// beginning is damaged.
+    /// Format of the segment, and number of the last entry that was accepted before it. `None`: the beginning is
+    /// damaged.
     pub(super) fn beginning(&mut self) -> Option<(u32, i64)> {
         let header = self.entry_at(0)?.header;
         let format = u32::try_from(header.attempt?.lane).ok()?;

@@ -1,10 +1,8 @@
-//! The columns of members and groups. Each list stands here once; statements, reads and writes are
-//! made from it.
+//! The columns of members and groups. Each list stands here once; statements, reads and writes are made from it.
 //!
-//! A column is `(number, type, column, field)`: the number of its parameter in the statement that
-//! writes whole rows, its type, its name, and its field in the domain. The type `id` is a text that
-//! is never long. Numbers and times come before texts: comparisons of rows then decide by them first
-//! and read long texts only if they must.
+//! A column is `(number, type, column, field)`: the number of its parameter in the statement that writes whole rows,
+//! its type, its name, and its field in the domain. The type `id` is a text that is never long. Numbers and times come
+//! before texts: comparisons of rows then decide by them first and read long texts only if they must.
 //!
 //! To add a column to a read and a write: add it to a list here, with the next number.
 
@@ -46,8 +44,7 @@ macro_rules! with_patch_columns {
     };
 }
 
-/// Gives the columns of a group to a macro. `dismissed_at`, the key and bookkeeping are not in the
-/// list.
+/// Gives the columns of a group to a macro. `dismissed_at`, the key and bookkeeping are not in the list.
 macro_rules! with_group_columns {
     ($macro:ident $($arguments:tt)*) => {
         $macro! { [
@@ -202,8 +199,8 @@ macro_rules! member_row {
     };
 }
 
-/// SQL of a [`MemberRow`] of the group `$1`. At a dismissal all members leave, and for a while their
-/// rows do not say so.
+/// SQL of a [`MemberRow`] of the group `$1`. At a dismissal all members leave, and for a while their rows do not say
+/// so.
 macro_rules! member_row_of_group {
     (bytes) => { member_row!(bytes) };
     ((texts_if $condition:expr)) => { member_row!((texts_if $condition)) };
@@ -229,8 +226,7 @@ macro_rules! group_row {
     };
 }
 
-/// Reads columns of a row one after the other. To find a column by its name takes as long as to read
-/// it.
+/// Reads columns of a row one after the other. To find a column by its name takes as long as to read it.
 pub(super) struct Columns<'r> {
     row: &'r PgRow,
     next: usize,

@@ -1,5 +1,5 @@
-//! Writes `left_at` of members after a dismissal. The dismissal itself writes only the group's row, so that
-//! it takes no longer for a large group. Readers see the same before and after.
+//! Writes `left_at` of members after a dismissal. The dismissal itself writes only the group's row, so that it takes no
+//! longer for a large group. Readers see the same before and after.
 
 use sqlx::Connection;
 use time::OffsetDateTime;

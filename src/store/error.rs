@@ -14,8 +14,8 @@ pub enum Error {
     Transient(Cause),
     /// The database refused the values. The same call can never succeed.
     Permanent(Cause),
-    /// The answer cannot be read, because of a bug or of a row that another program wrote. It can be
-    /// corrected, so for a write this equals a database that is away.
+    /// The answer cannot be read, because of a bug or of a row that another program wrote. It can be corrected, so for
+    /// a write this equals a database that is away.
     Unreadable(Cause),
 }
 
@@ -61,8 +61,7 @@ impl Error {
         matches!(self.cause(), Cause::GaveUp)
     }
 
-    /// True if the state of the session was the cause and nothing was done. Another session may
-    /// succeed.
+    /// True if the state of the session was the cause and nothing was done. Another session may succeed.
     pub fn is_session_error(&self) -> bool {
         self.has_code(&SESSION_CODES)
     }
@@ -104,20 +103,20 @@ impl Error {
     }
 }
 
-/// SQLSTATE classes that no retry can cure: cardinality, data, constraint, program limit. All other
-/// causes can be removed on the database's side, for example a revoked right or a missing table.
+/// SQLSTATE classes that no retry can cure: cardinality, data, constraint, program limit. All other causes can be
+/// removed on the database's side, for example a revoked right or a missing table.
 const PERMANENT_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
-/// Starts of SQLSTATEs after which the connection is gone or useless: it failed; the server ends it
-/// (shutdown, restart after a crash, idle session, long transaction) or has no free one; the role
-/// is refused; the server is read-only, like a former primary.
+/// Starts of SQLSTATEs after which the connection is gone or useless: it failed; the server ends it (shutdown, restart
+/// after a crash, idle session, long transaction) or has no free one; the role is refused; the server is read-only,
+/// like a former primary.
 const CONNECTION_CODES: [&str; 8] = [
     "08", "25006", "25P03", "25P04", "28", "3D000", "53300", "57P",
 ];
 
-/// SQLSTATEs of a statement that cannot begin in its session: the type of a column has changed since
-/// it was prepared (0A000); the prepared statement is missing or is another one, because a pooler has
-/// cleared or replaced the session (26000, 42P05); a failed transaction is still open (25P02).
+/// SQLSTATEs of a statement that cannot begin in its session: the type of a column has changed since it was prepared
+/// (0A000); the prepared statement is missing or is another one, because a pooler has cleared or replaced the session
+/// (26000, 42P05); a failed transaction is still open (25P02).
 const SESSION_CODES: [&str; 4] = ["0A000", "26000", "42P05", "25P02"];
 
 /// SQLSTATEs of a statement that another transaction's locks stopped.
@@ -199,8 +198,8 @@ pub enum UnfitSession {
 }
 
 impl UnfitSession {
-    /// Finds the reason in an error of a connect. PgBouncer has one SQLSTATE for all its errors, so the
-    /// text decides. PgBouncer does not translate it.
+    /// Finds the reason in an error of a connect. PgBouncer has one SQLSTATE for all its errors, so the text decides.
+    /// PgBouncer does not translate it.
     pub(super) fn of_connect_error(error: &sqlx::Error) -> Option<Self> {
         let error = error.as_database_error()?;
         let is_refused = error.code().is_some_and(|code| code == "08P01")
@@ -215,8 +214,8 @@ const UNREACHABLE: [&str; 4] = ["57P01", "57P02", "57P03", "53300"];
 /// Oldest major version of PostgreSQL that the mirror can use.
 pub(super) const OLDEST_MAJOR: i32 = 14;
 
-/// Reason why the database cannot be opened. It is for the administrator, never for a caller. The
-/// first value of a variant is the database, without its password.
+/// Reason why the database cannot be opened. It is for the administrator, never for a caller. The first value of a
+/// variant is the database, without its password.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL is not that of a Postgres database, or asks for something that the mirror cannot do.
@@ -271,8 +270,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// True if the cause can be removed on the database's side while the service waits. Otherwise the
-    /// service cannot use the database.
+    /// True if the cause can be removed on the database's side while the service waits. Otherwise the service cannot
+    /// use the database.
     pub fn is_away(&self) -> bool {
         match self {
             Self::Connect(..)

@@ -1,7 +1,7 @@
 //! Lookups of single members. Lookups that wait at the same moment become one statement.
 //!
-//! The first lookup starts a task. Later ones wait while its statement runs, and are its next statement.
-//! A second task starts when that is faster, which is for few lookups at a time.
+//! The first lookup starts a task. Later ones wait while its statement runs, and are its next statement. A second task
+//! starts when that is faster, which is for few lookups at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,7 @@ use super::postgres::Kind;
 use super::{Error, Store};
 use crate::domain::{GroupId, UserId};
 
-/// SQL of the rows of current members, by pairs of ids. LIMIT 1 makes the planner use the index for each
-/// pair.
+/// SQL of the rows of current members, by pairs of ids. LIMIT 1 makes the planner use the index for each pair.
 macro_rules! from_pairs {
     ($row:expr) => {
         concat!(
@@ -48,8 +47,7 @@ SELECT ", member_row!(short), "
 SELECT ", member_row!(short), ", place
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (asked_group, asked_user, place)
 ", from_pairs!(member_row!(plain)));
-    /// Also reads the bytes of each member, and the texts of those who have at most as many bytes as
-    /// allowed.
+    /// Also reads the bytes of each member, and the texts of those who have at most as many bytes as allowed.
     MEMBERSHIPS_SIZED = concat!("
 SELECT ", member_row!((texts_if "bytes <= allowed")), ", bytes, place
   FROM unnest($1::text[], $2::text[], $3::bigint[])
@@ -209,8 +207,8 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move { store.answer_lookups().await });
         }
-        // This ends after one and a half timeouts, because the task has a limit. A timer for each
-        // lookup would cost more than the lookup. There is no answer if the task panicked.
+        // This ends after one and a half timeouts, because the task has a limit. A timer for each lookup would cost
+        // more than the lookup. There is no answer if the task panicked.
         answered.await.unwrap_or_else(|_| Err(Error::gave_up()))
     }
 
@@ -254,8 +252,8 @@ impl Store {
         }
     }
 
-    /// Looks up the current member of each pair, in the order of the pairs. A member has its texts if
-    /// they have at most [`SHORT_ROW`] bytes.
+    /// Looks up the current member of each pair, in the order of the pairs. A member has its texts if they have at most
+    /// [`SHORT_ROW`] bytes.
     pub async fn memberships(
         &self,
         pairs: Arc<[(GroupId, UserId)]>,

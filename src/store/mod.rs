@@ -1,14 +1,14 @@
 //! The database. Only this room names sqlx and has SQL.
 //!
-//! SQL is static text beside the function that runs it. `statements!` lists it, so that a test can
-//! prepare every statement against the migrated schema.
+//! SQL is static text beside the function that runs it. `statements!` lists it, so that a test can prepare every
+//! statement against the migrated schema.
 
 /// Defines the SQL constants of a file, and `STATEMENTS`, the list of them.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
         $($(#[$doc])* const $name: &str = $sql;)+
         /// All statements of this file, with their names.
-        pub(super) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
+        pub(in crate::store) const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
     };
 }
 
@@ -84,8 +84,8 @@ pub struct Store {
     pub lane_lock_timeout: Duration,
     /// Maximum number of connections.
     pub max_connections: usize,
-    /// Time limit of one read or change: its permit, its connection and its statement. Postgres ends a
-    /// statement earlier (`statement_timeout`), unless it or the network hangs.
+    /// Time limit of one read or change: its permit, its connection and its statement. Postgres ends a statement
+    /// earlier (`statement_timeout`), unless it or the network hangs.
     timeout: Duration,
 }
 
@@ -159,8 +159,8 @@ impl Store {
         self.prepared.initialized()
     }
 
-    /// Makes the writer of a lane. `of_spool` has the id of the spool that takes unwritten changes, and
-    /// the number of the lane, from 1.
+    /// Makes the writer of a lane. `of_spool` has the id of the spool that takes unwritten changes, and the number of
+    /// the lane, from 1.
     pub fn writer(&self, of_spool: Option<(i64, i16)>) -> Writer {
         let connector = Arc::clone(&self.lane_connector);
         Writer::new(connector, self.touched.clone(), of_spool)
@@ -191,21 +191,31 @@ impl Store {
         self.read(async |connection| connection.ping().await).await
     }
 
-    /// Waits for the work in the pool and closes its connections. Lanes, the drain and leases close their
-    /// own.
+    /// Waits for the work in the pool and closes its connections. Lanes, the drain and leases close their own.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
     /// Returns all SQL statements with their names, for the test that prepares them.
     pub fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-        read::statements()
-            .chain(emptying::STATEMENTS)
-            .chain(rejected::STATEMENTS)
-            .chain(reconcile::statements())
-            .chain(write::statements())
-            .chain(postgres::statements())
-            .chain(lookups::STATEMENTS)
-            .chain(STATEMENTS)
+        let files = [
+            STATEMENTS,
+            emptying::STATEMENTS,
+            lookups::STATEMENTS,
+            postgres::STATEMENTS,
+            postgres::migrate::STATEMENTS,
+            postgres::session::STATEMENTS,
+            read::groups::PAGES,
+            read::groups::STATEMENTS,
+            read::members::PAGES,
+            reconcile::compared::PAGES,
+            reconcile::compared::STATEMENTS,
+            reconcile::marks::STATEMENTS,
+            reconcile::runs::STATEMENTS,
+            rejected::STATEMENTS,
+            write::STATEMENTS,
+            write::rows::STATEMENTS,
+        ];
+        files.into_iter().flatten()
     }
 }

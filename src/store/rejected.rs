@@ -28,15 +28,15 @@ SELECT id, received_at, path, operation_id, code, detail, body_bytes, body
     /// Finds the oldest one above an id, to read all without more than one in memory.
     NEXT_REJECTED = "SELECT min(id) FROM rejected_callbacks WHERE id > $1";
     DELETE_REJECTED = "DELETE FROM rejected_callbacks WHERE id = $1";
-    /// Deletes the oldest ones by the time when they were stored, by the database's clock. A spool may have
-    /// kept one for long before that.
+    /// Deletes the oldest ones by the time when they were stored, by the database's clock. A spool may have kept one
+    /// for long before that.
     DELETE_EXPIRED = "
 DELETE FROM rejected_callbacks
  WHERE id IN (SELECT id FROM rejected_callbacks
                WHERE stored_at < now() - make_interval(days => $1)
                ORDER BY id LIMIT 1000)";
-    /// Finds the newest one beyond the limit of bytes, counted from the newest of all. Postgres knows the
-    /// length of a body without reading it. 256 bytes stand for the rest of a row.
+    /// Finds the newest one beyond the limit of bytes, counted from the newest of all. Postgres knows the length of a
+    /// body without reading it. 256 bytes stand for the rest of a row.
     NEWEST_WITHOUT_ROOM = "
 SELECT max(id)
   FROM (SELECT id, sum(octet_length(body) + 256) OVER (ORDER BY id DESC) AS bytes
@@ -91,8 +91,8 @@ pub(super) async fn insert(
         body,
         body_bytes,
     } = rejected;
-    // Two that are equal to the microsecond are one. A spool keeps all values of the key, so that it is
-    // the same with and without a spool.
+    // Two that are equal to the microsecond are one. A spool keeps all values of the key, so that it is the same with
+    // and without a spool.
     let micros = received_at.unix_timestamp_nanos().div_euclid(1000);
     let mut key = Sha256::new()
         .chain_update(micros.to_be_bytes())
@@ -182,8 +182,8 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Deletes rejected callbacks that were stored more than `keep_days` ago, and the oldest beyond
-    /// `max_bytes`. Returns the number.
+    /// Deletes rejected callbacks that were stored more than `keep_days` ago, and the oldest beyond `max_bytes`.
+    /// Returns the number.
     ///
     /// # Errors
     /// [`Error::Transient`] while the database is away. Some may be deleted.

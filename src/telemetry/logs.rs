@@ -28,13 +28,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends the log to standard error. Standard output has only the result of a command. A second call in one
-/// process changes nothing.
+/// Sends the log to standard error. Standard output has only the result of a command. A second call in one process
+/// changes nothing.
 pub fn init(settings: &LogSettings) {
     // `config` has checked the filter.
     let asked: Targets = settings.filter.parse().unwrap_or_default();
-    // poem's server logs its start and stop, as we do, and sqlx logs Postgres' notices. The filter can name
-    // both.
+    // poem's server logs its start and stop, as we do, and sqlx logs Postgres' notices. The filter can name both.
     let filter = Targets::new()
         .with_default(asked.default_level().unwrap_or(LevelFilter::OFF))
         .with_target("poem::server", LevelFilter::WARN)
@@ -69,8 +68,8 @@ const NOTICES: &str = "sqlx::postgres::notice";
 /// Limit of warnings in memory.
 const MAX_LOGGED: usize = 100;
 
-/// A filter that logs a warning of Postgres once. PostgreSQL 19 warns about an MD5 password at every
-/// connection. Every version warns about a setting of a role or a database that it cannot use.
+/// A filter that logs a warning of Postgres once. PostgreSQL 19 warns about an MD5 password at every connection. Every
+/// version warns about a setting of a role or a database that it cannot use.
 struct WarnedOnce {
     filter: Targets,
     logged: Mutex<HashSet<String>>,

@@ -227,7 +227,7 @@ kinds! {
 /// What a kind does with the callback `T`.
 pub(super) trait Handle<T>: Kind {
     type Body;
-    const PARSE: Option<Parser>;
+    const PARSE: Option<Parser> = None;
 
     async fn handle(
         callbacks: &Callbacks,
@@ -281,7 +281,6 @@ impl<T: Callback + FromBody<Parsed = Parsed<ProfileEcho>>> Handle<T> for Echoed 
 
 impl<T: Callback> Handle<T> for Sent {
     type Body = Message<T>;
-    const PARSE: Option<Parser> = None;
 
     async fn handle(callbacks: &Callbacks, message: Message<T>) -> Result<Done, CallbackFailure> {
         if let Some(hint) = callbacks.hint(message) {
@@ -297,7 +296,6 @@ impl<T: Callback> Handle<T> for Sent {
 
 impl<T: Callback> Handle<T> for Pushed {
     type Body = Message<T>;
-    const PARSE: Option<Parser> = None;
 
     async fn handle(
         callbacks: &Callbacks,

@@ -1,8 +1,7 @@
-//! Marks by hints, for instances without access to OpenIM's API. A hint marks its group if no callback says the
-//! same.
+//! Marks by hints, for instances without access to OpenIM's API. A hint marks its group if no callback says the same.
 //!
-//! If a user enters a group by itself, OpenIM sends a callback too; if the user was approved, it sends none. So
-//! an entry marks the group, unless its callback came before. If the callback comes after, the mark is undone.
+//! If a user enters a group by itself, OpenIM sends a callback too; if the user was approved, it sends none. So an
+//! entry marks the group, unless its callback came before. If the callback comes after, the mark is undone.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

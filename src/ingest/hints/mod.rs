@@ -1,7 +1,7 @@
 //! Hints: notifications of OpenIM that say that something happened to a group.
 //!
-//! Hints are kept in memory only. Some are lost at a restart, while diverting, or if there are too many. A run
-//! makes up for them.
+//! Hints are kept in memory only. Some are lost at a restart, while diverting, or if there are too many. A run makes up
+//! for them.
 
 mod marking;
 mod table;
@@ -86,8 +86,8 @@ impl Hints {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the table. Wakes [`Self::due`] only if the next look is due at another time: most callbacks do
-    /// not change that.
+    /// Changes the table. Wakes [`Self::due`] only if the next look is due at another time: most callbacks do not
+    /// change that.
     fn change<T>(&self, change: impl FnOnce(&mut LookTable) -> T) -> T {
         let mut table = self.table();
         let before = table.next();
@@ -179,8 +179,8 @@ impl Hints {
         }
     }
 
-    /// Waits until looks are due, and returns up to `limit` of them. Each has to end with [`Self::looked`];
-    /// until then no other look at its group is due.
+    /// Waits until looks are due, and returns up to `limit` of them. Each has to end with [`Self::looked`]; until then
+    /// no other look at its group is due.
     pub async fn due(&self, limit: usize) -> Vec<DueLook> {
         loop {
             let next = {
@@ -208,8 +208,8 @@ impl Hints {
     }
 }
 
-/// Hash of a callback's group and operation. Two equal hashes make one look come a second too early; with a
-/// million callbacks a second that happens once in some hundred years.
+/// Hash of a callback's group and operation. Two equal hashes make one look come a second too early; with a million
+/// callbacks a second that happens once in some hundred years.
 pub(super) type CallbackKey = u64;
 
 /// Keys of recent callbacks, each kept for a time.

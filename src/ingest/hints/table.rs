@@ -18,8 +18,8 @@ const PAIRING_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Time for which a group is watched after a look: a callback that is written then may be from before the look.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(15);
-/// Delay of the second look after a look without another: OpenIM's answer may have been out of date, though it
-/// named a newer version.
+/// Delay of the second look after a look without another: OpenIM's answer may have been out of date, though it named a
+/// newer version.
 const SECOND_LOOK_DELAY: Duration = Duration::from_secs(4);
 /// Pauses after looks that failed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -236,8 +236,8 @@ impl LookTable {
         self.schedule(group, next, now)
     }
 
-    /// Adds a callback that was written. `was_watched`: the group was watched when it came, so it has not
-    /// marked the group.
+    /// Adds a callback that was written. `was_watched`: the group was watched when it came, so it has not marked the
+    /// group.
     pub(super) fn written(
         &mut self,
         group: &GroupId,

@@ -1,8 +1,8 @@
 //! Connections to Postgres, and a pool of them.
 //!
-//! sqlx's pool is not used: it checks a connection with a statement before and after each use, which makes
-//! three round trips of one. Here a connection that was used just now needs no check, and an idle one is
-//! checked before its use. A read that fails on it all the same is repeated on a new one.
+//! sqlx's pool is not used: it checks a connection with a statement before and after each use, which makes three round
+//! trips of one. Here a connection that was used just now needs no check, and an idle one is checked before its use. A
+//! read that fails on it all the same is repeated on a new one.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -23,8 +23,8 @@ use super::session::{SECOND_CONNECTION_TIMEOUT, SessionSettings};
 use super::tls;
 use crate::store::error::{Error, UnfitSession};
 
-/// Idle time after which a connection is checked before its use: a balancer, the server or a firewall may
-/// have ended it. A check is a round trip. A busy lane never makes one.
+/// Idle time after which a connection is checked before its use: a balancer, the server or a firewall may have ended
+/// it. A check is a round trip. A busy lane never makes one.
 const UNCHECKED_IDLE_TIME: Duration = Duration::from_millis(200);
 /// Minimum time limit of a check. A dead connection costs its caller this time.
 const MIN_CHECK_TIMEOUT: Duration = Duration::from_millis(250);
@@ -122,8 +122,8 @@ impl Connector {
         })
     }
 
-    /// Connects. May wait for a server that starts or has no free connection, until the deadline. The
-    /// error is the last one.
+    /// Connects. May wait for a server that starts or has no free connection, until the deadline. The error is the last
+    /// one.
     async fn connect_or_wait(&self, deadline: Instant) -> Result<PgConnection, sqlx::Error> {
         let mut pause = Duration::from_millis(20);
         loop {
@@ -178,8 +178,7 @@ pub(in crate::store) struct Counted {
 }
 
 impl Counted {
-    /// Runs `work` until `deadline` at most. After a timeout, or after a drop of this future, the work is
-    /// unfinished.
+    /// Runs `work` until `deadline` at most. After a timeout, or after a drop of this future, the work is unfinished.
     pub(in crate::store) async fn run<T>(
         &mut self,
         deadline: Instant,
@@ -242,8 +241,8 @@ impl Drop for Counted {
     }
 }
 
-/// Runs `work`, and sends the ROLLBACK of a dropped transaction. sqlx would send it with the next
-/// statement, and the transaction would keep its locks until then.
+/// Runs `work`, and sends the ROLLBACK of a dropped transaction. sqlx would send it with the next statement, and the
+/// transaction would keep its locks until then.
 async fn with_rollback<T>(
     connection: &mut PgConnection,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -257,9 +256,8 @@ async fn with_rollback<T>(
 
 /// A timer that is used again for one timeout after the other.
 ///
-/// A timer that is earlier than all others wakes a sleeping thread of the runtime. For many short
-/// statements that costs more than the statement. So the timer of the first statement stays, and is set
-/// to a new time only when it ends.
+/// A timer that is earlier than all others wakes a sleeping thread of the runtime. For many short statements that costs
+/// more than the statement. So the timer of the first statement stays, and is set to a new time only when it ends.
 #[derive(Debug, Default)]
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
@@ -354,9 +352,8 @@ impl Pool {
         }
     }
 
-    /// Runs `work` on a connection. The wait for one and the work have one deadline. If an idle
-    /// connection turns out to be gone, `work` runs again on a new one, unless it may have been done
-    /// and must not run twice.
+    /// Runs `work` on a connection. The wait for one and the work have one deadline. If an idle connection turns out to
+    /// be gone, `work` runs again on a new one, unless it may have been done and must not run twice.
     pub(in crate::store) async fn run<T>(
         self: &Arc<Self>,
         kind: Kind,
@@ -438,10 +435,10 @@ impl Pool {
 
 /// A connection of the pool with work.
 ///
-/// If its statement was abandoned, by a timeout or because the caller has gone, Postgres may still run
-/// it. The connection then keeps its permits until it answers, so that the limit of the pool holds. One
-/// that does not answer is dropped. One that answers is closed if it may be in a transaction: an
-/// abandoned BEGIN may have been executed, and later writes in that transaction would be lost.
+/// If its statement was abandoned, by a timeout or because the caller has gone, Postgres may still run it. The
+/// connection then keeps its permits until it answers, so that the limit of the pool holds. One that does not answer is
+/// dropped. One that answers is closed if it may be in a transaction: an abandoned BEGIN may have been executed, and
+/// later writes in that transaction would be lost.
 struct Borrowed<'a> {
     pool: &'a Arc<Pool>,
     kind: Kind,

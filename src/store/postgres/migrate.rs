@@ -7,14 +7,13 @@ use std::time::Duration;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::{Connection, FromRow, PgConnection};
 
-/// Time limit of a migration's wait for a lock. Every later statement waits behind it, so it gives up
-/// and tries again.
+/// Time limit of a migration's wait for a lock. Every later statement waits behind it, so it gives up and tries again.
 pub(super) const LOCK_TIMEOUT_MS: i64 = 3000;
 const MAX_ATTEMPTS: u32 = 20;
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Table with the applied migrations. It has not sqlx's name: all applications of a schema would share
-/// that table, and each would take the others' migrations for its own.
+/// Table with the applied migrations. It has not sqlx's name: all applications of a schema would share that table, and
+/// each would take the others' migrations for its own.
 const LIST: &str = "openim_group_mirror_migrations";
 
 /// SQLSTATE insufficient_privilege.
@@ -72,14 +71,13 @@ DELETE FROM _sqlx_migrations
  WHERE _sqlx_migrations.version = ours.version AND _sqlx_migrations.checksum = ours.checksum";
     NOTE_OF_MOVE = "
 COMMENT ON TABLE _sqlx_migrations IS 'moved to openim_group_mirror_migrations'";
-    /// True if the numbers of transactions come from another server, by a loaded dump. Fails if the role
-    /// may not ask.
+    /// True if the numbers of transactions come from another server, by a loaded dump. Fails if the role may not ask.
     IS_FROM_ELSEWHERE = "
 SELECT system_identifier <> (SELECT system_identifier FROM pg_control_system())
   FROM transaction_origin
  WHERE system_identifier IS NOT NULL";
-    /// Deletes numbers of transactions. Numbers that this server has not reached would count as callbacks
-    /// that are newer than any answer of OpenIM.
+    /// Deletes numbers of transactions. Numbers that this server has not reached would count as callbacks that are
+    /// newer than any answer of OpenIM.
     FORGET_TRANSACTIONS = "
 WITH of_members AS (
     UPDATE group_members SET last_callback_xid = NULL
@@ -347,8 +345,8 @@ async fn is_from_elsewhere(connection: &mut PgConnection) -> Result<bool, sqlx::
     }
 }
 
-/// Does the work that is due. One replica at a time applies migrations, older versions included: sqlx
-/// takes an advisory lock.
+/// Does the work that is due. One replica at a time applies migrations, older versions included: sqlx takes an advisory
+/// lock.
 pub(super) async fn run(
     connection: &mut PgConnection,
     schema: &str,
@@ -405,9 +403,9 @@ async fn migrate(connection: &mut PgConnection, schema: &str, due: Due) -> Resul
     Ok(())
 }
 
-/// Copies the mirror's migrations from the list that all sqlx applications of a schema share, where older
-/// versions stored them. They also stay there for older versions, unless the list has migrations of
-/// another application: that one does not start while the mirror's are there.
+/// Copies the mirror's migrations from the list that all sqlx applications of a schema share, where older versions
+/// stored them. They also stay there for older versions, unless the list has migrations of another application: that
+/// one does not start while the mirror's are there.
 async fn take_from_shared_list(
     connection: &mut PgConnection,
     schema: &str,

@@ -1,8 +1,8 @@
 //! Connections to Postgres: the address, the settings of sessions, checks at the start.
 
 mod connections;
-mod migrate;
-mod session;
+pub(super) mod migrate;
+pub(super) mod session;
 mod tls;
 mod url;
 
@@ -21,14 +21,6 @@ use super::write::Touched;
 
 pub(super) use connections::{Connector, Counted, Kind, Pool};
 pub use url::{UrlError, check_url};
-
-/// Returns all statements of this folder, with their names.
-pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    STATEMENTS
-        .iter()
-        .chain(session::STATEMENTS)
-        .chain(migrate::STATEMENTS)
-}
 
 statements! {
     /// Reads encoding, version and durability. Only some encodings can store every Unicode text.
@@ -49,12 +41,11 @@ const MAX_LANES: u32 = 2;
 /// Number of other connections that reads leave free: a rejected callback must be kept.
 const RESERVED_FOR_WRITES: u32 = 1;
 
-/// Part of a lane's time in which it waits for a lock. In the rest it writes the other changes of the
-/// batch one by one.
+/// Part of a lane's time in which it waits for a lock. In the rest it writes the other changes of the batch one by one.
 const LOCK_TIMEOUT_DIVISOR: u32 = 3;
 
-/// Time limit of one statement of a drain. The callbacks of spooled changes have answers, and one
-/// change can be a group with all its members.
+/// Time limit of one statement of a drain. The callbacks of spooled changes have answers, and one change can be a group
+/// with all its members.
 const DRAIN_STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time limit of a drain's wait for a lock.
 const DRAIN_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,22 +56,22 @@ const COMMON_SETTINGS: [(&str, &str); 8] = [
     ("plan_cache_mode", "force_generic_plan"),
     // A statement sees commits from its wait for a lock.
     ("default_transaction_isolation", "read committed"),
-    // A generic plan does not know the LIMIT, so for a page of a large table it expects a tenth of the
-    // rows, and starts workers and a compiler. Both take longer than a page.
+    // A generic plan does not know the LIMIT, so for a page of a large table it expects a tenth of the rows, and starts
+    // workers and a compiler. Both take longer than a page.
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
-    // Lanes and leases can be idle for long. A migration does not set this: it must tell that a
-    // PostgreSQL is too old, and one too old does not know the setting.
+    // Lanes and leases can be idle for long. A migration does not set this: it must tell that a PostgreSQL is too old,
+    // and one too old does not know the setting.
     ("idle_session_timeout", "0"),
-    // Firewalls and NATs forget silent connections, so send a probe every minute. Postgres ends a
-    // connection whose other end is gone. sqlx has no probes of its own.
+    // Firewalls and NATs forget silent connections, so send a probe every minute. Postgres ends a connection whose
+    // other end is gone. sqlx has no probes of its own.
     ("tcp_keepalives_idle", "60"),
     ("tcp_keepalives_interval", "10"),
     ("tcp_keepalives_count", "6"),
 ];
 
-/// Settings of lanes and drain. They look up rows by their keys, one after the other, and lock them in that
-/// order. A plan that was made for a small table must not read the whole table later.
+/// Settings of lanes and drain. They look up rows by their keys, one after the other, and lock them in that order. A
+/// plan that was made for a small table must not read the whole table later.
 const WRITER_SETTINGS: [(&str, &str); 3] = [
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
@@ -108,9 +99,9 @@ pub struct Database {
 }
 
 impl Database {
-    /// Makes a database with at most `pool_size` connections. `timeout` limits the wait for a connection
-    /// and each statement, `lane_timeout` each statement of the lanes. `schema` is the whole search
-    /// path; the caller has checked that it is a plain lower-case name.
+    /// Makes a database with at most `pool_size` connections. `timeout` limits the wait for a connection and each
+    /// statement, `lane_timeout` each statement of the lanes. `schema` is the whole search path; the caller has checked
+    /// that it is a plain lower-case name.
     ///
     /// # Errors
     /// [`OpenError::Url`], which quotes no value of the URL because it can be a password, and
@@ -337,8 +328,7 @@ impl fmt::Debug for Database {
 }
 
 impl fmt::Display for Database {
-    /// Writes the URL with `***` for the password and without parameters, and the schema if it is not
-    /// `public`.
+    /// Writes the URL with `***` for the password and without parameters, and the schema if it is not `public`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "postgres://{}:***@", self.options.get_username())?;
         match self.options.get_socket() {

@@ -1,9 +1,9 @@
-//! The settings of a session. The start-up parameter `options` has them. If a pooler drops it, a
-//! statement sets them. That needs a session of its own: a pooler that gives a session to each
-//! transaction would pass the settings on to other clients.
+//! The settings of a session. The start-up parameter `options` has them. If a pooler drops it, a statement sets them.
+//! That needs a session of its own: a pooler that gives a session to each transaction would pass the settings on to
+//! other clients.
 //!
-//! Every new connection is checked, not only the first, because the settings of a pooler can change at
-//! any time. That takes two round trips in the half hour that a connection lives.
+//! Every new connection is checked, not only the first, because the settings of a pooler can change at any time. That
+//! takes two round trips in the half hour that a connection lives.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use super::tls;
 use crate::store::error::UnfitSession;
 
 statements! {
-    /// Reads two settings that show if the start-up parameter took effect, `lock_timeout` in milliseconds,
-    /// and the server process.
+    /// Reads two settings that show if the start-up parameter took effect, `lock_timeout` in milliseconds, and the
+    /// server process.
     ASKED = "
 SELECT current_setting('search_path'),
        (extract(epoch FROM current_setting('lock_timeout')::interval) * 1000)::bigint,
@@ -30,8 +30,7 @@ SELECT pg_backend_pid()
     PROCESS = "SELECT pg_backend_pid()";
 }
 
-/// Time limit of a second connection, which shows if the first has a session of its own. A pooler may
-/// have no free one.
+/// Time limit of a second connection, which shows if the first has a session of its own. A pooler may have no free one.
 pub(super) const SECOND_CONNECTION_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Settings that a session must have.
@@ -66,8 +65,8 @@ impl SessionSettings {
         options.options(self.settings.iter().map(|(name, value)| (*name, value)))
     }
 
-    /// Checks a new session, and sets settings that have no effect. That needs a second connection,
-    /// which has the time `timeout_of_second` for itself and for its first statement.
+    /// Checks a new session, and sets settings that have no effect. That needs a second connection, which has the time
+    /// `timeout_of_second` for itself and for its first statement.
     pub(super) async fn ensure(
         &self,
         connection: &mut PgConnection,
@@ -104,8 +103,8 @@ impl SessionSettings {
     }
 
     async fn look(&self, connection: &mut PgConnection) -> Result<(bool, i32), sqlx::Error> {
-        // Not prepared, here and below: another session would not know the statement, and its error
-        // would not tell the cause.
+        // Not prepared, here and below: another session would not know the statement, and its error would not tell the
+        // cause.
         let row = sqlx::raw_sql(ASKED).fetch_one(connection).await?;
         let is_as_asked = row.try_get::<&str, _>(0)? == self.schema
             && row.try_get::<i64, _>(1)? == self.lock_timeout_ms;
@@ -113,16 +112,16 @@ impl SessionSettings {
     }
 }
 
-/// Checks that a connection has a server process of its own, with a second connection. A pooler that
-/// gives a process to each transaction gives the first connection's, which is between two transactions,
-/// to the second; or it gives another one to the first connection's next transaction.
+/// Checks that a connection has a server process of its own, with a second connection. A pooler that gives a process to
+/// each transaction gives the first connection's, which is between two transactions, to the second; or it gives another
+/// one to the first connection's next transaction.
 pub(super) async fn check_alone(
     one: &mut PgConnection,
     options: &PgConnectOptions,
     timeout_of_second: Duration,
 ) -> Result<Result<(), UnfitSession>, sqlx::Error> {
-    // Without a free second connection the question stays open. A busy pooler accepts a client, and
-    // lets its first statement wait.
+    // Without a free second connection the question stays open. A busy pooler accepts a client, and lets its first
+    // statement wait.
     let Ok(Ok(mut other)) = timeout(timeout_of_second, tls::connect(options)).await else {
         return Ok(Ok(()));
     };

@@ -1,8 +1,8 @@
 //! TLS to the database, with the rules of libpq for `sslmode`, and explanations of TLS errors.
 //!
-//! rustls reads only certificates of X.509 version 3, even without a check of them. OpenSSL, which sqlx
-//! could use instead, reads older ones. But then every build needs OpenSSL's headers or a build of
-//! OpenSSL, and the administrator has to follow its security updates.
+//! rustls reads only certificates of X.509 version 3, even without a check of them. OpenSSL, which sqlx could use
+//! instead, reads older ones. But then every build needs OpenSSL's headers or a build of OpenSSL, and the administrator
+//! has to follow its security updates.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -23,8 +23,8 @@ const NOT_ALLOWED: &str = "28000";
 const FILES: [&str; 3] = ["sslrootcert", "sslcert", "sslkey"];
 /// Start of the value of such a parameter in sqlx's URL.
 const FILE: &str = "file: ";
-/// Applies two rules of libpq that sqlx does not have: a Unix socket has no TLS, and `require` with
-/// `sslrootcert` means `verify-ca`. Fails if one of the files cannot be read.
+/// Applies two rules of libpq that sqlx does not have: a Unix socket has no TLS, and `require` with `sslrootcert` means
+/// `verify-ca`. Fails if one of the files cannot be read.
 pub(super) fn apply_rules(
     options: PgConnectOptions,
     url: &str,
@@ -60,8 +60,8 @@ pub(super) fn apply_rules(
     Ok(options)
 }
 
-/// Finds the files for TLS that the URL or the environment names. sqlx tells them only in a URL, which
-/// is safe to make only for plain names of host and user.
+/// Finds the files for TLS that the URL or the environment names. sqlx tells them only in a URL, which is safe to make
+/// only for plain names of host and user.
 fn files(url: &str) -> Vec<(&'static str, String)> {
     let url = url.split_once('#').map_or(url, |(url, _)| url);
     let query = url.split_once('?').map_or("", |(_, query)| query);
@@ -146,8 +146,8 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Explains an error of TLS and its solution. `None`: it is another error. `host` is the name that the
-/// certificate must have.
+/// Explains an error of TLS and its solution. `None`: it is another error. `host` is the name that the certificate must
+/// have.
 pub(super) fn explain(error: &sqlx::Error, host: &str) -> Option<String> {
     let error = match error {
         sqlx::Error::Tls(error) => return Some(error.to_string()),

@@ -1,8 +1,8 @@
 //! The URL of a database, with the parameters that it may have.
 //!
-//! sqlx ignores unknown parameters and logs their values, which can be secret. So it gets only the ones
-//! that it knows. A parameter of libpq that asks for more safety than sqlx has is an error: to ignore it
-//! would make a connection that is less safe than asked.
+//! sqlx ignores unknown parameters and logs their values, which can be secret. So it gets only the ones that it knows.
+//! A parameter of libpq that asks for more safety than sqlx has is an error: to ignore it would make a connection that
+//! is less safe than asked.
 
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
@@ -45,8 +45,8 @@ const MODES: [&str; 6] = [
 const VERIFY: &str = "sslmode=verify-full makes sure of the server";
 const WRITE_OUT: &str = "write host, port, user and database into DATABASE_URL";
 
-/// Parameters of libpq about safety, or about another server: the values that the mirror can accept, and
-/// the solution for others.
+/// Parameters of libpq about safety, or about another server: the values that the mirror can accept, and the solution
+/// for others.
 const ASKS_FOR_MORE: [(&str, &[&str], &str); 15] = [
     ("channel_binding", &["disable", "prefer"], VERIFY),
     ("require_auth", &[], VERIFY),
@@ -87,8 +87,8 @@ const ASKS_FOR_MORE: [(&str, &[&str], &str); 15] = [
     ("servicefile", &[], WRITE_OUT),
 ];
 
-/// Parameters of libpq that look like those about safety, and do no harm if they are ignored: without the
-/// password of a key there is no connection.
+/// Parameters of libpq that look like those about safety, and do no harm if they are ignored: without the password of a
+/// key there is no connection.
 const HARMLESS: [&str; 6] = [
     "sslcompression",
     "sslpassword",
@@ -191,8 +191,7 @@ fn is_mode(key: &str) -> bool {
     key == "sslmode" || key == "ssl-mode"
 }
 
-/// Returns the expected value if the mirror cannot do what a value asks for. An empty value asks for
-/// nothing.
+/// Returns the expected value if the mirror cannot do what a value asks for. An empty value asks for nothing.
 fn refuse(key: &str, value: &str) -> Option<String> {
     if value.is_empty() {
         return None;
@@ -217,8 +216,8 @@ fn refuse(key: &str, value: &str) -> Option<String> {
 /// Parses a URL. Returns sqlx's options and the names of ignored parameters.
 pub(super) fn parse(url: &str) -> Result<(PgConnectOptions, Vec<String>), UrlError> {
     let (base, parameters) = split(url);
-    // sqlx itself accepts any scheme. The part before the parameters is parsed first: if a `?` stands in
-    // a password, no error may quote what follows.
+    // sqlx itself accepts any scheme. The part before the parameters is parsed first: if a `?` stands in a password, no
+    // error may quote what follows.
     let scheme = base.split_once("://").map(|(scheme, _)| scheme);
     let is_postgres = scheme.is_some_and(|scheme| ["postgres", "postgresql"].contains(&scheme));
     if !is_postgres || base.parse::<PgConnectOptions>().is_err() {

@@ -38,8 +38,8 @@ SELECT ", group_row!((texts_if "bytes <= $2")), ", bytes
           FROM groups
          WHERE group_id = $1
          LIMIT 1) AS g");
-    /// Reads every row of the group. No index has the time of the newest change, so that patches stay
-    /// heap-only updates. A leave is a change too.
+    /// Reads every row of the group. No index has the time of the newest change, so that patches stay heap-only
+    /// updates. A leave is a change too.
     GROUP_BY_ROLE = "
 SELECT role_level,
        count(*) FILTER (WHERE left_at IS NULL
@@ -86,8 +86,8 @@ pub struct GroupFilter {
 }
 
 impl Store {
-    /// Reads a group with counts. `None`: the group is unknown. Reads every row of the group, which takes
-    /// about 0.2 s for a million members in memory.
+    /// Reads a group with counts. `None`: the group is unknown. Reads every row of the group, which takes about 0.2 s
+    /// for a million members in memory.
     pub async fn group(
         &self,
         group: &GroupId,
@@ -122,8 +122,8 @@ impl Store {
         .await
     }
 
-    /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order of
-    /// group id. Marked groups with a status are searched one by one.
+    /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order of group id. Marked
+    /// groups with a status are searched one by one.
     pub async fn groups(
         &self,
         filter: GroupFilter,

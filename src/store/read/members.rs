@@ -13,8 +13,8 @@ macro_rules! is_not_dismissed {
     };
 }
 
-/// SQL condition: a row of the group `$1` without `left_at` is that of a current member. See the notes
-/// about dismissals in the module.
+/// SQL condition: a row of the group `$1` without `left_at` is that of a current member. See the notes about dismissals
+/// in the module.
 macro_rules! joined_after_dismissal {
     () => {
         "
@@ -40,8 +40,8 @@ pages! {
    is_not_dismissed!(), joined_after_dismissal!(), "
  ORDER BY group_id, user_id
  LIMIT $3");
-    /// Walks group_members_by_role. Repeats the predicate of the index, because the planner cannot know
-    /// that a parameter is not 20.
+    /// Walks group_members_by_role. Repeats the predicate of the index, because the planner cannot know that a
+    /// parameter is not 20.
     PAGE_OF_ROLE = member_row, key "user_id", room "$5", concat!("
   FROM group_members
  WHERE (group_id, role_level, user_id) > ($1, $4, $2) AND (group_id, role_level) <= ($1, $4)
@@ -56,8 +56,8 @@ pages! {
    AND ($4::integer IS NULL OR role_level = $4)
  ORDER BY group_id, user_id
  LIMIT $3";
-    /// Walks group_members_left for tombstones. Of a dismissed group, merges in those who were members
-    /// and whose rows do not say yet that they left, by the primary key.
+    /// Walks group_members_left for tombstones. Of a dismissed group, merges in those who were members and whose rows
+    /// do not say yet that they left, by the primary key.
     PAGE_OF_LEFT = member_row, key "user_id", room "$5", concat!("
   FROM (SELECT ", member_row!(plain), "
           FROM group_members
@@ -74,8 +74,8 @@ pages! {
                                                     WHERE g.group_id = $1)) AS gone
  ORDER BY group_id, user_id
  LIMIT $3");
-    /// Looks up each of the users, who are few. LIMIT 1 keeps the planner from reading the group
-    /// instead. $6 has one value for tombstones and one for current members.
+    /// Looks up each of the users, who are few. LIMIT 1 keeps the planner from reading the group instead. $6 has one
+    /// value for tombstones and one for current members.
     PAGE_OF_USERS = member_row, key "user_id", room "$7", concat!("
   FROM unnest($5::text[]) AS asked (id)
  CROSS JOIN LATERAL
@@ -87,8 +87,8 @@ pages! {
    AND (m.left_at IS NOT NULL) = ANY($6::boolean[])
  ORDER BY m.user_id
  LIMIT $3");
-    /// Walks group_members_by_user. The group is searched for each row: for a join the planner may read
-    /// all dismissed groups first.
+    /// Walks group_members_by_user. The group is searched for each row: for a join the planner may read all dismissed
+    /// groups first.
     PAGE_OF_USER = member_row, key "group_id", room "$4", "
   FROM group_members AS m
  WHERE (user_id, group_id) > ($1, $2) AND user_id <= $1 AND left_at IS NULL
@@ -123,9 +123,9 @@ pub struct MemberFilter {
 }
 
 impl Store {
-    /// Reads up to `limit` members after the user id `after` ("" for the first), in bytewise order of
-    /// user id. A page costs the same anywhere in a group of any size, but these rows are skipped one
-    /// by one: tombstones, other roles than 20, and any other role if tombstones are read too.
+    /// Reads up to `limit` members after the user id `after` ("" for the first), in bytewise order of user id. A page
+    /// costs the same anywhere in a group of any size, but these rows are skipped one by one: tombstones, other roles
+    /// than 20, and any other role if tombstones are read too.
     pub async fn members(
         &self,
         group: &GroupId,
@@ -173,8 +173,8 @@ impl Store {
         .await
     }
 
-    /// Reads up to `limit` current memberships of a user after the group id `after` ("" for the first),
-    /// in bytewise order of group id.
+    /// Reads up to `limit` current memberships of a user after the group id `after` ("" for the first), in bytewise
+    /// order of group id.
     pub async fn groups_of(
         &self,
         user: &UserId,

@@ -1,24 +1,23 @@
 //! Reads of the mirror.
 //!
-//! Every page starts after a key, the first one after the empty key, which is below every id. A generic
-//! plan for `$n IS NULL OR ...` would read the whole group. (It does no harm as a condition on rows that
-//! are read anyway.) Pages compare whole rows, `(group_id, user_id) > ($1, $2) AND group_id <= $1`,
-//! and not `group_id = $1 AND user_id > $2`: with an equality the planner may take the order from the
-//! other index, believe that the group's members are evenly spread in it, and read the whole table.
+//! Every page starts after a key, the first one after the empty key, which is below every id. A generic plan for `$n IS
+//! NULL OR ...` would read the whole group. (It does no harm as a condition on rows that are read anyway.) Pages
+//! compare whole rows, `(group_id, user_id) > ($1, $2) AND group_id <= $1`, and not `group_id = $1 AND user_id > $2`:
+//! with an equality the planner may take the order from the other index, believe that the group's members are evenly
+//! spread in it, and read the whole table.
 //!
 //! A dismissal ends all memberships, and for a while the members' rows do not say so. So reads look at
 //! `groups_emptying`, an index that is nearly always empty.
 //!
 //! Pages of rows with a limit of bytes.
 //!
-//! Most texts have a few dozen bytes, but one can have megabytes. The sum of the sizes of a page makes a
-//! read nearly half as long again. So an ordinary read returns short texts, and in place of a long text a
-//! mark that is longer than any short one. Only a page with a mark is read again: with sizes, and with
-//! the texts of as many rows as there is room for. Postgres knows the size of a long text without
-//! reading it.
+//! Most texts have a few dozen bytes, but one can have megabytes. The sum of the sizes of a page makes a read nearly
+//! half as long again. So an ordinary read returns short texts, and in place of a long text a mark that is longer than
+//! any short one. Only a page with a mark is read again: with sizes, and with the texts of as many rows as there is
+//! room for. Postgres knows the size of a long text without reading it.
 
-/// Makes the two statements of each page, from: the macro with the columns of a row; more columns, and
-/// their names if they are computed; the key within the page; the parameter of the room; the rest.
+/// Makes the two statements of each page, from: the macro with the columns of a row; more columns, and their names if
+/// they are computed; the key within the page; the parameter of the room; the rest.
 macro_rules! pages {
     ($(
         $(#[$doc:meta])*
@@ -37,15 +36,15 @@ macro_rules! pages {
             ),
         };)+
         /// All statements of these pages, with their names.
-        pub(super) const PAGES: &[(&str, &str)] = &[$(
+        pub(in crate::store) const PAGES: &[(&str, &str)] = &[$(
             (stringify!($name), $name.ordinary),
             (concat!(stringify!($name), "_SIZED"), $name.sized),
         )+];
     };
 }
 
-mod groups;
-mod members;
+pub(super) mod groups;
+pub(super) mod members;
 
 use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
@@ -54,14 +53,6 @@ use super::columns::{Columns, PageRow, PgQuery, SHORT_ROW, bytes, count, is_mark
 
 pub use groups::{GroupFilter, GroupSummary, RoleCount};
 pub use members::{MemberFilter, MemberState};
-
-/// Returns all statements of this folder, with their names.
-pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    groups::STATEMENTS
-        .iter()
-        .chain(groups::PAGES)
-        .chain(members::PAGES)
-}
 
 /// Maximum size of the texts of a page, in bytes. The first row alone can have more.
 pub const PAGE_BYTES: usize = 4 << 20;
@@ -98,8 +89,7 @@ pub struct Page<T> {
 pub(super) struct PageSql {
     /// Reads short texts and marks.
     pub(super) ordinary: &'static str,
-    /// Reads the texts for which there is room, and the sum of bytes up to each row. Its last
-    /// parameter is the room.
+    /// Reads the texts for which there is room, and the sum of bytes up to each row. Its last parameter is the room.
     pub(super) sized: &'static str,
 }
 
@@ -110,8 +100,8 @@ struct SizedRow<T> {
     up_to: usize,
 }
 
-/// Reads a page of `limit` rows. `bind` binds all parameters except the room. The statements must read
-/// one row more than `limit`.
+/// Reads a page of `limit` rows. `bind` binds all parameters except the room. The statements must read one row more
+/// than `limit`.
 pub(super) async fn page<'q, T>(
     connection: &mut PgConnection,
     sql: PageSql,
@@ -145,8 +135,8 @@ where
     Ok(cut(rows, limit, room, may_ask, PAGE_BYTES))
 }
 
-/// Cuts rows to a page of `limit` rows and `max_bytes` bytes that fits into `room`, the room of the
-/// statement: it has read no texts of rows that do not fit.
+/// Cuts rows to a page of `limit` rows and `max_bytes` bytes that fits into `room`, the room of the statement: it has
+/// read no texts of rows that do not fit.
 fn cut<T>(
     rows: Vec<SizedRow<T>>,
     limit: usize,

@@ -190,8 +190,8 @@ impl Store {
             .collect())
     }
 
-    /// Looks up groups. Returns the known ones in their order, and the number of ids that were looked up,
-    /// at least one. The caller must ask again for the other ids: there was no room for their texts.
+    /// Looks up groups. Returns the known ones in their order, and the number of ids that were looked up, at least one.
+    /// The caller must ask again for the other ids: there was no room for their texts.
     pub async fn known_groups(
         &self,
         groups: &[GroupId],
@@ -208,8 +208,8 @@ impl Store {
         Ok((page.rows, count))
     }
 
-    /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order.
-    /// Long texts make the page shorter. It is empty only at the end.
+    /// Reads up to `limit` groups after the group id `after` ("" for the first), in bytewise order. Long texts make the
+    /// page shorter. It is empty only at the end.
     pub async fn groups_to_compare(
         &self,
         after: &str,
@@ -223,8 +223,8 @@ impl Store {
         Ok(page.rows)
     }
 
-    /// Reads a page of a group's members and tombstones after the user id `after` ("" for the first),
-    /// in bytewise order of user id. Returns true with the last page. `users` limits it to some users.
+    /// Reads a page of a group's members and tombstones after the user id `after` ("" for the first), in bytewise order
+    /// of user id. Returns true with the last page. `users` limits it to some users.
     pub async fn members_to_compare(
         &self,
         group: &GroupId,

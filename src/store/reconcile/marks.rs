@@ -1,5 +1,4 @@
-//! Reconciles of single groups: the start and the result of each, the users that callbacks have named since,
-//! and marks.
+//! Reconciles of single groups: the start and the result of each, the users that callbacks have named since, and marks.
 
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use crate::store::write::{GROUP_ITSELF, TouchedUsers};
 use crate::store::{Error, Store};
 
 statements! {
-    /// Keeps what is known of the group until the end. The time identifies a reconcile of the group: it is
-    /// later than the one before, whatever the clock says.
+    /// Keeps what is known of the group until the end. The time identifies a reconcile of the group: it is later than
+    /// the one before, whatever the clock says.
     BEGIN_GROUP = "
 INSERT INTO group_checks AS stored (group_id, compared_at, read_at)
 VALUES ($1, clock_timestamp(), clock_timestamp())
@@ -29,13 +28,13 @@ RETURNING compared_at, version, version_id, fence, read_at, touched, touches";
     FENCE = "SELECT pg_current_snapshot()::text";
     /// Locks the group before its row in group_checks, in the order of the lanes.
     LOCK_MARK = "SELECT FROM groups WHERE group_id = $1 AND check_wanted_since IS NOT NULL FOR UPDATE";
-    /// Runs before a statement that has to see the writes of others. In the order of ids, as all statements
-    /// that lock several rows.
+    /// Runs before a statement that has to see the writes of others. In the order of ids, as all statements that lock
+    /// several rows.
     LOCK_CHECKS = "SELECT FROM group_checks WHERE group_id = ANY($1) ORDER BY group_id FOR UPDATE";
-    /// Records the version, unless another reconcile of the group has begun since. The version of changes is
-    /// recorded only by a later reconcile, which asks for the same changes again. Users that callbacks have
-    /// named since stay. Removes the mark, unless it was set again since, or so shortly before that the
-    /// announced change may have come after. (A mark in the future is from a clock that was set back.)
+    /// Records the version, unless another reconcile of the group has begun since. The version of changes is recorded
+    /// only by a later reconcile, which asks for the same changes again. Users that callbacks have named since stay.
+    /// Removes the mark, unless it was set again since, or so shortly before that the announced change may have come
+    /// after. (A mark in the future is from a clock that was set back.)
     FINISH_GROUP = "
 WITH marked AS MATERIALIZED (
     SELECT check_wanted_since, check_marked_at, check_marked_xid
@@ -79,8 +78,8 @@ cleared AS (
 SELECT (SELECT check_wanted_since FROM marked) AS marked_since,
        clock_timestamp() AS finished_at,
        EXISTS (SELECT FROM cleared) AS is_cleared";
-    /// Only if nothing else has marked the group, before or since, and the mark has not made its row: for a
-    /// group that only the mark made, nothing else is known.
+    /// Only if nothing else has marked the group, before or since, and the mark has not made its row: for a group that
+    /// only the mark made, nothing else is known.
     UNDO_MARK = "
 UPDATE groups SET
     check_wanted_since = NULL, check_marked_at = NULL, check_marked_xid = NULL, check_reason = NULL
@@ -311,8 +310,8 @@ impl Store {
         .await
     }
 
-    /// Begins the reconcile of a group with changes since `version` that OpenIM sent after `fence`. `None` if
-    /// another reconcile has begun after the one at `compared_at`.
+    /// Begins the reconcile of a group with changes since `version` that OpenIM sent after `fence`. `None` if another
+    /// reconcile has begun after the one at `compared_at`.
     pub async fn begin_update(
         &self,
         group: &GroupId,
@@ -334,9 +333,9 @@ impl Store {
         .await
     }
 
-    /// Users and group that callbacks have named since the version. `None`: so many that the whole group has
-    /// to be read. Unless `is_recorded`, an earlier process may have written callbacks without recording
-    /// their users, and the rows are read.
+    /// Users and group that callbacks have named since the version. `None`: so many that the whole group has to be
+    /// read. Unless `is_recorded`, an earlier process may have written callbacks without recording their users, and the
+    /// rows are read.
     pub async fn named_since(
         &self,
         group: &GroupId,
@@ -374,9 +373,9 @@ impl Store {
         Ok((named.users.len() <= MAX_NAMED).then_some(named))
     }
 
-    /// Ends the reconcile of a group. The mirror is equal to OpenIM at `version`; without one the next
-    /// reconcile reads the whole group. A version that is younger than `settling` may have more to show. A
-    /// mark that came less than `delay` before stays, and so does the mark of an incomplete group.
+    /// Ends the reconcile of a group. The mirror is equal to OpenIM at `version`; without one the next reconcile reads
+    /// the whole group. A version that is younger than `settling` may have more to show. A mark that came less than
+    /// `delay` before stays, and so does the mark of an incomplete group.
     pub async fn finish_group(
         &self,
         group: &GroupId,
@@ -427,8 +426,7 @@ impl Store {
         .await
     }
 
-    /// Up to `limit` groups after the group id `after` that were marked at least `delay` ago, in bytewise
-    /// order.
+    /// Up to `limit` groups after the group id `after` that were marked at least `delay` ago, in bytewise order.
     pub async fn marked_groups(
         &self,
         after: &str,
@@ -456,9 +454,9 @@ impl Store {
             .await
     }
 
-    /// Records the users that callbacks have named since the last call. A callback may come after a reconcile
-    /// that began later in OpenIM; then the version says nothing about its members. After an error the next
-    /// call records them.
+    /// Records the users that callbacks have named since the last call. A callback may come after a reconcile that
+    /// began later in OpenIM; then the version says nothing about its members. After an error the next call records
+    /// them.
     pub async fn note_touched(&self) -> Result<(), Error> {
         let mut rest = self.touched.take();
         while !rest.is_empty() {
@@ -529,8 +527,8 @@ impl Store {
         .await
     }
 
-    /// As [`Self::note_touched`], by the rows of these groups: records what an earlier process did not record.
-    /// Reads all of their members.
+    /// As [`Self::note_touched`], by the rows of these groups: records what an earlier process did not record. Reads
+    /// all of their members.
     pub async fn note_touched_before(&self, groups: &[&GroupId]) -> Result<(), Error> {
         let ids: Vec<&str> = groups.iter().map(|group| group.as_str()).collect();
         let limit = i64::try_from(MAX_TOUCHED + 1).unwrap_or(i64::MAX);

@@ -12,8 +12,8 @@ use crate::domain::{RepairCounts, RepairKind};
 use crate::store::postgres::Counted;
 use crate::store::{Error, Store};
 
-/// Passes every counter of a run to the macro `$make`: its text in the API, its column, its name in JSON and,
-/// for repairs, its kind. A new counter is a row here and a column in a migration.
+/// Passes every counter of a run to the macro `$make`: its text in the API, its column, its name in JSON and, for
+/// repairs, its kind. A new counter is a row here and a column in a migration.
 macro_rules! run_counters {
     ($make:ident) => {
         $make! {
@@ -34,8 +34,8 @@ macro_rules! run_counters {
                 members_removed "memberRemoved" MemberRemoved;
                 /// Members with another value.
                 members_changed "memberChanged" MemberChanged;
-                /// Members that differ only in details which no callback has, for example the name in
-                /// their profile. No drift.
+                /// Members that differ only in details which no callback has, for example the name in their profile. No
+                /// drift.
                 details_changed "detailsChanged" DetailsChanged;
                 /// Groups with another value of their own.
                 groups_changed "groupChanged" GroupChanged;

@@ -1,5 +1,4 @@
-//! The connection that drains a spool. It is the only one of its process that writes changes
-//! meanwhile.
+//! The connection that drains a spool. It is the only one of its process that writes changes meanwhile.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,8 +44,8 @@ impl Drainer {
         }
     }
 
-    /// Connects and waits until every earlier session of the spool has ended. The lanes of this
-    /// process have closed or dropped their connections before.
+    /// Connects and waits until every earlier session of the spool has ended. The lanes of this process have closed or
+    /// dropped their connections before.
     ///
     /// # Errors
     /// [`Error::Transient`] while the database is away, or if a session does not end.

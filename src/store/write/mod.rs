@@ -1,18 +1,17 @@
 //! Writes changes to the mirror. A [`Writer`] is the connection of a lane.
 //!
-//! Patches of current members are one statement, see `patch_set!`. All other changes are applied by
-//! `domain::apply` to stored rows, which are locked first, see [`rows`].
+//! Patches of current members are one statement, see `patch_set!`. All other changes are applied by `domain::apply` to
+//! stored rows, which are locked first, see [`rows`].
 //!
 //! The fence: keeps an abandoned write from taking effect after newer ones, or twice.
 //!
-//! Postgres may still run a statement after its timeout here, or get it late from the network, and
-//! commit it. So each session of a lane has a share of an advisory lock, one lock for each spool.
-//! After a failed write, nothing is written until the session that drains the spool has the whole
-//! lock: then all earlier sessions have ended. Positions tell what those sessions have committed,
-//! because they move in the same transactions.
+//! Postgres may still run a statement after its timeout here, or get it late from the network, and commit it. So each
+//! session of a lane has a share of an advisory lock, one lock for each spool. After a failed write, nothing is written
+//! until the session that drains the spool has the whole lock: then all earlier sessions have ended. Positions tell
+//! what those sessions have committed, because they move in the same transactions.
 
 mod drainer;
-mod rows;
+pub(super) mod rows;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,11 +27,6 @@ use crate::domain::{
 };
 
 pub use drainer::Drainer;
-
-/// Returns all statements of this folder, with their names.
-pub(super) fn statements() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    STATEMENTS.iter().chain(rows::STATEMENTS)
-}
 
 /// The connection of one lane.
 #[derive(Debug)]
@@ -93,8 +87,8 @@ impl Writer {
         }
     }
 
-    /// Writes changes, those of a group in their order. They are committed when this returns. No
-    /// other writer of this process may write changes of the same groups meanwhile.
+    /// Writes changes, those of a group in their order. They are committed when this returns. No other writer of this
+    /// process may write changes of the same groups meanwhile.
     ///
     /// # Errors
     /// [`Error::Transient`] while the database is away. Each change may or may not be committed;
@@ -173,14 +167,13 @@ impl Writer {
 
 /// SQL that patches a row. A batch does to a row what a single patch does.
 ///
-/// Only present fields change. `updated_at` moves only when a value does, and by a microsecond at
-/// least: the ETag of a reader is made from it. `now()` can be older than the row's last change, if two
-/// callbacks of one member wait for each other.
+/// Only present fields change. `updated_at` moves only when a value does, and by a microsecond at least: the ETag of a
+/// reader is made from it. `now()` can be older than the row's last change, if two callbacks of one member wait for
+/// each other.
 ///
-/// OpenIM shows a nickname or an avatar that is set. If it becomes empty, OpenIM shows the profile's,
-/// which no callback tells, so the display value becomes unknown. If it was empty before, the display
-/// value stays. It becomes unknown only with a change of the text itself, so `updated_at` need not
-/// compare that.
+/// OpenIM shows a nickname or an avatar that is set. If it becomes empty, OpenIM shows the profile's, which no callback
+/// tells, so the display value becomes unknown. If it was empty before, the display value stays. It becomes unknown
+/// only with a change of the text itself, so `updated_at` need not compare that.
 macro_rules! patch_set {
     () => {
         concat!(
@@ -209,8 +202,8 @@ UPDATE group_members AS stored SET
     };
 }
 
-/// SQL condition of the rows that are patched. `domain::apply` writes the others: users who are unknown,
-/// have left or may have left by a dismissal, and an owner whose role would change.
+/// SQL condition of the rows that are patched. `domain::apply` writes the others: users who are unknown, have left or
+/// may have left by a dismissal, and an owner whose role would change.
 macro_rules! is_patched {
     () => {
         "
@@ -227,9 +220,8 @@ statements! {
     PATCH_MEMBER = concat!(patch_set!(), "
   FROM (VALUES ($1::text, $2::text", patch_columns!(value), "))
        AS patch (group_id, user_id", patch_columns!(plain), ")", is_patched!());
-    /// Patches several members, each once. Returns the places, from 1, of those that it found. The
-    /// connections of lanes have plans only that look for one row after the other, so rows are locked in
-    /// the order of the arrays.
+    /// Patches several members, each once. Returns the places, from 1, of those that it found. The connections of lanes
+    /// have plans only that look for one row after the other, so rows are locked in the order of the arrays.
     PATCH_MEMBERS = concat!(patch_set!(), "
   FROM unnest($1::text[], $2::text[]", patch_columns!(array), ")
        WITH ORDINALITY AS patch (group_id, user_id", patch_columns!(plain), ", place)",
@@ -238,8 +230,8 @@ RETURNING patch.place");
     /// Takes a share until the session ends. Waits only while the session of a drain ends.
     SHARE = "SELECT pg_advisory_lock_shared($1)";
     TAKE_ALONE = "SELECT pg_try_advisory_lock($1)";
-    /// Ends the sessions that still have a share: no one waits for their answers. `pg_locks` splits
-    /// the number of the lock into two halves.
+    /// Ends the sessions that still have a share: no one waits for their answers. `pg_locks` splits the number of the
+    /// lock into two halves.
     END_OTHERS = "
 SELECT count(pg_terminate_backend(pid))
   FROM pg_locks
@@ -252,8 +244,8 @@ INSERT INTO lane_positions (spool_id, lane, seq) VALUES ($1, $2, $3)
 ON CONFLICT (spool_id, lane) DO UPDATE SET seq = EXCLUDED.seq";
 }
 
-/// Writes the changes that are patches of current members. Returns the other changes, which must be
-/// applied, in their order.
+/// Writes the changes that are patches of current members. Returns the other changes, which must be applied, in their
+/// order.
 async fn write_patches<'a>(
     connection: &mut PgConnection,
     changes: &[&'a Change],
@@ -279,8 +271,7 @@ async fn write_patches<'a>(
     Ok(others)
 }
 
-/// Writes folded patches, all or none, in one statement. Returns those whose members it did not find,
-/// in their order.
+/// Writes folded patches, all or none, in one statement. Returns those whose members it did not find, in their order.
 async fn write_folded<'a, 'b>(
     connection: &mut PgConnection,
     patches: &'b [FoldedPatch<'a>],
@@ -356,8 +347,7 @@ async fn share_lock(
     connection.run(deadline, share).await
 }
 
-/// Tries to take the whole lock, and ends sessions that have shares. `None`: some have not ended
-/// yet.
+/// Tries to take the whole lock, and ends sessions that have shares. `None`: some have not ended yet.
 async fn take_lock(
     connection: &mut Counted,
     spool_id: i64,

@@ -1,8 +1,7 @@
 //! Writes changes that depend on stored rows.
 //!
-//! Rows are locked before they are read: groups first, in the order of their ids, then members.
-//! The lock of a group's row covers the whole group, because every replica takes it first. A group
-//! has a row from its first change on.
+//! Rows are locked before they are read: groups first, in the order of their ids, then members. The lock of a group's
+//! row covers the whole group, because every replica takes it first. A group has a row from its first change on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,9 +14,9 @@ use super::Position;
 use crate::domain::{self, Change, Event, Group, GroupId, GroupRows, Member, Repaired, UserId};
 
 statements! {
-    /// Locks groups in the order of the parameters, which is that of their ids. Reads the texts of
-    /// some. The planner makes no hash of a subquery that locks; a hash would read the whole table.
-    /// Also moves the lane's position if there is one, to save a statement.
+    /// Locks groups in the order of the parameters, which is that of their ids. Reads the texts of some. The planner
+    /// makes no hash of a subquery that locks; a hash would read the whole table. Also moves the lane's position if
+    /// there is one, to save a statement.
     LOCK_GROUPS = concat!("
 WITH moved AS (
     INSERT INTO lane_positions (spool_id, lane, seq)
@@ -34,9 +33,9 @@ SELECT group_id, compared_at
  WHERE group_id = ANY($1)
  ORDER BY group_id
    FOR UPDATE";
-    /// Locks members in the order of their keys. A statement of its own, so that it sees what the
-    /// owner of the group lock before has written. A member who was there at a dismissal has left,
-    /// though the row may not say so yet. Reads the texts of some.
+    /// Locks members in the order of their keys. A statement of its own, so that it sees what the owner of the group
+    /// lock before has written. A member who was there at a dismissal has left, though the row may not say so yet.
+    /// Reads the texts of some.
     LOCK_MEMBERS = concat!("
 SELECT stored.group_id, stored.user_id", member_columns!((texts_if "asked.wants")), ",
        COALESCE(stored.left_at,
@@ -47,12 +46,12 @@ SELECT stored.group_id, stored.user_id", member_columns!((texts_if "asked.wants"
   FROM unnest($1::text[], $2::text[], $3::boolean[]) AS asked (in_group, sought, wants)
  CROSS JOIN LATERAL
        (SELECT * FROM group_members WHERE group_id = asked.in_group AND user_id = asked.sought FOR UPDATE) AS stored");
-    /// Writes whole rows, each key once. A new row has no `created_at`. If another replica has made
-    /// the row meanwhile, it stays, and is missing from the count of rows. Some rows keep their stored
-    /// texts, which were not read: Postgres passes them on without a copy of a long text.
+    /// Writes whole rows, each key once. A new row has no `created_at`. If another replica has made the row meanwhile,
+    /// it stays, and is missing from the count of rows. Some rows keep their stored texts, which were not read:
+    /// Postgres passes them on without a copy of a long text.
     ///
-    /// `updated_at` moves only when a value changes, and by a microsecond at least: the ETag of a
-    /// reader is made from it.
+    /// `updated_at` moves only when a value changes, and by a microsecond at least: the ETag of a reader is made from
+    /// it.
     WRITE_MEMBERS = concat!("
 INSERT INTO group_members AS stored
        (group_id, user_id", member_columns!(plain), ", left_at, came_at_dismissal, created_at,
@@ -83,8 +82,8 @@ ON CONFLICT (group_id, user_id) DO UPDATE SET
     last_callback_at  = COALESCE(EXCLUDED.last_callback_at, stored.last_callback_at),
     last_callback_xid = COALESCE(EXCLUDED.last_callback_xid, stored.last_callback_xid)
  WHERE stored.created_at = EXCLUDED.created_at");
-    /// Writes whole rows of groups, like `WRITE_MEMBERS`. An earlier mark stays; a new one sets reason
-    /// and time of the latest mark.
+    /// Writes whole rows of groups, like `WRITE_MEMBERS`. An earlier mark stays; a new one sets reason and time of the
+    /// latest mark.
     WRITE_GROUPS = concat!("
 INSERT INTO groups AS stored
        (group_id", group_columns!(plain), ", dismissed_at, dismissals, emptying_at,
@@ -148,8 +147,8 @@ pub(super) async fn apply_all<'a>(
     }
 }
 
-/// Applies changes in a transaction and moves a position. `None`: the caller must roll back and try
-/// again, because another replica has made one of the new rows.
+/// Applies changes in a transaction and moves a position. `None`: the caller must roll back and try again, because
+/// another replica has made one of the new rows.
 pub(super) async fn apply<'a>(
     transaction: &mut PgConnection,
     changes: &[&'a Change],
@@ -295,8 +294,8 @@ impl LockedRows {
         Ok(stored)
     }
 
-    /// Returns the new state of a group's dismissal. A dismissal writes only the group's row; the
-    /// members' rows are written later.
+    /// Returns the new state of a group's dismissal. A dismissal writes only the group's row; the members' rows are
+    /// written later.
     fn emptying(&self, group: &GroupId, rows: &GroupRows) -> Emptying {
         let stored = self.emptying.get(group).copied().unwrap_or_default();
         match rows.emptied_at {
