@@ -140,7 +140,7 @@ settings! {
         /// Limit of connections. From 4 on, two of them are for callbacks alone. The reconcile with OpenIM
         /// uses one or two more
         DATABASE_POOL_SIZE: u32 = "10", "N", Form::Number(2, 1000);
-        /// Timeout of a read in Postgres. The network gets 500 ms more
+        /// Timeout of a read in Postgres. The service waits 500 ms longer, for the network
         DATABASE_TIMEOUT_MS: Duration = "2000", "MS", Form::Number(100, 60_000);
         /// Folder of the private Postgres and of the spool. Unset: /var/lib/openim-group-mirror for root,
         /// $XDG_DATA_HOME/openim-group-mirror for other users
@@ -152,14 +152,14 @@ settings! {
     "Spool" {
         /// Folder of the spool, for this instance alone. Unset: the folder spool in DATA_DIR
         SPOOL_DIR: PathBuf, "DIR", FOLDER;
-        /// Timeout of a callback in Postgres. Then it goes to the spool. The network gets 500 ms more.
-        /// OpenIM's own timeout is 5000 ms
+        /// Timeout of a callback in Postgres. The callback goes to the spool after this time plus 500 ms for the
+        /// network. OpenIM's own timeout is 5000 ms
         SPOOL_AFTER_MS: Duration = "1500", "MS", Form::Number(100, 4000);
         /// Limit of the spool. Callbacks are refused if it is full. A tenth of it is for bodies that could not
         /// be understood
         SPOOL_MAX_BYTES: u64 = "1073741824", "BYTES", Form::Number(65_536, 1 << 40);
     }
-    /// A request waits if the memory is in use.
+    /// A request waits up to 3 s if the memory is in use.
     "Memory" {
         /// Limit of the body of one callback
         MAX_BODY_BYTES: usize = "16777216", "BYTES", Form::Number(1024, 1 << 30);
@@ -169,25 +169,25 @@ settings! {
         MAX_ANSWER_MEMORY: u32 = "67108864", "BYTES", Form::Number(16 << 20, u32::MAX as u64);
     }
     "Callbacks" {
-        /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand. 1 as documented. 0 for OpenIM
-        /// 3.6 and older, which take 1 for an error
+        /// nextCode of the success reply to callbackAfterSetGroupMemberInfoCommand. 1 as OpenIM documents
+        /// it. 0 for OpenIM 3.6 and older: they read 1 as an error
         CALLBACK_NEXT_CODE: i32 = "1", "0|1", Form::Number(0, 1);
-        /// Age at which a rejected callback is deleted, counted from its arrival in the table
+        /// Age at which a rejected callback is deleted, counted from the time at which it is stored
         REJECTED_KEEP_DAYS: u16 = "30", "DAYS", Form::Number(1, 3650);
         /// Limit of all rejected callbacks together. The oldest are deleted first
         REJECTED_MAX_BYTES: u64 = "268435456", "BYTES", Form::Number(0, 1 << 40);
     }
     /// Runs compare the mirror with OpenIM's API and repair the differences. OPENIM_API_URL,
-    /// OPENIM_ADMIN_USER_ID and OPENIM_SECRET switch them on together.
+    /// OPENIM_ADMIN_USER_ID and OPENIM_SECRET switch them on if all are set.
     "Reconcile" {
         /// URL of OpenIM's API, such as http://openim:10002. Unset: nothing is compared
         OPENIM_API_URL: String, "URL", URL_OF_SERVER, needs OPENIM_ADMIN_USER_ID OPENIM_SECRET;
-        /// User id of an administrator of OpenIM, best one that nobody else uses
+        /// User id of an administrator of OpenIM. Use one that nobody else uses
         OPENIM_ADMIN_USER_ID: String, "USERID", ANY, needs OPENIM_API_URL OPENIM_SECRET;
         /// The value of secret in OpenIM's config/share.yml
         OPENIM_SECRET: String, "SECRET", ANY, needs OPENIM_API_URL OPENIM_ADMIN_USER_ID;
         /// User ids with which backends call OpenIM's API, with commas between them, beside
-        /// OPENIM_ADMIN_USER_ID. A callback that names one of them for that reason alone makes nobody a member
+        /// OPENIM_ADMIN_USER_ID. A user whom a callback names only for that does not become a member
         OPENIM_OPERATOR_USER_IDS: Vec<UserId>, "USERIDS", USER_IDS;
         /// Interval of runs. A run does not read groups with an unchanged version
         RECONCILE_INTERVAL_SECS: Duration = "600", "SECS", Form::Number(1, 604_800);
@@ -199,7 +199,7 @@ settings! {
         RECONCILE_CONCURRENCY: usize = "4", "N", Form::Number(1, 64);
     }
     "Stop and logs" {
-        /// Delay from the signal to stop to the stop. /readyz answers 503 meanwhile, so that load balancers
+        /// Delay between the stop signal and the stop. /readyz answers 503 meanwhile, so that load balancers
         /// notice it
         SHUTDOWN_DELAY_MS: Duration = "0", "MS", Form::Number(0, 600_000);
         /// Timeout of the stop: to finish open requests and to close the database

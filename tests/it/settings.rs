@@ -22,7 +22,7 @@ const DOCS_HEAD: &str = "\
 
 A setting is a flag (`--listen-addr`) and an environment variable (`LISTEN_ADDR`). The variable may also
 be a line of `./.env`, in the folder in which the service starts. The flag comes first, then the variable,
-then `./.env`. An empty variable means the default, also if `./.env` has the name.
+then `./.env`. An empty variable means the default, also if `./.env` has a value for it.
 
 `openim-group-mirror --help` prints the same list, and `.env.example` is a template of `./.env`. All
 invalid settings are reported together at the start, and the process ends with exit code 2.

@@ -30,8 +30,8 @@ is a problem document (RFC 9457) with a `code`. Both lists of codes grow. Times 
 Answers have all their fields; null means unknown. Later versions have more fields.
 
 An id is any text. In a path it is percent-encoded, once. A generated client does that itself, so give \
-it the plain id. The ids `.` and `..` cannot be sent in a path, because URL libraries take them for \
-folders and send another request. `/memberships/query` takes them. A page names its user or group \
+it the plain id. The ids `.` and `..` cannot be sent in a path, because URL libraries resolve them \
+and send another request. `/memberships/query` takes them. A page names its user or group \
 (`userID`, `groupID`).";
 
 /// The document in all its forms, which the service serves. Requests share the texts, because the page

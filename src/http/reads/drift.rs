@@ -24,7 +24,7 @@ json_object! {
         compares "compares": bool = true;
         /// The last run that ended, of any instance. null: none.
         last_run "lastRun" nullable: Option<RunJson> = Some(RunJson::example());
-        /// The run that goes on, or whose process ended before it. null: none.
+        /// The current run, or a run whose process ended before the run was complete. null: none.
         current_run "currentRun" nullable: Option<RunJson> = None;
         /// Marked groups, by the last reason of each. `/groups?checkWanted=true` lists them.
         checks_wanted "checksWanted": Vec<MarkCount> = vec![MarkCount::example()];

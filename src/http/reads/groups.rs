@@ -51,8 +51,8 @@ json_object! {
         created_at "createdAt": OffsetDateTime as "rfc3339" = example_time();
         /// Time of the last change of a value above.
         updated_at "updatedAt": OffsetDateTime as "rfc3339" = example_time();
-        /// Time since which the group is marked: it is to be reconciled with OpenIM, because a callback
-        /// did not fit the mirror, or was missed. null: not marked.
+        /// Time of the mark. A marked group needs a reconcile, because a callback contradicted the mirror or
+        /// was lost. null: not marked.
         check_wanted_since "checkWantedSince" nullable: Option<OffsetDateTime>
             as "optional_rfc3339" = None;
         /// Reason of the last mark.
@@ -146,7 +146,7 @@ impl Groups {
         _key: ReadKey,
         /// Only groups of this status: 0 normal, 1 banned, 2 dismissed, 3 muted.
         status: Query<Option<i32>>,
-        /// true: only marked groups, which are to be reconciled with OpenIM; false: only the others.
+        /// true: only marked groups. false: only groups without a mark.
         #[oai(name = "checkWanted")]
         check_wanted: Query<Option<bool>>,
         /// Limit of groups on a page. A page also ends at 4 MiB of text: follow nextCursor.

@@ -125,9 +125,9 @@ impl Members {
     /// Members of a group
     ///
     /// Current members, or members who left, in bytewise order of userID, in pages. A page costs the
-    /// same in a group of any size. But the read skips some members one by one: members who left, among
-    /// current ones; and members of another role with roleLevel=20, or with a state other than
-    /// "current". A group that the mirror does not know has no members.
+    /// same in a group of any size. The read skips two kinds of members one by one: members who left,
+    /// if it lists current members; and members of another role, if roleLevel=20 or another state is
+    /// given. A group that the mirror does not know has no members.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is a parameter of the operation"

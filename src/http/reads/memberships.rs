@@ -22,8 +22,8 @@ json_object! {
     /// A page of the groups of a user.
     #[oai(example)]
     struct MembershipPage {
-        /// The user of the request. If it is missing or another one, the request was another: with an id
-        /// `..` in the path, the answer is that of `/groups`.
+        /// The user of the request. If it is missing or another user, a URL library has changed the request: for
+        /// the user `..` it sends `/groups`.
         user_id "userID": String = "user789".into();
         /// The user's memberships, in bytewise order of groupID.
         groups "groups": Vec<MemberJson> = vec![MemberJson::example()];
@@ -93,7 +93,7 @@ json_object! {
         user_id "userID": String = "user789".into();
         /// True if the user is a current member of the group.
         is_member "isMember": bool = true;
-        /// Role of the member. null: no member, or a role unknown to the mirror.
+        /// Role of the member. null: no member, or a role that the mirror does not know.
         role_level "roleLevel" nullable: Option<i32> = Some(20);
         /// The whole member. null: no member, or left out.
         member "member" nullable: Option<MemberJson> = Some(MemberJson::example());
