@@ -50,7 +50,7 @@ use messages::Message;
 /// The operation has its documentation, its path, its id, and OpenIM's switch if the mirror needs the callback.
 /// The body has its kind, which says what happens with it. A field has its JSON name, its Rust name, its type,
 /// and its value in the example. The type says what the document shows and how the value is read
-/// ([`FromField`]), unless `by` names another function that reads it. The document does not show a `hidden` field.
+/// ([`body::FromField`]), unless `by` names another function that reads it. The document does not show a `hidden` field.
 /// The expression at the end is the content, made of the values.
 macro_rules! callback {
     (
