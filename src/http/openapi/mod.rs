@@ -188,27 +188,6 @@ impl Route {
     }
 }
 
-/// True if a POST to this path is a read with parameters too long for a URL.
-pub(crate) fn is_posted_read(routes: &Routes, path: &str) -> bool {
-    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
-    routes
-        .get(path)
-        .is_some_and(|route| route.command.is_none() && is_posted(route))
-}
-
-/// True if this is the path of a read, for any method.
-pub(crate) fn is_path_of_read(routes: &Routes, path: &str) -> bool {
-    let is_segment = |(pattern, segment): (&str, &str)| {
-        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
-    };
-    let is_like = |pattern: &str| {
-        pattern.split('/').count() == path.split('/').count()
-            && pattern.split('/').zip(path.split('/')).all(is_segment)
-    };
-    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
-    reads.any(|(pattern, _)| is_like(pattern))
-}
-
 /// The routes of the document. poem-openapi numbers the parameters of a path: "/groups/{groupID}" is
 /// "/groups/:param0".
 fn routes(document: &Value) -> Routes {

@@ -27,7 +27,7 @@ use crate::http::HttpSettings;
 use crate::http::body::{self, EarlyBody, OPERATION_ID};
 use crate::http::callbacks::{self, Callbacks, OtherCallbacks};
 use crate::http::error::{self, Code, Error, Side};
-use crate::http::openapi::{Document, Route, Routes, is_path_of_read, is_posted_read};
+use crate::http::openapi::{Document, Route, Routes};
 use crate::http::ops::{Gauges, Ops};
 use crate::http::reads::ReadState;
 use crate::http::reads::drift::Drifts;
@@ -464,6 +464,27 @@ impl Drop for Count<'_> {
             metrics.read_seconds.observe([route], took);
         }
     }
+}
+
+/// True if a POST to this path is a read with parameters too long for a URL.
+fn is_posted_read(routes: &Routes, path: &str) -> bool {
+    let is_posted = |route: &Route| route.methods.split(", ").any(|method| method == "POST");
+    routes
+        .get(path)
+        .is_some_and(|route| route.command.is_none() && is_posted(route))
+}
+
+/// True if this is the path of a read, for any method.
+fn is_path_of_read(routes: &Routes, path: &str) -> bool {
+    let is_segment = |(pattern, segment): (&str, &str)| {
+        pattern == segment || (pattern.starts_with(':') && !segment.is_empty())
+    };
+    let is_like = |pattern: &str| {
+        pattern.split('/').count() == path.split('/').count()
+            && pattern.split('/').zip(path.split('/')).all(is_segment)
+    };
+    let mut reads = routes.iter().filter(|(_, route)| route.command.is_none());
+    reads.any(|(pattern, _)| is_like(pattern))
 }
 
 /// Changes the path of a request. The query string stays.
