@@ -378,10 +378,8 @@ impl Log {
                 .map(|file| self.active = Some(file)),
         };
         if let Err(error) = compacted.and_then(|()| legacy::take_barrier_away(&self.dir)) {
-            tracing::debug!(
-                error = error.to_string(),
-                "the spool's files stay as large as they are for now"
-            );
+            let error = error.to_string();
+            tracing::debug!(error, "the spool's files stay as large as they are for now");
         }
     }
 }
