@@ -12,7 +12,7 @@ use super::support::{ADMIN_ID, SECRET, Service, TestDb, own_server};
 /// A service or a command takes no longer.
 pub const BOUND: Duration = Duration::from_secs(3600);
 
-/// What it is at, for whoever waits.
+/// Prints the progress, for people who wait.
 pub fn eprint(what: &str) {
     eprintln!("{what}");
 }
@@ -22,7 +22,7 @@ pub struct Bench {
     pub world: Arc<World>,
     url: String,
     pub db: TestDb,
-    /// Of the server's first process.
+    /// Process id of the server's first process.
     postmaster: u32,
     _server: Server,
 }
@@ -160,7 +160,7 @@ pub fn cpu_of(pid: &str, with_children: bool) -> f64 {
     f64::from(ticks) / 100.0
 }
 
-/// What its processors have done.
+/// Processor time.
 fn cpu_of_machine() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();
     let line = stat.lines().next().unwrap();

@@ -1,4 +1,4 @@
-//! How soon a hint is in the mirror and what it costs, and what callbacks notice of ordinary messages: see
+//! Time and cost of a hint until it is in the mirror, and the effect of ordinary messages on callbacks: see
 //! bench/README.md.
 
 #![allow(
@@ -44,10 +44,10 @@ use support::{Random, new_seed};
 const GROUPS: usize = 1000;
 const SIZE: u32 = 20;
 const LARGE: u32 = 100_000;
-/// How long changes are made in a round.
+/// Duration of changes in a round.
 const LONG: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 3;
-/// The same of callbacks beside messages.
+/// Duration of callbacks beside messages.
 const BESIDE: Duration = Duration::from_secs(5);
 const ROUNDS_BESIDE: usize = 16;
 /// After a look, until another has been made to be sure.

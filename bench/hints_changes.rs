@@ -22,8 +22,7 @@ pub const RATE: u32 = 200;
 const CONNECTIONS: u32 = 16;
 /// All are in the mirror so soon after the last.
 const BOUND: Duration = Duration::from_secs(60);
-/// What has just changed is left alone for so long: of two changes that one look finds nobody would see the
-/// first.
+/// Interval of changes of one subject. If one look found two changes, nobody would see the first.
 const APART: Duration = Duration::from_secs(5);
 /// A mute that ends some time; each has another end.
 const FAR: u64 = 4_000_000_000_000;
@@ -48,7 +47,7 @@ const TELL: &str = "
     create trigger tell after update of status on groups
         for each row execute function tell_of_group();";
 
-/// Those of which no callback tells.
+/// Changes without a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Invited,
@@ -102,17 +101,17 @@ type Ids = (String, String);
 /// A value that was told, of which kind, and since when it is awaited.
 type Value = (String, Kind, Instant);
 
-/// What was told and is not in the mirror yet.
+/// Changes that were reported and are not in the mirror yet.
 #[derive(Default)]
 struct Awaited {
     values: HashMap<Ids, Vec<Value>>,
     seen: BTreeMap<Kind, Latencies>,
-    /// What was muted, the oldest first.
+    /// Muted members, the oldest first.
     muted: VecDeque<Subject>,
     changed: HashMap<Subject, Instant>,
 }
 
-/// What changes OpenIM, tells of it, and sees it in the mirror.
+/// Changes OpenIM, reports it, and sees it in the mirror.
 pub struct Changes {
     world: Arc<World>,
     groups: Vec<usize>,
@@ -280,7 +279,7 @@ impl Changes {
         }
     }
 
-    /// What was seen.
+    /// Takes the measured times.
     pub fn take(&self) -> BTreeMap<Kind, Latencies> {
         std::mem::take(&mut self.awaited.lock().unwrap().seen)
     }

@@ -11,14 +11,14 @@ use serde_json::json;
 
 /// The callback that tells of a message.
 pub const MESSAGE: &str = "callbackAfterSendGroupMsgCommand";
-/// One that the service passes over.
+/// A message that the service passes over.
 pub const UNKNOWN: &str = "callbackAfterSendSingleMsgCommand";
 /// Messages a second.
 pub const RATE: u32 = 10_000;
 pub const CONNECTIONS: u32 = 2;
 const BODY: usize = 1024;
 
-/// What is sent until it ends.
+/// Requests until the end of the time.
 pub struct Messages {
     ending: Arc<AtomicBool>,
     threads: Vec<JoinHandle<u64>>,
@@ -38,7 +38,7 @@ impl Messages {
         }
     }
 
-    /// How many were answered.
+    /// Number of answers.
     pub fn end(self) -> u64 {
         self.ending.store(true, Ordering::Relaxed);
         let threads = self.threads.into_iter();
@@ -99,7 +99,7 @@ fn send(address: &str, command: &str, is_ending: &AtomicBool) -> u64 {
     answered
 }
 
-/// One answer, which is all that comes.
+/// Reads one answer. Nothing else comes.
 fn read_answer(stream: &mut TcpStream, buffer: &mut [u8]) {
     let mut filled = 0;
     loop {

@@ -17,7 +17,7 @@ const CONNECTIONS: usize = 16;
 /// After these OpenIM gives up.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is sent until it ends.
+/// Requests until the end of the time.
 pub struct Load {
     ending: Arc<AtomicBool>,
     thread: JoinHandle<Latencies>,
@@ -120,7 +120,7 @@ impl Latencies {
         self.failed += other.failed;
     }
 
-    /// One more, in milliseconds.
+    /// Adds a value, in milliseconds.
     pub fn push(&mut self, millis: f64) {
         let place = self.sorted.partition_point(|other| *other <= millis);
         self.sorted.insert(place, millis);

@@ -21,33 +21,33 @@ pub const FIRST_GROUP: usize = 1_000_000_000;
 pub const FIRST_USER: usize = 2_000_000_000;
 /// Users who are members of some group.
 pub const USERS: usize = 1_000_000;
-/// How far the first user of a group is from that of the group before.
+/// Distance between the first users of two neighbouring groups.
 pub const STRIDE: usize = 7919;
-/// When the first group was made; the next one a second later.
+/// Creation time of the first group. Each other group is a second younger.
 pub const START_MILLIS: i64 = 1_700_000_000_000;
 /// Changes after which the rest of the groups of a request is left out.
 const ENOUGH_CHANGES: usize = 500;
 /// With more changes than these nobody is told them one by one.
 const MOST_CHANGES: usize = 200;
 
-/// What is held. The newest group is the last.
+/// Groups. The newest is the last.
 pub struct World {
     sizes: Vec<u32>,
     /// The first so many groups are there.
     listed: AtomicUsize,
-    /// Whether a group has lost its owner.
+    /// True if a group has lost its owner.
     is_ownerless: fn(usize) -> bool,
-    /// Of groups that have changed since.
+    /// Versions of groups that have changed since.
     changed: Mutex<HashMap<usize, Changed>>,
     calls: Mutex<Calls>,
 }
 
-/// What was asked.
+/// Calls.
 #[derive(Default)]
 pub struct Calls {
-    /// How often each path.
+    /// Number of calls of each path.
     pub paths: BTreeMap<String, u64>,
-    /// Of all answers, before they are packed.
+    /// Bytes of all answers, before compression.
     pub bytes: usize,
 }
 
@@ -61,7 +61,7 @@ impl Calls {
 
 #[derive(Default)]
 struct Changed {
-    /// How often.
+    /// Number of calls.
     count: u64,
     /// Members who came since. They follow the others.
     joined: usize,
@@ -167,7 +167,7 @@ impl World {
         self.change(group, |changed| changed.status = status);
     }
 
-    /// What was asked since the last look.
+    /// Calls since the last question.
     pub fn take_calls(&self) -> Calls {
         std::mem::take(&mut *self.calls.lock().unwrap())
     }
@@ -302,8 +302,8 @@ impl World {
         out
     }
 
-    /// What has changed in a group, and how much that is. `None`: of one without an owner OpenIM cannot
-    /// tell it.
+    /// Writes the changes of a group, and returns their number. `None`: OpenIM cannot send them for a group without an
+    /// owner.
     fn write_incremental(&self, out: &mut String, group: usize, asked: &Since) -> Option<usize> {
         let none = Changed::default();
         let changed = self.changed.lock().unwrap();
@@ -423,12 +423,12 @@ fn created_millis(group: usize) -> i64 {
     START_MILLIS + 1000 * i64::try_from(group).unwrap()
 }
 
-/// Of 24 digits.
+/// An id of 24 digits.
 fn version_id(group: usize) -> String {
     format!("{group:024x}")
 }
 
-/// As Go writes a list, one that was never made too.
+/// A list in the form of Go's encoder, also one that was never made.
 fn write_list<T>(
     out: &mut String,
     rows: impl Iterator<Item = T>,

@@ -1,4 +1,4 @@
-//! How long the comparison with OpenIM takes, what it costs, and what callbacks notice of it: see
+//! Time and cost of runs, and their effect on callbacks: see
 //! bench/README.md.
 
 #![allow(
@@ -40,17 +40,17 @@ const MEMBERS: u64 = 1_000_000;
 const LARGEST: u32 = 50_000;
 const LARGE: usize = 100;
 const MIDDLE: usize = 900;
-/// One in so many has lost its owner.
+/// Ratio of groups without an owner: 1 to this number.
 const OWNERLESS: usize = 10;
 
 /// Groups that are added in a round beside callbacks, of as many members on average.
 const ADDED: usize = 1000;
 const ROUNDS: usize = 6;
-/// How long callbacks are measured where nothing says when it is over.
+/// Duration of callbacks that have no other end.
 const LONG: Duration = Duration::from_secs(5);
 /// Groups that callbacks are about, of as many members each.
 const LIVE: usize = 200;
-/// Of `--million`: groups in all, and those of them that are read.
+/// Numbers of `--million`: all groups, and the groups that are read.
 const MILLION: usize = 1_000_000;
 const READ: usize = 20_000;
 
@@ -66,7 +66,7 @@ fn main() {
     });
 }
 
-/// What a command came to, and what it took.
+/// Result of a command, and its cost.
 struct Ran {
     result: Value,
     seconds: f64,
@@ -118,8 +118,8 @@ fn is_ownerless(group: usize) -> bool {
     group < GROUPS && group % OWNERLESS == OWNERLESS - 1
 }
 
-/// How many members each group has: one of 50,000, some of thousands, more of hundreds, most of tens;
-/// and those that are added later, which are like the small ones.
+/// Number of members of each group: one group of 50,000, some of thousands, more of hundreds, most of tens. Groups that
+/// are added later are like the small ones.
 fn skewed_sizes() -> Vec<u32> {
     let mut sizes: Vec<u32> = (0..GROUPS)
         .map(|group| {
@@ -272,7 +272,7 @@ async fn callbacks(bench: &Bench) {
     }
 }
 
-/// One measurement: what was sent, and what was compared meanwhile.
+/// A measurement: sent callbacks, and compared groups.
 async fn beside(bench: &Bench, live: &Arc<Vec<usize>>, what: usize) -> (Latencies, String) {
     let seed = support::new_seed();
     let start = |service: &Service| Load::start(&service.base, &bench.world, live, seed);
@@ -383,7 +383,7 @@ async fn million() {
     assert!(bench.digest().await == digest, "rows were written");
 }
 
-/// What a comparison of the first so many groups would have written.
+/// Writes the rows that a run over the first groups would have written.
 async fn fill(bench: &Bench, groups: usize) {
     let last = groups - 1;
     let id = |group: &str| format!("({FIRST_GROUP} + {group})::text");

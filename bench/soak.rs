@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use support::{End, Fault, Tally, abuse, damage, new_seed, suffer};
 
-/// How long a fault lasts.
+/// Duration of a fault.
 const LONG: Duration = Duration::from_secs(10);
 /// OpenIM gives up after 5 s; the answer should come well before.
 const GOAL: Duration = Duration::from_secs(3);
@@ -174,7 +174,7 @@ fn add(sum: &mut Tally, other: &Tally) {
     other.notes.iter().for_each(|note| sum.note(note.clone()));
 }
 
-/// What it is at, for whoever waits.
+/// Prints the progress, for people who wait.
 #[allow(clippy::print_stderr, reason = "not of the table")]
 fn eprint(what: &str) {
     eprintln!("{what}");

@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Keys and hosts that are accepted.
 
 use reqwest::Method;
 use serde_json::json;
@@ -307,8 +307,8 @@ async fn a_key_stands_in_for_the_host_at_its_own_door() {
     from_host(&anonymous, &path, "mirror.example").await.ok();
 }
 
-/// What `openim-config` prints is pasted into OpenIM, whose client takes user and password out of
-/// the URL; so does this one.
+/// Lines of `openim-config` are pasted into OpenIM. OpenIM's client takes user and password from the URL, like the
+/// client of this test.
 #[tokio::test]
 async fn the_printed_url_lets_openim_in_and_the_start_does_not_show_the_password() {
     let password = "hunter2 @:/?#[]%+&=ß\"'";

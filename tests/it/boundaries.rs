@@ -180,8 +180,7 @@ fn assert_imports_only(room: &str, below: &[&str], least: usize) {
     assert!(count >= least, "{count}");
 }
 
-/// What goes on beside serving is started by `tasks`, which sees when it ends early. What comes to its end by
-/// itself is started here:
+/// Work beside serving is started by `tasks`, which sees an early end. Work that ends by itself is started here:
 #[test]
 fn whatever_goes_on_is_looked_after() {
     assert_only_in(

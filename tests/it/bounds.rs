@@ -1,4 +1,4 @@
-//! What senders may take: memory, time, connections. Whoever takes too much harms only itself.
+//! Limits of senders: memory, time, connections. A sender beyond a limit harms only itself.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ async fn half(app: &TestApp, announced: usize, sent: usize) -> TcpStream {
     connection
 }
 
-/// The same in a chunk, so that nobody knows how much is to come.
+/// Sends a part of a body as a chunk, without an announced length.
 async fn half_chunked(app: &TestApp, sent: usize) -> TcpStream {
     let mut connection = app.connect().await;
     let head = format!(
@@ -403,7 +403,7 @@ async fn an_offer_to_go_on_with_http2_is_passed_over() {
     }
 }
 
-/// What a stranger of HTTP/1.0 is told of the connection that it wants to keep is one thing.
+/// A client of HTTP/1.0 that wants to keep its connection gets one answer.
 #[tokio::test]
 async fn who_speaks_http_1_0_is_told_either_to_close_or_to_keep() {
     let app = TestApp::start_on(TestDb::new().await, |config| {

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use crate::support::{Proxy, TestApp, TestDb, Wire, until};
 
-/// As by default.
+/// The default.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 fn store(url: &str) -> Store {
@@ -132,7 +132,7 @@ async fn a_deletion_whose_answer_is_lost_is_not_said_to_have_found_nothing() {
     assert!(!store.delete_rejected(id).await.unwrap());
 }
 
-/// One of each lane, for groups that are known already.
+/// Sends callbacks that use each lane, for groups that are known already.
 async fn callbacks_of_all_lanes(app: &TestApp, role: i32) {
     for group in 0..8 {
         app.set(&format!("g{group}"), "u", json!({"roleLevel": role}))
@@ -231,7 +231,7 @@ async fn a_column_that_gets_another_type_costs_no_answer_and_no_callback() {
     assert_eq!(app.metric("spool_spooled_total").await, 0.0);
 }
 
-/// As DISCARD ALL does, which poolers send between two of their clients.
+/// The effect of DISCARD ALL, which poolers send between two of their clients.
 #[tokio::test]
 async fn statements_that_a_pooler_has_forgotten_cost_no_answer_and_no_callback() {
     let db = TestDb::new().await;

@@ -224,8 +224,7 @@ async fn case_81_of_a_group_that_came_back_empty_nobody_counts_as_removed() {
     pair.close().await;
 }
 
-/// The same, where the comparison is the first to hear of the dismissal: that takes no part of the group
-/// for gone, but all of it.
+/// A run finds the dismissal first: it removes no part of the group, but all of it.
 #[tokio::test]
 async fn a_dismissal_that_a_comparison_finds_is_no_removal_from_the_group() {
     let pair = Pair::new().await;

@@ -233,7 +233,7 @@ fn reached<'a>(document: &'a Value, part: &Value) -> BTreeMap<String, &'a Value>
     found
 }
 
-/// Of the answers of all operations, or of their bodies.
+/// Schemas of the answers of all operations, or of their bodies.
 fn reached_by<'a>(document: &'a Value, part: &str) -> BTreeMap<String, &'a Value> {
     let operations = operations(document).into_iter();
     let parts = operations.map(|(_, _, operation)| operation[part].clone());

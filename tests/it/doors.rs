@@ -1,6 +1,6 @@
-//! What OpenIM makes of our answers. It looks at no status: of a JSON answer to a before-callback it
-//! takes over every field that has a name of its own, in upper or lower case. So of our answers none
-//! has such a field, at whatever door, but the two that send back what came.
+//! Effects of our answers in OpenIM. It reads no status: from a JSON answer to a before-callback it takes over every
+//! field with a known name, in upper or lower case. So no answer at any path has such a field, except the two that
+//! repeat the fields of the callback.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio::net::TcpStream;
 
 use crate::support::{COMMAND, Reply, TestApp, TestDb, answer, body_of, head_of_callback, until};
 
-/// What OpenIM looks at in every answer.
+/// Fields of every answer that OpenIM reads.
 const COMMON: [&str; 5] = ["actioncode", "errcode", "errmsg", "errdlt", "nextcode"];
 
-/// What else it takes over from the answers to its before-callbacks, in lower case: all fields of
+/// Other fields that it takes over from the answers to its before-callbacks, in lower case: all fields of
 /// pkg/callbackstruct, v3.8.0 to v3.8.3-patch.16 and main.
 const TAKEN_OVER: [&str; 40] = [
     "applymemberfriend",
@@ -67,7 +67,7 @@ const ECHOES: [&str; 2] = [
     "/callbackBeforeSetGroupInfoExCommand",
 ];
 
-/// Where a callback may come, with a body that is taken there.
+/// Paths of callbacks, each with a body that it accepts.
 fn callbacks() -> Vec<(String, String)> {
     let document: Value = serde_json::from_str(&http::openapi_json().unwrap()).unwrap();
     let mut all = Vec::new();
@@ -166,7 +166,7 @@ async fn half(app: &TestApp, path: &str, announced: usize, sent: usize) -> TcpSt
     connection
 }
 
-/// What is answered to bytes that no client sends.
+/// Answer to bytes that no client sends.
 async fn answer_to(app: &TestApp, bytes: String) -> String {
     let mut connection = app.connect().await;
     connection.write_all(bytes.as_bytes()).await.unwrap();

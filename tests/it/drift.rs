@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 const GROUP: &str = "g";
-/// Where a group's version is asked for, and what has changed since.
+/// Path of the call for the version of a group and the changes since.
 const CHANGES: &str = "/get_incremental_group_members";
 
 fn openim(server: &OpenImServer) -> MutexGuard<'_, OpenIm> {
@@ -179,7 +179,7 @@ async fn a_group_that_a_callback_marks_is_repaired_within_moments() {
     assert_eq!(drift(&app).await["lastRun"]["membersCompared"], 3);
 }
 
-/// One that OpenIM does not have waits for somebody to decide, and those who watch hear of it.
+/// A group that OpenIM does not have waits for a decision, and the metrics show it.
 #[tokio::test]
 async fn marks_that_stay_are_counted() {
     let server = server().await;
@@ -270,7 +270,7 @@ async fn a_check_whose_call_hangs_does_not_hold_up_the_stop() {
     assert_eq!(runs, [json!({"stopped_by": null, "is_open": false})]);
 }
 
-/// As in an image that has none.
+/// An image can have no certificates.
 #[tokio::test]
 async fn a_url_without_encryption_needs_no_certificates() {
     let db = TestDb::new().await;

@@ -26,7 +26,7 @@ struct History {
     group_id: String,
     random: Random,
     at: OffsetDateTime,
-    /// Those that come only in the next round.
+    /// Callbacks that come only in the next round.
     delayed: Vec<(OffsetDateTime, Callback)>,
     /// For whoever has to find out what is wrong.
     story: Vec<String>,
@@ -79,7 +79,7 @@ impl History {
         told
     }
 
-    /// What comes of what is told, in the order in which it comes.
+    /// Callbacks that arrive, in the order of arrival.
     fn arrivals(
         &mut self,
         told: Vec<(OffsetDateTime, Callback)>,
@@ -130,7 +130,7 @@ async fn tell_all(pair: &Pair, arrivals: Vec<Vec<(OffsetDateTime, Callback)>>) {
         .await;
 }
 
-/// Of small groups, many of which lose somebody unheard.
+/// Mode for small groups. Many of these lose a member without a callback.
 const ACCEPTING: Mode = Mode {
     is_full: false,
     accept_removals: true,
@@ -219,7 +219,7 @@ async fn after_one_comparison_the_mirror_is_what_openim_is_however_badly_it_was_
     told_badly(false).await;
 }
 
-/// As newer versions of OpenIM do it.
+/// The way of newer versions of OpenIM.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_where_the_group_is_told_with_every_change_of_a_member() {
     told_badly(true).await;

@@ -23,7 +23,7 @@ async fn under(fault: Fault, long: Duration) -> Tally {
     tally
 }
 
-/// Of a fault of the database or of the way there: nobody outside notices.
+/// Faults of the database or the network to it: no client notices them.
 async fn unnoticed(fault: Fault) {
     let tally = under(fault, LONG).await;
     assert_eq!((tally.refused, tally.unanswered), (0, 0));
@@ -66,7 +66,7 @@ async fn postgres_is_stopped_in_its_tracks() {
     unnoticed(Fault::PostgresStopped).await;
 }
 
-/// What it was at when it was killed is not answered; everything that was is there.
+/// Callbacks in progress at the kill are not answered. Every answered one is stored.
 #[tokio::test]
 async fn the_service_is_killed_at_random_moments() {
     let tally = under(Fault::ServiceKilled, LONG).await;

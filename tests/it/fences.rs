@@ -14,7 +14,7 @@ use crate::support::{TestDb, Wire, until};
 /// The number of the spool in these tests.
 const SPOOL: i64 = 7263;
 const LANE: i16 = 1;
-/// How long a write is waited for that does not come to an end.
+/// Time limit of a write that does not end.
 const SHORT: Duration = Duration::from_millis(300);
 const BOUND: Duration = Duration::from_secs(20);
 

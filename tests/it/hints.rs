@@ -32,7 +32,7 @@ fn sent(group: &str, content_type: i32, operation: &str, content: &str) -> Strin
     )
 }
 
-/// The same as it is pushed, with the content.
+/// The message in its pushed form, with the content.
 fn pushed(group: &str, content_type: i32, operation: &str) -> String {
     let content = json!(json!({"group": {"groupID": "another"}, "contentType": 101}).to_string());
     format!(
@@ -99,7 +99,7 @@ async fn dismiss(app: &TestApp, group: &str) {
     tell(app, DISMISS, "op-0", fields).await;
 }
 
-/// Why a group is to be checked: a reason, null, or nothing where there is no such group.
+/// Reason of a group's mark: a reason, null, or nothing without such a group.
 async fn check(app: &TestApp, group: &str) -> Option<Value> {
     let sql = format!("select check_reason from groups where group_id = '{group}'");
     let mut rows = app.db.rows(&sql).await;
@@ -303,7 +303,7 @@ async fn odd_bodies_are_answered_and_change_nothing() {
     );
 }
 
-/// What does not fit a connection's first packet, with the content before the group.
+/// A body that does not fit into the first packet of a connection, with the content before the group.
 #[tokio::test]
 async fn of_a_notification_the_group_is_found_behind_a_long_content() {
     let app = app_with_groups(&["g"]).await;
@@ -453,7 +453,7 @@ async fn whom_openims_log_names_as_gone_counts_for_no_limit_of_a_look() {
     assert_eq!(check(&app, "g").await, UNMARKED);
 }
 
-/// Of a group of 100,000 it is the same: the number is that of a test that does not take long.
+/// A group of 100,000 behaves alike. The number keeps the test short.
 #[tokio::test]
 async fn what_a_hint_costs_does_not_grow_with_the_group() {
     let names: Vec<String> = (0..10_000).map(|n| format!("u{n:05}")).collect();

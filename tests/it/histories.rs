@@ -19,7 +19,7 @@ use crate::support::{
     TestDb, Values, new_seed,
 };
 
-/// Of each kind.
+/// Number of each kind.
 const HISTORIES: u64 = 400;
 /// Histories that are told at a time.
 const AT_A_TIME: usize = 64;
@@ -170,7 +170,7 @@ impl Random {
     }
 }
 
-/// What OpenIM did, and what it told of it.
+/// Operations of OpenIM, and their callbacks.
 #[derive(Clone, Debug)]
 struct Step {
     at: OffsetDateTime,
@@ -186,7 +186,7 @@ struct History {
     release: Release,
     group_id: String,
     steps: Vec<Step>,
-    /// Whether somebody took the owner's role away, for which a check is always wanted.
+    /// True if the owner's role was taken away, which always marks the group.
     takes_owners_role: bool,
     /// The group in the end.
     group: Group,
@@ -308,7 +308,7 @@ impl History {
         })
     }
 
-    /// Why what is stored may differ; an error where it must not.
+    /// Reason for which a stored value may differ; an error without one.
     fn explain(&self, stored: &Stored) -> Result<BTreeSet<(Why, String)>, String> {
         let wants_check = stored.check.is_some();
         let different = differences(&self.group, stored);
@@ -340,7 +340,7 @@ impl History {
         Ok(why)
     }
 
-    /// Why what is stored differs from this group, where there is a reason for all of it.
+    /// Reason of the differences from this group, if there is one for all.
     fn reasons(&self, group: &Group, stored: &Stored) -> Option<BTreeSet<(Why, String)>> {
         let reason = |(subject, field): (String, String)| {
             let why = match self.swapped(stored, &subject, &field) {
@@ -353,7 +353,7 @@ impl History {
         differences(group, stored).into_iter().map(reason).collect()
     }
 
-    /// Whether what is stored is the earlier of two values that came in the other order.
+    /// True if the stored value is the earlier of two that came in the other order.
     fn swapped(&self, stored: &Stored, subject: &str, field: &str) -> bool {
         let value = |step: usize| match &self.steps[step].operation {
             Operation::SetMember(user, values) if user == subject => values.get(field),
@@ -398,7 +398,7 @@ fn arrivals(random: &mut Random, kind: Kind, steps: &[Step]) -> Arrivals {
     (arrivals, swaps)
 }
 
-/// Why what is stored differs from what OpenIM holds.
+/// Reason for which a stored value differs from OpenIM's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
     /// And it is known that it may.
@@ -410,7 +410,7 @@ enum Why {
     BackUnheard,
     /// Two patches of one member that both set the value.
     PatchesSwapped,
-    /// The same of the group's profile.
+    /// Reason of a difference of the group's profile.
     ProfilesSwapped,
     /// OpenIM would have told the same, had it done in the order in which it was told what leads to
     /// what is stored.
@@ -446,7 +446,7 @@ fn facts(group: &Group) -> Facts {
     facts
 }
 
-/// What is not the same.
+/// Differences.
 fn differences(group: &Group, stored: &Stored) -> Vec<(String, String)> {
     let held = facts(group);
     let keys: BTreeSet<_> = held.keys().chain(stored.facts.keys()).collect();
@@ -457,7 +457,7 @@ fn differences(group: &Group, stored: &Stored) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Why a value differs of which nothing was told.
+/// Reason of a difference of a value without a callback.
 fn silence(group: &Group, stored: &Stored, subject: &str, field: &str) -> Option<Why> {
     if let Some(member) = group.members.get(subject) {
         let is_stored = stored.facts.keys().any(|(user, _)| user == subject);

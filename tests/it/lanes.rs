@@ -302,8 +302,8 @@ fn texts_of(member: &Member) -> Value {
     ])
 }
 
-/// Who leaves, and a group that is not changed itself, are written without that their texts are read: these
-/// may be long.
+/// Members who leave, and a group that is not changed itself, are written without a read of their texts, which may be
+/// long.
 #[test]
 fn texts_are_what_the_rules_say_whether_they_were_read_or_not() {
     // Each comes a moment or a long time after the one before.

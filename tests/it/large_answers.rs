@@ -347,7 +347,7 @@ async fn a_page_of_many_rows_ends_by_bytes_too() {
     assert_eq!(pages.concat(), all);
 }
 
-/// That texts of these lengths were read in one go.
+/// Asserts that texts of these lengths fit into one read.
 #[track_caller]
 fn assert_fits<'a>(texts: impl Iterator<Item = Option<&'a Text>>) {
     let lengths: Vec<usize> = texts.flatten().map(|text| text.as_str().len()).collect();

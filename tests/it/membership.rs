@@ -1,5 +1,5 @@
-//! What callbacks about groups and their members make of the mirror: each as OpenIM sends it, and
-//! the acceptance cases, as far as they go before a check against OpenIM.
+//! Effects of callbacks about groups and their members: each in OpenIM's form, and the acceptance cases without a
+//! reconcile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -137,7 +137,7 @@ async fn group(db: &TestDb, group: &str) -> Option<Value> {
     db.rows(&sql).await.pop()
 }
 
-/// Why the group wants a check, if it does.
+/// Reason of the group's mark, if there is one.
 async fn check(db: &TestDb, id: &str) -> Option<String> {
     let group = group(db, id).await.unwrap();
     let is_wanted = !group["check_wanted_since"].is_null();
@@ -224,7 +224,7 @@ async fn assert_changed(db: &TestDb, before: &Value, changes: &[(&str, Value)]) 
     assert_eq!(state(db).await, changed(before, changes));
 }
 
-/// That none of them is a current member, as readers see it.
+/// Asserts that readers see none of them as a current member.
 async fn assert_not_current(app: &TestApp, group: &str, users: &[&str]) {
     for user in users {
         assert_eq!(app.member(group, user).await, None, "{user}");
@@ -233,11 +233,11 @@ async fn assert_not_current(app: &TestApp, group: &str, users: &[&str]) {
 
 struct Expected {
     reply: Value,
-    /// Of what the create fixture makes.
+    /// Changes to the rows of the create fixture.
     changes: Vec<(&'static str, Value)>,
 }
 
-/// What each fixture is answered, and what it changes.
+/// The answer to each fixture, and its change.
 fn expectations() -> BTreeMap<&'static str, Expected> {
     let group = kayaks("Rivers & lakes");
     let members = json!({"o1": here(100), "a1": here(60), "m1": here(20), "m2": here(20)});
@@ -731,7 +731,7 @@ async fn case_24_a_change_right_after_a_leave_is_kept_and_brings_nobody_back() {
     assert_not_current(&app, "g1", &["m1"]).await;
 }
 
-/// What comes of a member who was Boss and quit, and is given a nickname `later`.
+/// State of a member who was Boss and quit, and gets a nickname `later`.
 async fn changed_after_a_leave(later: Duration) -> (Value, Option<String>) {
     let db = TestDb::new().await;
     let store = db.database().open().await.unwrap();
@@ -857,7 +857,7 @@ async fn case_28_who_is_kicked_is_gone_until_a_check_finds_the_invitation_that_f
     assert_not_current(&app, "g1", &["m1"]).await;
 }
 
-/// What a dismissal changes of g1, and whatever else has changed.
+/// Changes of a dismissal of g1, and other changes.
 fn dismissed(others: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
     let of_group = [
         ("groups/g1/status", json!(2)),
@@ -1148,7 +1148,7 @@ fn profile(fields: Value) -> Value {
     with(nothing, &fields)
 }
 
-/// The same for the newer way, where nothing is null.
+/// The fields of the newer way, without null.
 fn profile_ex(fields: Value) -> Value {
     let nothing = json!({
         "groupName": null, "notification": null, "introduction": null, "faceURL": null

@@ -1,4 +1,4 @@
-//! That the model of OpenIM's REST API answers as OpenIM does.
+//! Tests that the model of OpenIM's REST API answers like OpenIM.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -16,7 +16,7 @@ pub const MEMBER_LIST: &str = "/group/get_group_member_list";
 pub const INCREMENTAL: &str = "/group/get_incremental_group_members";
 pub const INCREMENTAL_BATCH: &str = "/group/get_incremental_group_members_batch";
 
-/// One who asks the server, with a token.
+/// A client of the server, with a token.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -68,7 +68,7 @@ impl Client {
         answer["data"].take()
     }
 
-    /// What an answer is refused with. It has no data then.
+    /// Error code of a refused answer, which has no data.
     pub async fn code(&self, path: &str, body: Value) -> Value {
         let answer = self.ask(path, body).await;
         assert_eq!(answer.get("data"), None);

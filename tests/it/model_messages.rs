@@ -1,4 +1,4 @@
-//! That the model of OpenIM tells by callbacks and by messages what real servers do.
+//! Tests that the callbacks and messages of the model are those of real servers.
 
 use std::collections::BTreeMap;
 

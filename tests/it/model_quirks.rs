@@ -1,4 +1,4 @@
-//! That the model of OpenIM has the habits that were seen on real servers.
+//! Tests that the model of OpenIM has the habits of real servers.
 
 use serde_json::{Value, json};
 

@@ -149,7 +149,7 @@ async fn one_row_of_another_group_spoils_the_answer() {
     pair.close().await;
 }
 
-/// What has changed since, told of the group alone or among others.
+/// Changes since a version, asked for the group alone or with others.
 #[tokio::test]
 async fn changes_of_another_group_are_not_believed() {
     type Change = fn(&mut Value);

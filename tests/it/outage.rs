@@ -266,7 +266,7 @@ async fn callers_who_hang_up_never_make_for_more_connections_than_the_pool_has()
     assert_back(&app).await;
 }
 
-/// What the database does not take for good is answered at once; out of the spool it is kept with the
+/// A change that the database refuses for good is answered at once. If it comes from the spool, it is kept with the
 /// rejected callbacks, its group is marked, and the others are written.
 #[tokio::test]
 async fn what_the_database_refuses_for_good_holds_up_nothing() {

@@ -9,7 +9,7 @@ use sqlx::Executor;
 
 use crate::support::{Ended, Proxy, Service, TestApp, TestDb, Wire, member_info, until, web};
 
-/// As far as the start, in a schema of its own.
+/// Starts the service in a schema of its own.
 async fn start(url: &str) -> Ended {
     ended(vec![
         ("DATABASE_URL", url.to_owned()),
@@ -30,7 +30,7 @@ async fn ended(variables: Vec<(&'static str, String)>) -> Ended {
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
-/// What was made, in whatever schema.
+/// Objects that were made, in any schema.
 async fn made(db: &TestDb) -> Vec<serde_json::Value> {
     db.rows(
         "select nspname as name from pg_namespace

@@ -51,7 +51,7 @@ async fn get(service: &str, path: &str) -> Value {
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
 }
 
-/// Whether nothing runs on the data: every process of the server holds a lock on this file.
+/// True if no process uses the data: every process of the server holds a lock on this file.
 fn is_idle(data_dir: &Path) -> bool {
     let lock = std::fs::File::open(data_dir.join("postgres/pg.lock")).unwrap();
     lock.try_lock().is_ok()
@@ -62,7 +62,7 @@ fn postmaster(data_dir: &Path) -> String {
     file.lines().next().unwrap().trim().to_owned()
 }
 
-/// What is told to systemd's socket until `is_enough`, within a bound.
+/// Messages to systemd's socket until `is_enough`, within a bound.
 fn told_to_systemd(
     socket: &UnixDatagram,
     told: &mut Vec<String>,
@@ -144,7 +144,7 @@ async fn what_was_answered_survives_kill_9_and_the_next_start_recovers_by_itself
     );
 }
 
-/// One more than answered may have been committed and its answer cut off, never one less.
+/// Asserts the answered changes. A change more may be committed, because its answer was cut off.
 async fn assert_kept(service: &str, answered: &Value) {
     for (user, role) in answered.as_object().unwrap() {
         let member = get(service, &format!("/groups/g/members/{user}")).await;
@@ -712,7 +712,7 @@ fn the_health_check_asks_the_service_that_listens() {
 /// which is another account's where the service is root's, has to pass.
 #[tokio::test]
 async fn a_data_folder_is_made_with_all_above_it() {
-    /// What it makes here belongs to it alone, and the run could not delete it.
+    /// Files that it makes here belong to it alone, and the run could not delete them.
     struct Made(PathBuf);
     impl Drop for Made {
         fn drop(&mut self) {

@@ -36,8 +36,8 @@ async fn equal_at_once(release: Release) {
     println!("{release:?}: equal after {took:?}");
 }
 
-/// How long after the last operation of so many histories, which an OpenIM of their own has: as soon as a
-/// user gets another name it tells all the groups in which that shows.
+/// Time from the last operation of some histories until mirror and OpenIM are equal. The histories have an OpenIM of
+/// their own: if a user gets another name, it reports a change of each group that shows the name.
 async fn equal_after(release: Release, seed: u64, part: Range<u64>) -> Duration {
     let bed = Bed::new(Setup {
         release,
@@ -68,7 +68,7 @@ async fn equal_after(release: Release, seed: u64, part: Range<u64>) -> Duration 
     took
 }
 
-/// How long that takes from now on.
+/// Time from now until mirror and OpenIM are equal.
 async fn until_equal(bed: &Bed, story: &str) -> Duration {
     let began = Instant::now();
     let mut last = vec![];
@@ -201,7 +201,7 @@ async fn what_a_callback_takes_away_after_the_look_is_there_again() {
     bed.close().await;
 }
 
-/// Who is a member here and there, by group; where they differ, the group wants a check.
+/// Members in the mirror and in OpenIM, by group. A group with a difference is marked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_an_api_hints_mark_the_groups_whose_members_are_others() {
     let seed = seed();

@@ -21,7 +21,7 @@ use crate::support::{
     Way, run, until, web,
 };
 
-/// Where nobody says how many.
+/// Default number.
 const FEW: u64 = 20;
 /// Groups of which something happens at a time.
 pub const AT_A_TIME: u64 = 30;
@@ -36,7 +36,7 @@ const ACCEPTING: Mode = Mode {
     accept_removals: true,
 };
 
-/// How many histories of each kind.
+/// Number of histories of each kind.
 pub fn histories() -> u64 {
     let number = std::env::var("HISTORIES");
     number.map_or(FEW, |number| number.parse().expect("HISTORIES is a number"))
@@ -154,7 +154,7 @@ impl Bed {
         histories
     }
 
-    /// One comparison with removals accepted, after which nothing is different.
+    /// Runs once with removals accepted. Nothing differs afterwards.
     pub async fn compare(&self, story: &str) {
         self.pair.openim().uncover();
         self.pair.compare(&[], ACCEPTING).await.unwrap();
@@ -177,7 +177,7 @@ impl Bed {
         assert!(drift.is_empty(), "{story}: {drift:?}");
     }
 
-    /// Of the first group in which something differs.
+    /// Differences of the first group that differs.
     pub fn story_of(&self, differences: &[String]) -> String {
         let first = differences.first();
         let group = first.and_then(|line| line.split('"').nth(1));
@@ -192,11 +192,11 @@ impl Bed {
     }
 }
 
-/// What happens to a group.
+/// A history of a group.
 struct History {
     group: String,
     random: Random,
-    /// Whether some come in by a request that fails.
+    /// True if some members come in by a request that fails.
     partial: bool,
     openim: Arc<Mutex<OpenIm>>,
     delivery: Delivery,
@@ -213,7 +213,7 @@ impl History {
         }
     }
 
-    /// What is told of one request; nothing where all that were tried are refused.
+    /// Callbacks of one request. None if each attempt was refused.
     fn step(&mut self) -> Vec<Told> {
         let Self {
             group,

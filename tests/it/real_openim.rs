@@ -1,4 +1,4 @@
-//! What was seen of two real servers, one test for each: what comes in, and what the mirror makes of it.
+//! Observations of two real servers, one test for each: the callbacks, and their effect in the mirror.
 //!
 //! | what OpenIM does | what the mirror does | test |
 //! | --- | --- | --- |
@@ -58,7 +58,7 @@ fn orphan() -> Operation {
     Operation::SetMember("boss".to_owned(), values)
 }
 
-/// Who has left, and when.
+/// Users who have left, with the times.
 async fn left(pair: &Pair) -> Vec<Value> {
     let sql =
         "select user_id, coalesce(left_at, case when came_at_dismissal is distinct from dismissals

@@ -1,4 +1,4 @@
-//! What callbacks do not tell, or tell wrong, and what a comparison with OpenIM makes of it.
+//! Runs and marks: differences that callbacks do not report, or report wrong, and their repair.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -681,7 +681,7 @@ async fn who_left_with_a_group_is_counted_on_where_the_cycle_has_failed() {
     pair.close().await;
 }
 
-/// One whose callback was lost, as it happens.
+/// A change whose callback was lost.
 #[tokio::test]
 async fn a_group_that_was_dismissed_unheard_is_so_within_the_limit() {
     let pair = groups_of_ten(40, settings()).await;
@@ -787,7 +787,7 @@ async fn what_comes_late_is_put_right_though_the_version_has_not_moved() {
     pair.close().await;
 }
 
-/// The same, where the process that wrote it ended before it could note that.
+/// A change whose process ended before it noted the touched group.
 #[tokio::test]
 async fn what_came_late_before_a_crash_is_put_right_by_the_next_process() {
     let pair = pair_of(&["u1"]).await;
@@ -945,8 +945,8 @@ async fn keys_that_openim_does_not_take_are_told_without_the_secret() {
     pair.close().await;
 }
 
-/// What was changed by hand shows only where the whole group is read: each so often, also where
-/// something is told of it all the while.
+/// A change by hand is found only by a read of the whole group. This read has an interval of its own, also if callbacks
+/// of the group come all the time.
 #[tokio::test]
 async fn a_group_is_read_as_a_whole_after_the_full_interval() {
     let pair = Pair::with(ReconcileSettings {

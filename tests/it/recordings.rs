@@ -1,4 +1,4 @@
-//! What two real servers sent and answered: tests/recordings/README.md.
+//! Recordings of two real servers: tests/recordings/README.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::support::{
 
 const ALL: [&str; 4] = [MAIN, MAIN_EVERYTHING, PATCH16, PATCH16_RANDOM];
 
-/// Those that tell something of a group.
+/// Commands that say something about a group.
 const TELLING: [&str; 10] = [
     "callbackAfterCreateGroupCommand",
     "callbackAfterDisMissGroupCommand",
@@ -41,7 +41,7 @@ fn callbacks(lines: &[Line]) -> impl Iterator<Item = &Line> {
     lines.iter().filter(|line| !line.callback.is_empty())
 }
 
-/// As OpenIM has sent it.
+/// Sends a callback as OpenIM sent it.
 async fn send(app: &TestApp, line: &Line) -> Value {
     let reply = app
         .send(reqwest::Method::POST, &line.callback, |request| {
@@ -91,7 +91,7 @@ async fn each_callback_is_answered_as_success_and_none_is_kept_as_not_understood
     app.stop().await;
 }
 
-/// What it is: its command, and of a message what it says.
+/// Kind of a line: its command, and the kind of a message.
 type Key = (String, Option<u64>);
 
 /// The names of a body's fields in their order, with those of the content of a message.
@@ -229,8 +229,8 @@ async fn without_an_api_only_who_came_in_silence_is_missing() {
     }
 }
 
-/// What was told up to some moment, a comparison with what was read in the end, the rest, which is
-/// late then, and another comparison.
+/// Sends the callbacks up to some moment, runs with the state of the end, sends the rest, which is late then, and runs
+/// again.
 async fn compared_after_a_prefix(file: &str) {
     let lines = recorded(file);
     let told = told_of(&as_read(&lines), &lines);

@@ -281,7 +281,7 @@ async fn the_rights_on_rows_that_the_document_names_are_enough_to_run() {
     drop_role(&db, "r_readme_owner").await;
 }
 
-/// What callbacks tell of a group from its creation to its dismissal, a body that is none, and reads.
+/// Sends callbacks of a group from its creation to its dismissal, a body that is none, and reads.
 async fn tell_all(app: &TestApp) {
     let tell = async |command: &str, mut body: Value| {
         body["callbackCommand"] = json!(command);

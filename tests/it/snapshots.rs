@@ -26,7 +26,7 @@ enum Who {
 
 const BOTH: [Who; 2] = [Who::This, Who::Another];
 
-/// What comes.
+/// A change that comes meanwhile.
 #[derive(Clone, Copy, Debug)]
 enum What {
     Nickname,
@@ -47,7 +47,7 @@ impl What {
         }
     }
 
-    /// Whether it is still there, whatever else was written.
+    /// True if it is still there, in spite of other writes.
     async fn assert_not_undone(self, pair: &Pair, context: &str) {
         let intro = "select introduction from groups";
         let (value, expected) = match self {
@@ -300,7 +300,7 @@ async fn a_callback_that_is_committed_late_is_found_and_nothing_else_is_read_twi
     pair.close().await;
 }
 
-/// One callback in a large group is no reason to read all of it.
+/// A callback in a large group does not make the run read all of it.
 #[tokio::test]
 async fn what_a_callback_has_named_is_asked_for_by_its_id() {
     let pair = drifted().await;
@@ -527,7 +527,7 @@ async fn a_mark_that_comes_meanwhile_is_not_taken_away() {
     pair.close().await;
 }
 
-/// What was announced just before OpenIM was asked may have come just after.
+/// An announcement just before the question to OpenIM may be followed by its change just after it.
 #[tokio::test]
 async fn a_mark_that_came_a_moment_before_is_not_taken_away() {
     let pair = Pair::with(ReconcileSettings {

@@ -25,7 +25,7 @@ async fn start(wire: &Wire, folder: &Path, kib: Option<u32>) -> Service {
     tokio::task::spawn_blocking(start).await.unwrap()
 }
 
-/// As when somebody has made room on the disk.
+/// The state after the disk has room again.
 fn make_room(service: &Service) {
     let pid = Pid::from_raw(service.pid().cast_signed());
     let maximum = rustix::process::getrlimit(Resource::Fsize).maximum;
@@ -143,7 +143,7 @@ async fn a_folder_that_cannot_be_made_is_as_good_as_a_full_disk() {
     .await;
 }
 
-/// As a volume that is mounted late, after a stop that has left nothing in it.
+/// A volume that is mounted late, after a stop that left nothing in it.
 #[tokio::test]
 async fn a_folder_that_comes_with_an_empty_spool_is_taken() {
     let place = file_in_the_way();
@@ -177,7 +177,7 @@ async fn an_empty_spool_that_cannot_be_opened_holds_up_nobody() {
     goes_on_without(&folder, None, |_| std::fs::remove_dir(&lock).unwrap()).await;
 }
 
-/// What waits is read though nothing can be written, be it after a stop or a kill.
+/// Waiting entries are read without a right to write, after a stop and after a kill.
 #[tokio::test]
 async fn what_waits_on_a_full_disk_is_written_to_the_database() {
     for signal in ["TERM", "KILL"] {
@@ -256,7 +256,7 @@ async fn a_folder_that_comes_with_a_spool_of_its_own_ends_the_service_and_is_rea
     until("it is written", async || nickname(&db).await == ["waits"]).await;
 }
 
-/// What waits has to be written before anything else, so the start ends where it cannot be read.
+/// Waiting entries are written before anything else, so the start ends if they cannot be read.
 #[tokio::test]
 async fn where_something_waits_that_cannot_be_read_the_start_ends() {
     let folder = run().folder("spool");

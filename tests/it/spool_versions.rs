@@ -226,7 +226,7 @@ async fn reasons_and_kinds_of_a_newer_version_wait_too() {
     }
 }
 
-/// What is damaged is skipped, and what is not understood stays in its place.
+/// Damaged entries are skipped, and entries that are not understood stay in their place.
 #[tokio::test]
 async fn damage_takes_nothing_with_it_that_is_not_understood() {
     let folder = waiting().await;

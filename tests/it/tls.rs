@@ -9,7 +9,7 @@ use crate::support::{Service, TLS, TlsServer, member_info, until, web};
 
 const WAIT: Duration = Duration::from_secs(10);
 
-/// How a connection of ours is.
+/// Form of a connection of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Is {
     Plain,
@@ -20,7 +20,7 @@ enum Is {
 
 use Is::{Encrypted, Plain, Refused};
 
-/// How the start, and the pool after it, connect to the URL.
+/// Connections of the start, and of the pool after it, to the URL.
 async fn connection(admin: &mut PgConnection, url: &str) -> Result<Is, OpenError> {
     let database = Database::new(url, "public", 2, WAIT, WAIT)?;
     let store = database.open().await?;

@@ -1,6 +1,5 @@
-//! What OpenIM cannot give, or gives in part: answers that are too large for its services, rows that
-//! its caches have lost, groups without an owner, services that are away. The rest is compared, and
-//! nobody is taken for gone for it.
+//! Answers that OpenIM cannot give, or gives in part: too large for its services, without rows that its caches have
+//! lost, groups without an owner, services that are away. The rest is compared, and no member is removed for it.
 
 use std::time::{Duration, Instant};
 
@@ -257,8 +256,7 @@ async fn groups_that_are_too_many_for_an_answer_are_listed_in_smaller_pages() {
     pair.close().await;
 }
 
-/// One group that the mirror knows and one that it does not have profiles that are more than any
-/// answer.
+/// Profiles of two groups are larger than any answer: the mirror knows one of the groups.
 #[tokio::test]
 async fn groups_that_are_too_large_for_the_list_are_told_and_the_others_compared() {
     let pair = Pair::new().await;
@@ -316,7 +314,7 @@ async fn a_group_that_is_dismissed_needs_no_profile_to_be_so() {
     pair.close().await;
 }
 
-/// One small call for each, and no list.
+/// Makes one small call for each, and asks for no list.
 #[tokio::test]
 async fn a_group_without_an_owner_that_has_not_changed_is_not_read() {
     let pair = Pair::new().await;

@@ -1,4 +1,4 @@
-//! What the service tells those who watch it.
+//! Metrics and logs of the service.
 
 use std::collections::BTreeSet;
 

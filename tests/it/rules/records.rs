@@ -105,7 +105,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         .prop_map(|(group, at, event)| Change::new(GroupId::parse(group).unwrap(), at, event))
 }
 
-/// One that a failed test can show; outside of tests nothing may.
+/// An event that a failed test can show.
 struct Shown(Rejected);
 
 impl fmt::Debug for Shown {

@@ -49,7 +49,7 @@ pub async fn abuse(seed: u64) -> (u64, Tally) {
     (peak, stage.verified().await)
 }
 
-/// What is no callback.
+/// Requests that are no callbacks.
 fn nonsense() -> Vec<Vec<u8>> {
     let deep = 100_000;
     let nested = format!("{{\"ex\": {}{}}}", "[".repeat(deep), "]".repeat(deep));

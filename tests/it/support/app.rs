@@ -29,7 +29,7 @@ pub struct TestApp {
     task: JoinHandle<Result<(), app::Error>>,
 }
 
-/// What was answered.
+/// The answer.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -151,7 +151,7 @@ impl TestApp {
         response.text().await.unwrap()
     }
 
-    /// What is served at a path, as text.
+    /// Answer at a path, as text.
     pub async fn text(&self, path: &str) -> String {
         let url = format!("{}{path}", self.base);
         let response = self.client.get(url).send().await.unwrap();
@@ -159,7 +159,7 @@ impl TestApp {
         String::from_utf8(response.bytes().await.unwrap().to_vec()).unwrap()
     }
 
-    /// That the newest kept callback is this body, refused with this reply.
+    /// Asserts that the newest kept callback is this body, refused with this reply.
     pub async fn assert_kept(&self, body: &[u8], reply: &Reply) {
         let newest = "select *, encode(body, 'hex') as hex from rejected_callbacks
                        order by id desc limit 1";
@@ -251,7 +251,7 @@ impl TestApp {
     }
 }
 
-/// One answer, head and body, from a connection; what there is of it where the connection ends.
+/// Reads one answer, head and body, from a connection; a part of it if the connection ends.
 pub async fn answer(connection: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let read = async {

@@ -15,7 +15,7 @@ use super::run::run;
 
 const BOUND: Duration = Duration::from_secs(60);
 
-/// One page. Its Chromium, and all the processes that it started, end with it.
+/// A page. Its Chromium, and all processes that it started, end with it.
 pub struct Browser {
     watchdog: Child,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,

@@ -26,12 +26,12 @@ static DONE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub struct TestDb {
     pub pool: PgPool,
     pub url: String,
-    /// Of a database that is to be dropped.
+    /// Name of a database to drop.
     name: Option<String>,
 }
 
 impl TestDb {
-    /// Of a server that only this test uses.
+    /// Database of a server that only this test uses.
     pub fn on(server: &Server) -> TestDb {
         Self::at(server.url("postgres"), None)
     }
@@ -89,7 +89,7 @@ impl TestDb {
         Self::at(run().database_url(&name), Some(name))
     }
 
-    /// As the service sees it.
+    /// The database as the service sees it.
     pub fn database(&self) -> Database {
         Database::new(&self.url, "public", 4, WAIT, WAIT).unwrap()
     }

@@ -15,7 +15,7 @@ use super::random::Random;
 use super::senders::TIMEOUT;
 use super::web;
 
-/// How much of what is told comes badly, in percent.
+/// Share of faulty deliveries, in percent.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
     pub lost: u64,
@@ -49,27 +49,27 @@ impl Way {
     };
 }
 
-/// What became of what was told.
+/// Results of deliveries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Delivered {
     pub told: u64,
     pub answered: u64,
     /// On the way, or with OpenIM, or there was nobody to take it.
     pub lost: u64,
-    /// Those that were not answered as success.
+    /// Callbacks without an answer of success.
     pub odd: u64,
 }
 
-/// One way, to a mirror that may be away.
+/// A way to a mirror that may be away.
 #[derive(Clone)]
 pub struct Delivery(Arc<Inner>);
 
 struct Inner {
     client: reqwest::Client,
     way: Way,
-    /// Whether the callbacks about messages are switched on.
+    /// True if the callbacks about messages are switched on.
     has_messages: bool,
-    /// Where the mirror is; `None` while it is away.
+    /// Address of the mirror; `None` while it is away.
     base: watch::Sender<Option<String>>,
     /// So often was OpenIM killed, with all that it had not sent.
     lives: AtomicU64,
@@ -114,7 +114,7 @@ impl Delivery {
         self.0.note(line);
     }
 
-    /// What was noted and sent in which this stands, such as the id of a group.
+    /// Deliveries that contain this text, for example the id of a group.
     pub fn story_of(&self, part: &str) -> String {
         let story = self.0.story.lock().unwrap();
         let lines = story.iter().filter(|line| line.contains(part));

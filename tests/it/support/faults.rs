@@ -1,4 +1,4 @@
-//! What can go wrong around the service, under load, and what must hold all the same.
+//! Faults around the service under load, and the promises that still hold.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::senders::{Senders, Tally};
 use super::service::Service;
 use super::wire::Wire;
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Connections to Postgres are closed, and no new one lives.
@@ -156,7 +156,7 @@ impl Stage {
         self.senders().moved_to(&self.base());
     }
 
-    /// One after the other of one answer; -1 for what is not in it.
+    /// Values of one answer in their order; -1 for a missing one.
     async fn metrics<const N: usize>(&self, names: [&str; N]) -> [f64; N] {
         let text = async {
             let answer = super::web::get(format!("{}/metrics", self.base())).await?;
@@ -323,7 +323,7 @@ pub async fn tamper(seed: u64) -> Tally {
     stage.senders().verify(&stage.base()).await
 }
 
-/// How the service ends before its spool is damaged.
+/// End of the service before its spool is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Stopped,

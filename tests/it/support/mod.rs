@@ -1,6 +1,5 @@
-//! What the tests stand on: a throwaway Postgres for the run, a database for each test, the
-//! service in this process or as one of its own. Whatever a test starts ends with it, also when
-//! the test panics or is killed.
+//! Parts of the tests: a throwaway Postgres for the run, a database for each test, the service in this process or as
+//! one of its own. Everything that a test starts ends with it, also when the test panics or is killed.
 
 mod abuse;
 mod app;

@@ -24,10 +24,10 @@ pub(super) const NORMAL: i32 = 0;
 const DISMISSED: i32 = 2;
 const MUTED: i32 = 3;
 pub(super) const WORKING_GROUP: i32 = 2;
-/// How somebody came in.
+/// Ways of a join.
 const BY_INVITATION: i32 = 2;
 const BY_SEARCH: i32 = 3;
-/// What needVerification is where anyone may join.
+/// Value of needVerification if anyone may join.
 const DIRECTLY: i32 = 2;
 
 /// Texts of a profile that the older callback can tell but not clear.
@@ -41,15 +41,15 @@ const NULLABLE: [&str; 4] = [
 ];
 const OF_MEMBER: [&str; 4] = ["nickName", "faceURL", "roleLevel", "ex"];
 
-/// Of the moments at which things are told.
+/// Number of the random sequence for the times of callbacks.
 const ORDER: u64 = 0x0dde7;
-/// What the clock begins with.
+/// First value of the clock.
 const START_MILLIS: i64 = 1_760_000_000_000;
 
 /// Values by their names: all of them, or those that a request sets.
 pub type Values = BTreeMap<&'static str, Value>;
 
-/// What was held of all groups, up to some moment.
+/// State of all groups at some moment.
 #[derive(Clone, Debug)]
 pub struct OpenIm {
     pub groups: BTreeMap<String, Group>,
@@ -57,21 +57,21 @@ pub struct OpenIm {
     pub users: BTreeMap<String, Profile>,
     /// The clock. What is done takes a millisecond.
     pub now_millis: i64,
-    /// Whether what has changed of a group comes with its profile where only members have changed.
+    /// True if the changes of a group have its profile too if only members have changed.
     pub tells_group_with_members: bool,
     pub release: Release,
-    /// Whether the service is away that dismisses a dismissed group a second time, now with its members.
+    /// True if the service that dismisses a dismissed group a second time, with its members, is away.
     pub push_is_away: bool,
     /// The largest answer of a service behind the API, in bytes, where it is not the release's.
     pub largest_answer: Option<usize>,
     /// Groups that nobody knows and whose ids were asked for, whereby OpenIM has made a version of
     /// each: a fault of who asks.
     pub versions_of_nothing: Vec<String>,
-    /// As many operations as there were, for ids that nothing else has.
+    /// Number of operations, for unique ids.
     done: u64,
 }
 
-/// What a member shows where the group has no name and no face for it.
+/// Profile of a user, shown for a member without a name and a face in the group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     pub nickname: String,
@@ -85,17 +85,17 @@ pub struct Group {
     pub status: i32,
     pub created_millis: i64,
     pub members: BTreeMap<String, Member>,
-    /// What has changed, and when.
+    /// Versions: the changes, with their times.
     pub versions: Versions,
-    /// Who is not shown though there.
+    /// Members who are there and not shown.
     pub(super) cache: Cache,
-    /// Who waits for an approval.
+    /// Users who wait for an approval.
     applicants: BTreeSet<String>,
     /// Brought back from a dismissal, and nothing was told since that proves it.
     pub is_back_unheard: bool,
-    /// How many members it is said to have, where that is not what they are.
+    /// Reported number of members, if it is wrong.
     pub(super) stale_count: Option<u64>,
-    /// As many messages as it had.
+    /// Number of its messages.
     pub(super) messages: u64,
 }
 
@@ -117,9 +117,9 @@ pub struct Member {
 pub enum Operation {
     Create(Creation),
     Invite(String),
-    /// Of several at once. It ends at the first who is a member, and who stands before stays in.
+    /// An invitation of several users. It ends at the first who is a member; those before are members then.
     InviteAll(Vec<String>),
-    /// Of somebody who has asked to join.
+    /// Approval of a user who has asked to join.
     Approve(String),
     /// Or to ask for it, where an approval is needed.
     Join(String),
@@ -151,7 +151,7 @@ pub struct Creation {
     pub owner: String,
     pub admins: Vec<String>,
     pub members: Vec<String>,
-    /// Who sends the request, a member or not.
+    /// Sender of the request, a member or not.
     pub caller: String,
 }
 
@@ -179,7 +179,7 @@ impl Creation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// When something is done, and an id that nothing else has.
+/// Time of an operation, and a unique id.
 struct Moment {
     millis: i64,
     id: String,
@@ -233,7 +233,7 @@ impl OpenIm {
         Ok(in_order(operation, callbacks, messages, &mut random))
     }
 
-    /// Of the next request.
+    /// Operation id of the next request.
     pub(super) fn operation_id(&self) -> String {
         format!("op{}{:06}", self.now_millis, self.done)
     }
@@ -377,8 +377,8 @@ impl Group {
         member
     }
 
-    /// Where one of them is a member the caller is told an error, but who stands before is in the
-    /// database all the same: no version has moved and no cache was emptied for it.
+    /// If one of them is a member, the caller gets an error. But those before it are in the database: no version has
+    /// moved and no cache was emptied for them.
     fn invite_all(&mut self, users: &[String], moment: &Moment) -> Result<(), Refused> {
         require(!self.is_dismissed())?;
         let is_member = |user: &&String| self.members.contains_key(*user);
@@ -515,7 +515,7 @@ impl Group {
         Ok(Callback::new(command, fields))
     }
 
-    /// Whether the old owner is one is not looked at, where an administrator asks.
+    /// An administrator can name any old owner: OpenIM does not check it.
     fn transfer(
         &mut self,
         old_owner: &str,
@@ -661,7 +661,7 @@ impl Member {
         user.clone_into(&mut self.operator_user_id);
     }
 
-    /// Whether the group has no such text of its own for the member.
+    /// True if the member has no such text in the group.
     pub(super) fn has_no(&self, name: &str) -> bool {
         self.values[name] == json!("")
     }

@@ -1,8 +1,8 @@
-//! What OpenIM's caches hide of a group: who came in by a request that failed half-way.
+//! Members that OpenIM's caches hide: those who came in by a request that failed half-way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who is not shown though there.
+/// Members who are there and not shown.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     hidden: BTreeMap<String, Hidden>,
@@ -10,7 +10,7 @@ pub struct Cache {
     without_row: BTreeSet<String>,
 }
 
-/// How much of a member is hidden.
+/// Part of a member that is hidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hidden {
     /// Everything: the ids are those of before.
@@ -57,12 +57,12 @@ impl Cache {
         !self.hidden.is_empty()
     }
 
-    /// Whether the member is among the ids.
+    /// True if the member is among the ids.
     pub(super) fn has_id(&self, user: &str) -> bool {
         self.hidden.get(user) != Some(&Hidden::All)
     }
 
-    /// Whether the member is in lists.
+    /// True if the member is in lists.
     pub(super) fn has_row(&self, user: &str) -> bool {
         !self.hidden.contains_key(user)
     }

@@ -1,16 +1,16 @@
-//! What the model of OpenIM tells of what it did, as it is written on the wire.
+//! Callbacks of the model of OpenIM, in their form on the wire.
 
 use serde_json::{Map, Value, json};
 
 use super::openim::{ADMIN, Creation, Group, NORMAL, ORDINARY, OWNER, WORKING_GROUP};
 
-/// What OpenIM sends.
+/// A callback of OpenIM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Callback {
     /// The last part of the path.
     pub command: String,
     pub body: String,
-    /// Of the request that it tells of; others of the same request have it too. It is in the head.
+    /// Operation id of its request. All callbacks of the request have it. It is a header.
     pub operation_id: String,
 }
 
@@ -33,7 +33,7 @@ impl Callback {
     }
 }
 
-/// As Go writes JSON.
+/// JSON in the form of Go's encoder.
 pub(super) fn go_json(value: &Value) -> String {
     let mut text = value.to_string();
     for (plain, escaped) in [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026")] {

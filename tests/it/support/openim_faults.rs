@@ -1,4 +1,4 @@
-//! What can go wrong with a call of OpenIM's REST API.
+//! Faults of calls of OpenIM's REST API.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,11 +12,11 @@ use super::random::Random;
 
 /// So often at most a random fault follows another.
 const IN_A_ROW: u32 = 2;
-/// Of a body without an end: so much, in so many parts.
+/// Size and number of the parts of a body without an end.
 const PART: usize = 64 << 10;
 const PARTS: usize = 1024;
 
-/// What a call gets in place of its answer.
+/// Fault in place of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestFault {
     /// Another status than 200. With 429 it may be tried again at once.
@@ -44,7 +44,7 @@ struct Sometimes {
     random: Random,
     one_in: u64,
     in_a_row: u32,
-    /// The same of each request, as others may come between.
+    /// Fixed for each request, because others may come between.
     of_request: BTreeMap<(String, Bytes), u32>,
 }
 
@@ -62,7 +62,7 @@ impl RestFaults {
         });
     }
 
-    /// What goes wrong with this call. Those that were asked for come before random ones.
+    /// Fault of this call. Requested faults come before random ones.
     pub(super) fn take(&mut self, path: &str, body: &Bytes) -> Option<RestFault> {
         let mut next = self.next.iter_mut();
         let next = next.find(|(suffix, _, times)| *times > 0 && path.ends_with(suffix.as_str()));

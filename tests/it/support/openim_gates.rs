@@ -7,16 +7,16 @@ use tokio::sync::{oneshot, watch};
 /// Longest wait for a call.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// Where a call waits.
+/// Place at which a call waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     BeforeAnswer,
     AfterAnswer,
-    /// Where the ids are read and their version is not.
+    /// After the read of the ids, and before that of their version.
     BeforeVersion,
 }
 
-/// What makes a call wait.
+/// Gate at which a call waits.
 pub(super) struct Gate {
     path_suffix: String,
     place: Place,
@@ -67,7 +67,7 @@ impl Gates {
         }
     }
 
-    /// What a call comes to. It is for one call.
+    /// Gate for one call.
     pub(super) fn take(&mut self, path: &str, place: Place) -> Option<Gate> {
         let is_here = |gate: &Gate| gate.place == place && path.ends_with(&gate.path_suffix);
         let index = self.0.iter().position(is_here)?;

@@ -12,7 +12,7 @@ use super::openim_release::Release;
 const AFTER_SEND: &str = "callbackAfterSendGroupMsgCommand";
 const BEFORE_PUSH: &str = "callbackBeforeGroupOnlinePushCommand";
 
-/// What has changed, by OpenIM's numbers.
+/// Kinds of changes, by OpenIM's numbers.
 mod types {
     pub(super) const CREATED: u32 = 1501;
     pub(super) const PROFILE: u32 = 1502;
@@ -34,7 +34,7 @@ mod types {
 }
 
 impl Callback {
-    /// Whether it tells of a message, and not of a change.
+    /// True if it reports a message, and not a change.
     pub fn is_message(&self) -> bool {
         [AFTER_SEND, BEFORE_PUSH].contains(&self.command.as_str())
     }
@@ -52,7 +52,7 @@ pub(super) struct Request<'a> {
     operation: &'a Operation,
     operation_id: String,
     before: BTreeMap<&'a str, Value>,
-    /// Those of them who were members, shown or not.
+    /// Users of these who were members, shown or not.
     members_before: BTreeSet<&'a str>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// What it has sent, one or two of each message.
+    /// Sent callbacks, one or two of each message.
     pub(super) fn messages(&self, openim: &mut OpenIm) -> Vec<Vec<Callback>> {
         let types = self.types(openim);
         let types = types.into_iter();
@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
         messages.collect()
     }
 
-    /// What is told, after it was done.
+    /// Types of the messages after the operation.
     fn types(&self, openim: &OpenIm) -> Vec<u32> {
         let was_member = |user: &str| self.members_before.contains(user);
         let is_member = |user: &str| openim.groups[self.group].members.contains_key(user);
@@ -307,7 +307,7 @@ fn of_profile(announcement: bool, name: bool, others: bool) -> Vec<u32> {
     told.map(|(_, content_type)| content_type).collect()
 }
 
-/// As a member that it is not.
+/// The administrator in the form of a member, which it is not.
 fn administrator(group: &str) -> Value {
     json!({
         "groupID": group,

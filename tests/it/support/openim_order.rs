@@ -13,7 +13,7 @@ pub struct Told {
 
 /// The first thing that is sent of a request comes so late.
 const FIRST: (u64, u64) = (5, 150);
-/// Of a quit or a kick, from the message to the callback.
+/// Delay of a quit or a kick, from the message to the callback.
 const MESSAGE_FIRST: (u64, u64) = (24, 260);
 /// From a callback to the message of the same.
 const MESSAGE_LATER: (u64, u64) = (4, 45);

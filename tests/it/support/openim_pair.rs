@@ -32,7 +32,7 @@ pub struct Pair {
     pub reconciler: Reconciler,
 }
 
-/// How the model's server is reached.
+/// Access to the model's server.
 pub fn access(server: &OpenImServer) -> OpenimAccess {
     OpenimAccess {
         url: server.url.clone(),
@@ -86,7 +86,7 @@ impl Pair {
         Self::of(db, server, store, ingest, settings)
     }
 
-    /// The same, with a process that has a spool.
+    /// Makes a pair with a process that has a spool.
     pub async fn with_spool(self) -> Self {
         let (db, server) = (Arc::clone(&self.db), Arc::clone(&self.server));
         self.close().await;
@@ -99,7 +99,7 @@ impl Pair {
         Self::of(db, server, store, ingest, settings())
     }
 
-    /// The same, with one who waits only so long for an answer.
+    /// Makes a pair with a timeout for answers.
     pub async fn patient_for(mut self, timeout: Duration) -> Self {
         let access = OpenimAccess {
             timeout,
@@ -162,7 +162,7 @@ impl Pair {
         tell(&self.ingest, callback, OffsetDateTime::now_utc()).await;
     }
 
-    /// One comparison of all groups.
+    /// Runs once, over all groups.
     pub async fn cycle(&self) -> RunCounts {
         self.compare(&[], Mode::default()).await.unwrap()
     }
@@ -178,7 +178,7 @@ impl Pair {
         compared.map(|()| report.counts())
     }
 
-    /// What a dry run tells.
+    /// Report of a dry run.
     pub async fn drift(&self) -> Vec<DriftEntry> {
         let mut all = Vec::new();
         let report = Report::default();
@@ -242,7 +242,7 @@ impl Pair {
         self.db.rows(&sql).await.pop()
     }
 
-    /// Why a group wants a check.
+    /// Reason of a group's mark.
     pub async fn check(&self, group: &str) -> Option<String> {
         let sql = format!("select check_reason from groups where group_id = '{group}'");
         let row = self.db.rows(&sql).await.pop()?;
@@ -257,7 +257,7 @@ impl Pair {
         .await;
     }
 
-    /// What is not the same here and there, as lines for people.
+    /// Differences of mirror and OpenIM, as lines for people.
     pub async fn differences(&self) -> Vec<String> {
         let mirror = mirrored(&self.db).await;
         let mut held = held(&self.openim());
@@ -334,11 +334,11 @@ const OF_MEMBER: [&str; 9] = [
     "muteEndTime",
 ];
 
-/// Whether a member is current, of `group_members` with `groups`.
+/// SQL condition of a current member, for `group_members` with `groups`.
 pub const CURRENT: &str = "left_at is null and status is distinct from 2
     and (emptying_at is null or came_at_dismissal = dismissals)";
 
-/// As OpenIM shows it. Of a dismissed group there is only that it is.
+/// The group as OpenIM shows it. A dismissed group has only its status.
 fn held(openim: &OpenIm) -> Facts {
     let mut facts = Facts::new();
     for (group_id, group) in &openim.groups {
@@ -365,7 +365,7 @@ fn held(openim: &OpenIm) -> Facts {
     facts
 }
 
-/// The same of the mirror, by the names that OpenIM has.
+/// The group in the mirror, with the names of OpenIM.
 async fn mirrored(db: &TestDb) -> Facts {
     let millis =
         |column: &str| format!("coalesce((extract(epoch from {column}) * 1000)::bigint, 0)");

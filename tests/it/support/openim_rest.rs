@@ -1,5 +1,4 @@
-//! What OpenIM's REST API answers from what the model holds. Names, order and refusals are those
-//! of OpenIM.
+//! OpenIM's REST API over the state of the model. Names, order and refusals are those of OpenIM.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,7 +26,7 @@ const MOST_IDS: usize = 1000;
 /// Changes after which the rest of the groups of a request is left out.
 const ENOUGH_CHANGES: usize = 500;
 
-/// What a request is refused with.
+/// Error of a refused request.
 pub(super) type Code = i64;
 
 #[derive(Deserialize)]
@@ -155,7 +154,7 @@ impl OpenIm {
         self.entries_expire();
     }
 
-    /// What is only hidden by a cache for 60 s shows.
+    /// Shows members that only a cache hides for 60 s.
     pub fn entries_expire(&mut self) {
         for group in self.groups.values_mut() {
             group.cache.entries_expire();
@@ -236,7 +235,7 @@ impl OpenIm {
         Ok(json!({"groupInfos": list(groups)}))
     }
 
-    /// Who is on which page is by their roles, but not in which order a page has them.
+    /// The roles decide who is on a page, but not the order within it.
     fn get_member_list(&self, asked: &GetMemberList, random: &mut Random) -> Value {
         let Some(group) = self.groups.get(&asked.group_id) else {
             return json!({"total": 0, "members": null});
@@ -252,7 +251,7 @@ impl OpenIm {
         json!({"total": total, "members": list(members)})
     }
 
-    /// Who has no row is remembered.
+    /// Remembers users without a row.
     fn get_members_info(&mut self, asked: &GetMembersInfo) -> Result<Value, Code> {
         bounded(&asked.user_ids)?;
         let users: BTreeSet<&String> = asked.user_ids.iter().collect();
@@ -286,7 +285,7 @@ impl OpenIm {
         }))
     }
 
-    /// What [`Self::get_ids`] has read second, as it is now.
+    /// Renews the part that [`Self::get_ids`] has read second.
     pub(super) fn renew_version(&self, request: &Value, ids: &mut Value) {
         let group = request["groupID"].as_str();
         if let Some(group) = group.and_then(|group| self.groups.get(group)) {
@@ -416,7 +415,7 @@ pub(super) fn without_rows(path: &str) -> Option<Value> {
     }
 }
 
-/// As OpenIM's: other lists have others, and an empty one has 0. Its own is of an MD5 sum.
+/// Hash of a list, like OpenIM's: lists differ, and an empty one has 0. OpenIM's is a part of an MD5 sum.
 fn hash(rows: &[Value]) -> u64 {
     if rows.is_empty() {
         return 0;
@@ -438,7 +437,7 @@ fn bounded(ids: &[String]) -> Result<(), Code> {
     }
 }
 
-/// As Go writes a list that was never made.
+/// The form in which Go writes a list that was never made.
 fn list(rows: impl IntoIterator<Item = Value>) -> Option<Vec<Value>> {
     let rows: Vec<Value> = rows.into_iter().collect();
     (!rows.is_empty()).then_some(rows)

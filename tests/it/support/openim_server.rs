@@ -21,7 +21,7 @@ use super::openim_gates::{Gates, Held, Place};
 use super::openim_rest::{ARGUMENTS, Code, GET_IDS, NO_PERMISSION, without_rows};
 use super::random::Random;
 
-/// What a token is given for.
+/// Secret for which a token is given.
 pub const SECRET: &str = "openIM123";
 
 /// Follows the path of a call that asks for no rows, where calls are counted.
@@ -30,11 +30,11 @@ pub const ONLY_TOTAL: &str = " (total)";
 const GET_TOKEN: &str = "/auth/get_admin_token";
 const TOKEN_INVALID: Code = 1502;
 const TOKEN_REPLACED: Code = 1507;
-/// Of gRPC.
+/// Codes of gRPC.
 const EXHAUSTED: Code = 8;
 
 type Hook = Box<dyn FnMut(&str, &Value, &mut OpenIm) + Send>;
-/// What is made of a request or of the data of an answer.
+/// Change of a request, or of the data of an answer.
 type Tamper = Box<dyn FnMut(&mut Value) + Send>;
 
 /// A running server. It has a thread of its own, and ends when it is dropped.
@@ -50,14 +50,14 @@ struct Shared {
     openim: Arc<Mutex<OpenIm>>,
     state: Mutex<State>,
     hook: Mutex<Option<Hook>>,
-    /// Of paths with this end: of their requests, and of their answers.
+    /// Changes by the end of a path: of requests, and of answers.
     tampers: Mutex<[Vec<(String, Tamper)>; 2]>,
 }
 
 struct State {
     port: u16,
     calls: BTreeMap<String, u64>,
-    /// Of the answers to these calls, before they are compressed.
+    /// Bytes of the answers to these calls, before compression.
     bytes: usize,
     /// All that were given, and what they are refused with since.
     tokens: BTreeMap<String, Option<Code>>,
@@ -65,7 +65,7 @@ struct State {
     gates: Gates,
     /// Ends of paths whose answers have lost all rows.
     emptied: BTreeSet<String>,
-    /// Of lists of members, pages from this one on have lost their rows.
+    /// First page of lists of members without its rows.
     lost_from: u64,
     /// Whatever page is asked for, the first is given.
     has_one_page: bool,
@@ -123,12 +123,12 @@ impl OpenImServer {
         }
     }
 
-    /// How often each path was called.
+    /// Number of calls of each path.
     pub fn calls(&self) -> BTreeMap<String, u64> {
         self.shared.state().calls.clone()
     }
 
-    /// How many bytes were answered to these, before they were compressed.
+    /// Bytes of the answers, before compression.
     pub fn bytes(&self) -> usize {
         self.shared.state().bytes
     }
@@ -237,7 +237,7 @@ impl OpenImServer {
         self.shared.state().lost_from = page;
     }
 
-    /// Whether the lists of paths with this end are answered without rows, whatever there is.
+    /// True if lists of paths with this end are answered without rows.
     pub fn answer_empty(&self, path_suffix: &str, is_empty: bool) {
         let emptied = &mut self.shared.state().emptied;
         if is_empty {

@@ -1,4 +1,4 @@
-//! How the model of OpenIM counts what changes in a group, for those who ask what is new.
+//! Versions of the model of OpenIM: the changes of a group, for calls that ask for new ones.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ const MOST: usize = 200;
 /// The counter of a group's changes, and what became of each member last.
 #[derive(Clone, Debug)]
 pub struct Versions {
-    /// Of 24 hexadecimal digits. A counter that is made anew has another.
+    /// Id of a counter, of 24 hexadecimal digits. A new counter has another one.
     pub id: String,
     pub version: u64,
     members: BTreeMap<String, (u64, Change)>,
-    /// When the profile or the status of the group has changed last.
+    /// Time of the last change of the group's profile or status.
     group: Option<u64>,
 }
 
-/// What became of a member.
+/// Change of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Insert,
@@ -24,9 +24,9 @@ pub(super) enum Change {
     Delete,
 }
 
-/// What has changed since a version.
+/// Changes since a version.
 pub(super) enum Since<'a> {
-    /// That cannot be told.
+    /// The changes are not known: the whole group has to be read.
     Full,
     Changes {
         members: Vec<(&'a str, Change)>,
@@ -58,7 +58,7 @@ impl Versions {
         }
     }
 
-    /// One change, of one or more members.
+    /// A change of one or more members.
     pub(super) fn members_changed<'a>(
         &mut self,
         users: impl IntoIterator<Item = &'a str>,

@@ -1,5 +1,5 @@
-//! What stands between the service and Postgres and reads along: a pooler, a balancer, a network
-//! that breaks at a chosen message.
+//! A proxy between the service and Postgres that reads the messages: a pooler, a balancer, a network that breaks at a
+//! chosen message.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ pub struct Proxy {
     task: AbortHandle,
 }
 
-/// What it does beside passing messages on.
+/// Actions of the proxy beside passing messages on.
 #[derive(Default)]
 struct Acts {
     drops_options: AtomicBool,
@@ -40,7 +40,7 @@ struct Acts {
     released: AtomicUsize,
 }
 
-/// One end of a connection, read message by message.
+/// An end of a connection, read message by message.
 struct End<S> {
     stream: S,
     buffer: BytesMut,
@@ -125,7 +125,7 @@ impl Proxy {
         *self.acts.holds_begin.lock().unwrap() = Some(by);
     }
 
-    /// Whether the answer that was to be held has been, and is passed on.
+    /// True if the held answer has been passed on.
     pub fn has_released(&self) -> bool {
         self.acts.released.load(Ordering::SeqCst) > 0
     }
@@ -135,7 +135,7 @@ impl Proxy {
         self.acts.cuts_after.lock().unwrap().push(tag);
     }
 
-    /// Whether every such command was met.
+    /// True if every such command has come.
     pub fn has_cut(&self) -> bool {
         self.acts.cuts_after.lock().unwrap().is_empty()
     }
@@ -150,7 +150,7 @@ impl Proxy {
         self.acts.forgets.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub fn open(&self) -> usize {
         self.acts.open.load(Ordering::SeqCst)
     }
@@ -176,7 +176,7 @@ impl Acts {
         }
     }
 
-    /// One connection, until either end or the proxy ends it.
+    /// Passes one connection on, until either end or the proxy ends it.
     async fn carry(&self, mut client: End<TcpStream>, socket: &str) -> Option<()> {
         let startup = loop {
             if let Some(startup) = client.next(true) {

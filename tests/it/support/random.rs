@@ -5,7 +5,7 @@
 pub struct Random(u64);
 
 impl Random {
-    /// One of many sequences of a seed.
+    /// A sequence of a seed.
     pub fn new(seed: u64, number: u64) -> Self {
         // Far from each other, or one history would be the rest of another.
         let start = Self(number).next();

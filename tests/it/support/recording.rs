@@ -1,4 +1,4 @@
-//! What was recorded of real servers: tests/recordings/README.md.
+//! Recordings of real servers: tests/recordings/README.md.
 
 use std::io::Read;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub struct Line {
     pub body: String,
 }
 
-/// What REST said of a group in the end.
+/// Last answer of REST about a group.
 #[derive(Debug, Deserialize)]
 struct Final {
     group: Value,

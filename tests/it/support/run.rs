@@ -58,7 +58,7 @@ pub async fn own_server(name: &'static str) -> Server {
     tokio::task::spawn_blocking(start).await.unwrap().unwrap()
 }
 
-/// Where Postgres' programs are for the tests: as for the service.
+/// Folder of Postgres' programs for the tests, found like that of the service.
 pub fn search() -> Search {
     Search {
         bin_dir: std::env::var_os("PG_BIN_DIR")

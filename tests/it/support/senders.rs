@@ -23,7 +23,7 @@ const GROUPS: usize = 5;
 const CALLBACKS: u32 = 30;
 const USERS: [&str; 6] = ["u0", "u1", "u2", "u3", "u4", "u5"];
 
-/// What was sent, and what became of it.
+/// Sent callbacks, and their results.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub sent: u64,
@@ -37,10 +37,10 @@ pub struct Tally {
     pub unanswered: u64,
     /// Members and groups that are as they were answered.
     pub stored: u64,
-    /// Those that are not; of a group whose last callback was not answered with success, as they were
-    /// before it or after it.
+    /// Members and groups that are not stored as answered. If the last callback of a group was not answered with
+    /// success, the states before and after it are both right.
     pub lost: u64,
-    /// Those of them of which something newer of the same member is there.
+    /// Lost ones for which something newer of the same member is stored.
     pub reordered: u64,
     /// Groups that want a check though nothing of theirs was refused, as after a transfer that was
     /// written twice; and groups that do not though something was.
@@ -68,10 +68,10 @@ pub struct Senders {
 }
 
 struct Shared {
-    /// Where the service is; `None` while it is not.
+    /// Address of the service; `None` while it is away.
     base: watch::Sender<Option<String>>,
     ending: CancellationToken,
-    /// What each sender came to.
+    /// Result of each sender.
     state: Mutex<State>,
 }
 
@@ -84,12 +84,12 @@ struct State {
     known: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a group may be found as.
+/// Allowed states of a group.
 struct Left {
     id: String,
     /// All that was answered, and perhaps the last that was not. `None`: it was never created.
     states: Vec<Option<Group>>,
-    /// Whether that was refused.
+    /// True if it was refused.
     is_refused: bool,
 }
 
@@ -220,7 +220,7 @@ async fn get(client: &reqwest::Client, base: &str, path: &str) -> Value {
     serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
 }
 
-/// What an answer says.
+/// Meaning of an answer.
 enum Outcome {
     Answered,
     Refused,
@@ -236,7 +236,7 @@ struct Sender {
     openim: OpenIm,
     /// With the number of callbacks of each.
     groups: Vec<(String, u32)>,
-    /// Of groups and of values.
+    /// Numbers for groups and for values.
     count: u64,
     name: u64,
 }
@@ -271,7 +271,7 @@ impl Sender {
         }
     }
 
-    /// One callback, of something that happened.
+    /// A callback about a change.
     async fn step(&mut self, base: &str) {
         let is_new = self.groups.len() < GROUPS && self.random.one_in(2);
         let (group, operation) = if is_new || self.groups.is_empty() {

@@ -19,13 +19,13 @@ pub struct Service {
     child: Child,
     watchdog: Child,
     _pipe: ChildStdin,
-    /// What it printed to standard output before it was up.
+    /// Standard output before it was up.
     pub banner: String,
     pub base: String,
     stderr: PathBuf,
 }
 
-/// How a service that ended by itself did so.
+/// End of a service that ended by itself.
 pub struct Ended {
     pub code: Option<i32>,
     pub stdout: String,
@@ -81,7 +81,7 @@ impl Service {
         Self::start_within(variables, None)
     }
 
-    /// The same with a bound on the size of its files, in KiB, that can be raised.
+    /// Starts it with a limit of the size of its files, in KiB, that can be raised.
     pub fn start_within(variables: &[(&str, &str)], kib: Option<u32>) -> Service {
         let mut service = Self::spawn_in(&run().folder("cwd"), &[], variables, kib);
         let (lines, received) = mpsc::channel();
@@ -110,7 +110,7 @@ impl Service {
         Self::to_end_in(&run().folder("cwd"), arguments, variables)
     }
 
-    /// As [`Service::to_end`], in a folder.
+    /// Like [`Service::to_end`], in a folder.
     #[track_caller]
     pub fn to_end_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
         let service = Self::spawn_in(folder, arguments, variables, None);

@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::run::{run, search};
 use super::until;
 
-/// Where the certificates are.
+/// Folder of the certificates.
 pub const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
 /// Ends a server with its owner, whose pipe it waits for.
 const WRAPPER: &str = include_str!("../../../src/local_postgres/wrapper.sh");

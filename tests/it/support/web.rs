@@ -13,7 +13,7 @@ pub fn client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
 }
 
-/// As `reqwest::get`.
+/// Like `reqwest::get`.
 pub async fn get(url: impl reqwest::IntoUrl) -> reqwest::Result<reqwest::Response> {
     client().build()?.get(url).send().await
 }

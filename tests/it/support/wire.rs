@@ -17,7 +17,7 @@ pub struct Wire {
     task: AbortHandle,
 }
 
-/// What becomes of what is sent.
+/// Treatment of sent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Pass,
@@ -74,7 +74,7 @@ impl Wire {
         self.ends.silent.store(made, Ordering::SeqCst);
     }
 
-    /// How many connections were made so far.
+    /// Number of connections so far.
     pub fn made(&self) -> usize {
         self.ends.made.load(Ordering::SeqCst)
     }
@@ -116,7 +116,7 @@ impl Ends {
         }
     }
 
-    /// One connection, until either end or the wire ends it.
+    /// Passes one connection on, until either end or the wire ends it.
     async fn carry(self, client: TcpStream, socket: String, number: usize) {
         let mut mode = self.mode.subscribe();
         let cut = async move {

@@ -1,5 +1,4 @@
-//! The same doors as a team would write them with poem-openapi and sqlx: a pool, a statement a
-//! request.
+//! The paths in the form of a simple service with poem-openapi and sqlx: a pool, one statement for each request.
 
 use poem::http::StatusCode;
 use poem::{Route, Server, listener::TcpListener};

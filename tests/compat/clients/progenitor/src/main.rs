@@ -1,5 +1,4 @@
-//! What a backend in Rust writes against the client of progenitor: a line for each check, "ok" or what was
-//! found instead.
+//! A backend in Rust with the client of progenitor: prints a line for each check, "ok" or the result instead.
 
 use std::fmt::Debug;
 
