@@ -237,7 +237,8 @@ impl<'r> Columns<'r> {
         Self { row, next: 0 }
     }
 
-    /// Reads the next column.
+    /// Reads the next column. Inline: a page has 1,700 columns.
+    #[inline]
     pub(super) fn take<T: Decode<'r, Postgres> + Type<Postgres>>(
         &mut self,
     ) -> Result<T, sqlx::Error> {
@@ -413,6 +414,7 @@ pub(super) fn count(bytes: usize) -> i64 {
 }
 
 /// True if a mark stands in place of a long text.
+#[inline]
 pub(super) fn is_marked<T: PageRow>(row: &T) -> bool {
     row.texts().any(|text| text.len() > MAX_SHORT_TEXT)
 }
